@@ -1,0 +1,108 @@
+"""The .npy files a run keeps: written by train.py, read by all three scripts."""
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.cli import UserError
+from utils.files import load_array, save_array, save_text
+
+IMAGE_SHAPE = (3, 32, 32)
+NAMES_FILE = "label_names.txt"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images, uint8 (N, 3, 32, 32) RGB, and labels, integers (N, 1)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training set, with the labels it is trained on beside the true ones, and a test set.
+
+    `true_labels` is None where nobody knows them; `test` is None where only the training set was
+    asked for.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    true_labels: np.ndarray | None
+    test: Split | None
+    names: list[str]
+
+
+def save(folder: Path, dataset: Dataset):
+    """Write the files of a run.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    save_array(folder / "x_train.npy", dataset.images)
+    if dataset.true_labels is None:
+        (folder / "y_train.npy").unlink(missing_ok=True)
+    else:
+        save_array(folder / "y_train.npy", dataset.true_labels)
+    save_array(folder / "y_shuffle_train.npy", dataset.labels)
+    save_array(folder / "x_val.npy", dataset.test.images)
+    save_array(folder / "y_val.npy", dataset.test.labels)
+    save_text(folder / NAMES_FILE, "".join(f"{name}\n" for name in dataset.names))
+
+
+def load(folder: Path, test: bool = False) -> Dataset:
+    """Read the files of a run, images memory-mapped.
+
+    Args:
+        folder: what ``train.py --output`` was.
+        test: read the test set too.
+
+    Raises:
+        UserError: a file is missing, damaged, needs pickle, or does not fit the others.
+    """
+    if not folder.is_dir():
+        raise UserError(f"expected the folder of a training run at --input {folder}, found none; "
+                        "give the --output of train.py")
+    train = _load_split(folder, "x_train.npy", "y_shuffle_train.npy")
+    true_labels = None
+    if (folder / "y_train.npy").exists():
+        true_labels = _load_labels(folder / "y_train.npy", len(train.images))
+    held_out = _load_split(folder, "x_val.npy", "y_val.npy") if test else None
+    all_labels = [train.labels, train.labels if true_labels is None else true_labels,
+                  held_out.labels if held_out else train.labels]
+    largest = max(int(labels.max()) for labels in all_labels)
+    names = _load_names(folder / NAMES_FILE) or [str(label) for label in range(largest + 1)]
+    if largest >= len(names):
+        raise UserError(f"expected labels below {len(names)}, the number of names in "
+                        f"{folder / NAMES_FILE}, found {largest}; use the files of one run")
+    return Dataset(train.images, train.labels, true_labels, held_out, names)
+
+
+def _load_split(folder: Path, images_name: str, labels_name: str) -> Split:
+    images = load_array(folder / images_name)
+    if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE or not len(images):
+        raise UserError(f"expected uint8 images (N, 3, 32, 32) in {folder / images_name}, found "
+                        f"{images.dtype} {images.shape}; let train.py write it")
+    return Split(images, _load_labels(folder / labels_name, len(images)))
+
+
+def _load_labels(path: Path, count: int) -> np.ndarray:
+    labels = np.array(load_array(path))
+    if labels.dtype.kind not in "iu" or labels.shape not in ((count, 1), (count,)):
+        raise UserError(f"expected integers ({count}, 1) in {path}, one label an image, found "
+                        f"{labels.dtype} {labels.shape}; use the files of one run")
+    if labels.min() < 0:
+        raise UserError(f"expected labels from 0 in {path}, found {labels.min()}; number the "
+                        "classes from 0")
+    return labels.astype(np.int64).reshape(-1, 1)
+
+
+def _load_names(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} as UTF-8 text: {error}; write one class name a line") \
+            from error

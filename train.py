@@ -1,0 +1,266 @@
+"""Train a network on images some of whose labels are wrong, and save checkpoints.
+
+    python -u train.py --dataset digits --nmaps 16 --model resnet23 --train_epochs 12 --output output
+
+The first of three steps: calculate_score.py goes on with what this one writes.
+"""
+import argparse
+import math
+import time
+from pathlib import Path
+
+import nnabla as nn
+import nnabla.solvers as S
+import numpy as np
+from nnabla.utils.save import save as save_network
+from tqdm import tqdm
+
+import datasets
+from datasets import arrays
+from datasets.arrays import Dataset
+from datasets.label_noise import shuffle_labels
+from models import MODELS, build_prediction, default_nmaps
+from utils import checkpoint, cli
+from utils.cli import Parser, UserError, boolean, number
+from utils.context import set_context
+from utils.files import whole_file
+from utils.learning_rate import learning_rate
+from utils.monitor import TrainingLog
+from utils.training import Trainer
+
+# What a resumed run must have in common with the one that it goes on with.
+RUN = ("model", "nmaps", "seed", "dataset", "subset", "shuffle_label", "shuffle_rate",
+       "augmentation", "train_epochs", "train_batch_size", "learning_rate", "type_config",
+       "model_save_interval")
+
+
+def get_args(argv=None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset", choices=list(datasets.DATASETS), default="cifar10",
+                      help="images to train on (default: %(default)s)")
+    data.add_argument("--data", type=Path, metavar="PATH",
+                      help="cifar10: cifar-10-python.tar.gz or the folder extracted from it "
+                           "(default: NNabla's data home, downloaded if need be)")
+    data.add_argument("--subset", type=number(int, 1), metavar="N",
+                      help="train on N samples drawn at random")
+    data.add_argument("--input", type=Path, metavar="DIR",
+                      help="train on the .npy files of an earlier run instead")
+    data.add_argument("--shuffle_label", type=boolean, default=True,
+                      help="mislabel some training samples; False trains on the true labels "
+                           "(default: %(default)s)")
+    data.add_argument("--shuffle_rate", type=number(float, 0, 1), default=0.1,
+                      help="share of every class that is mislabelled (default: %(default)s)")
+    data.add_argument("--augmentation", type=boolean, default=None,
+                      help="scale and mirror training images at random (default: True, but False "
+                           "for digits)")
+    training = parser.add_argument_group("training")
+    training.add_argument("--model", choices=list(MODELS), default="resnet56",
+                          help="network (default: %(default)s)")
+    training.add_argument("--nmaps", type=number(int, 2), default=None,
+                          help="feature maps of resnet23 (default: 64)")
+    training.add_argument("--train_epochs", type=number(int, 1), default=270,
+                          help="epochs (default: %(default)s)")
+    training.add_argument("--train_batch_size", type=number(int, 1), default=500,
+                          help="samples an update (default: %(default)s)")
+    training.add_argument("--val_batch_size", type=number(int, 1), default=None,
+                          help="samples at a time in tests (default: 100, or all where fewer)")
+    training.add_argument("--learning_rate", type=number(float, 0, above=True), default=1.0,
+                          help="learning rate at batch 500; it scales with the batch "
+                               "(default: %(default)s)")
+    training.add_argument("-s", "--seed", type=number(int, 0, 2**31 - 1), default=0,
+                          help="decides subset, label noise, initial parameters, order and "
+                               "augmentation (default: %(default)s)")
+    cli.add_context_flags(parser)
+    files = parser.add_argument_group("files")
+    files.add_argument("--output", type=Path, default=Path("output"), metavar="DIR",
+                       help="where the .npy files go (default: %(default)s)")
+    files.add_argument("-m", "--monitor-path", type=Path, default=Path("tmp.monitor"),
+                       metavar="DIR", help="where the training logs go (default: %(default)s)")
+    files.add_argument("-o", "--model_save_path", type=Path, default=None, metavar="DIR",
+                       help="where the checkpoints go (default: the monitor path)")
+    files.add_argument("--model_save_interval", type=number(int, 1), default=None, metavar="E",
+                       help="epochs from checkpoint to checkpoint (default: a ninth of all)")
+    files.add_argument("--checkpoint", type=Path, default=None, metavar="PATH",
+                       help="resume from the newest checkpoint in this folder, or from this "
+                            "checkpoint_<epoch>.json")
+    args = parser.parse_args(argv)
+    if args.input:
+        clash = sorted(args.given & {"dataset", "data", "subset", "shuffle_rate"})
+        if clash:
+            raise UserError(f"--input trains on the files of an earlier run, which --{clash[0]} "
+                            "cannot change; leave one of them out")
+        args.dataset = args.shuffle_rate = None
+    return args
+
+
+def main(argv=None):
+    args = get_args(argv)
+    resumed = resume_from(args) if args.checkpoint else None
+    complete(args)
+    train_and_evaluate(args, resumed)
+
+
+def resume_from(args: argparse.Namespace) -> checkpoint.Checkpoint:
+    """The newest checkpoint; the run's arguments take the values it was made with."""
+    resumed = checkpoint.find(args.checkpoint)[-1]
+    if not resumed.states:
+        raise UserError(f"expected checkpoint_<epoch>.json and states_<epoch>.h5 beside "
+                        f"{resumed.parameters}, found none; only runs of train.py can be resumed")
+    recorded = {**resumed.description["arguments"]}
+    if set(recorded) != set(RUN):
+        raise UserError(f"checkpoint {resumed.epoch} in {args.checkpoint} was made by another "
+                        "version of train.py; train again")
+    for name in RUN:
+        found = getattr(args, name)
+        if name in args.given and found != recorded[name]:
+            raise UserError(f"--{name} {found} contradicts {args.checkpoint}, which was made with "
+                            f"{recorded[name]}; leave the flag out, or train afresh without "
+                            "--checkpoint")
+        setattr(args, name, recorded[name])
+    return resumed
+
+
+def complete(args: argparse.Namespace):
+    """Fill in the defaults that depend on other arguments, and check what can be checked early."""
+    if args.nmaps is None:
+        args.nmaps = default_nmaps(args.model)
+    elif default_nmaps(args.model) is None:
+        raise UserError(f"--nmaps {args.nmaps}: {args.model} has a fixed width; leave --nmaps out")
+    elif args.nmaps % 2:
+        raise UserError(f"expected an even --nmaps, found {args.nmaps}")
+    if args.augmentation is None:
+        args.augmentation = args.dataset != "digits"
+    if args.model_save_interval is None:
+        args.model_save_interval = max(1, round(args.train_epochs / 9))
+    args.model_save_path = args.model_save_path or args.monitor_path
+    if not args.checkpoint and args.model_save_path.is_dir():
+        old = [file for file in args.model_save_path.iterdir()
+               if checkpoint.PARAMETERS_PATTERN.fullmatch(file.name)]
+        if old:
+            raise UserError(f"{args.model_save_path} holds the checkpoints of an earlier run; add "
+                            f"--checkpoint {args.model_save_path} to go on with it, remove them, or "
+                            "give another --model_save_path")
+
+
+def load_data(args: argparse.Namespace, rng: np.random.Generator) -> Dataset:
+    """The data the arguments ask for, with the labels to train on."""
+    if args.input:
+        dataset = arrays.load(args.input, test=True)
+        if args.shuffle_label:
+            return dataset
+        if dataset.true_labels is None:
+            raise UserError(f"--shuffle_label False needs the true labels in {args.input}/y_train"
+                            ".npy, found none; leave it out")
+        return Dataset(dataset.images, dataset.true_labels, dataset.true_labels, dataset.test,
+                       dataset.names)
+    train, test, names = datasets.load_dataset(args.dataset, args.data, args.subset, rng)
+    labels = train.labels
+    if args.shuffle_label:
+        labels = shuffle_labels(labels, args.shuffle_rate, len(names), rng)
+    return Dataset(train.images, labels, train.labels, test, names)
+
+
+def train_and_evaluate(args: argparse.Namespace, resumed: checkpoint.Checkpoint | None):
+    """Write the data, then train from the start or from a checkpoint, and save checkpoints."""
+    rng = np.random.default_rng(args.seed)
+    where = set_context(args.context, args.device_id, args.type_config)
+    dataset = load_data(args, rng)
+    check_batch_sizes(args, dataset)
+    digest = checkpoint.data_digest(dataset.images, dataset.labels)
+    if resumed and resumed.description["data_sha256"] != digest:
+        raise UserError(f"the images and labels are not those that {args.checkpoint} was trained "
+                        "on; give the same --data or --input, or train afresh")
+    save_data(args, dataset)
+
+    prediction = build_prediction(args.model, len(dataset.names), args.nmaps, rng)
+    trainer = Trainer(prediction, S.Momentum(momentum=0.9), args.augmentation, args.seed)
+    history = []
+    if resumed:
+        checkpoint.load(resumed, trainer.solver)
+        history = resumed.description["history"]
+    log = TrainingLog(args.monitor_path, args.train_epochs, history)
+    mislabelled = "unknown" if dataset.true_labels is None else \
+        int((dataset.labels != dataset.true_labels).sum())
+    print(f"{args.model} on {where}: {len(dataset.images)} training samples ({mislabelled} "
+          f"mislabelled), {len(dataset.test.images)} test samples, augmentation "
+          f"{'on' if args.augmentation else 'off'}, batch {args.train_batch_size}, "
+          f"epochs {len(history) + 1} to {args.train_epochs}", flush=True)
+
+    description = {"model": args.model, "nmaps": args.nmaps, "classes": len(dataset.names),
+                   "seed": args.seed, "data_sha256": digest,
+                   "arguments": {name: getattr(args, name) for name in RUN}}
+    for epoch in range(len(history), args.train_epochs):
+        train_epoch(args, trainer, dataset, log, epoch)
+        if (epoch + 1) % args.model_save_interval == 0 or epoch + 1 == args.train_epochs:
+            checkpoint.save(args.model_save_path, trainer.solver,
+                            {"epoch": epoch + 1, "learning_rate": trainer.solver.learning_rate(),
+                             **description, "history": log.history})
+    save_result(args, prediction)
+    print(f"trained: {args.output} has the data, {args.model_save_path} the checkpoints",
+          flush=True)
+
+
+def train_epoch(args: argparse.Namespace, trainer: Trainer, dataset: Dataset, log: TrainingLog,
+                epoch: int):
+    """Train and test once, show it and log it."""
+    updates = math.ceil(len(dataset.images) / args.train_batch_size)
+    begin = time.monotonic()
+    with tqdm(total=len(dataset.images), unit="image", leave=False, disable=None,
+              desc=f"epoch {epoch + 1}/{args.train_epochs}") as bar:
+        def rate(update):
+            return learning_rate(args.learning_rate, args.train_batch_size,
+                                 epoch * updates + update, args.train_epochs * updates)
+
+        def progress(count, loss, error, rate):
+            bar.set_postfix(loss=f"{loss:.4f}", error=f"{error:.4f}", rate=f"{rate:.4g}",
+                            refresh=False)
+            bar.update(count)
+
+        train_loss, train_error = trainer.train_epoch(
+            epoch, dataset.images, dataset.labels, args.train_batch_size, rate, progress)
+    if not math.isfinite(train_loss):
+        raise UserError(f"the training loss is {train_loss} in epoch {epoch + 1}; lower "
+                        f"--learning_rate {args.learning_rate:g}")
+    test_loss, test_error = trainer.evaluate(dataset.test.images, dataset.test.labels,
+                                             args.val_batch_size)
+    seconds = time.monotonic() - begin + (log.history[-1]["seconds"] if log.history else 0)
+    record = {"train_loss": train_loss, "train_error": train_error, "test_loss": test_loss,
+              "test_error": test_error, "seconds": seconds}
+    print(log.add(record, trainer.solver.learning_rate()), flush=True)
+
+
+def check_batch_sizes(args: argparse.Namespace, dataset: Dataset):
+    """Refuse batches larger than the data."""
+    if args.val_batch_size is None:
+        args.val_batch_size = min(100, len(dataset.test.images))
+    for name, split in [("train_batch_size", dataset), ("val_batch_size", dataset.test)]:
+        if getattr(args, name) > len(split.images):
+            raise UserError(f"expected --{name} of at most {len(split.images)}, the samples there "
+                            f"are, found {getattr(args, name)}")
+
+
+def save_data(args: argparse.Namespace, dataset: Dataset):
+    """Write the .npy files, unless they are the ones that were read."""
+    if args.input and args.input.resolve() == args.output.resolve():
+        if not args.shuffle_label:
+            raise UserError(f"--shuffle_label False would overwrite {args.input}/y_shuffle_train"
+                            ".npy; give another --output")
+    else:
+        arrays.save(args.output, dataset)
+
+
+def save_result(args: argparse.Namespace, prediction):
+    """Write the trained network for NNabla's own tools."""
+    image = nn.Variable((1, *arrays.IMAGE_SHAPE))
+    logits, _ = prediction(image, test=True)
+    contents = {"networks": [{"name": args.model, "batch_size": 1, "outputs": {"y": logits},
+                              "names": {"x": image}}],
+                "executors": [{"name": "runtime", "network": args.model, "data": ["x"],
+                               "output": ["y"]}]}
+    with whole_file(args.model_save_path / f"{args.model}_result.nnp") as path:
+        save_network(str(path), contents)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,94 @@
+"""Command lines of the three scripts: shared flags, and mistakes told in one line."""
+import argparse
+import sys
+from typing import Callable, Sequence
+
+UNSET = object()
+
+
+class UserError(Exception):
+    """A mistake the user can mend: one line saying what was expected, what was found, what to do."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` that takes long flags with hyphens and with underscores.
+
+    Its namespaces have one more attribute, `given`: the names of the arguments that stood on the
+    command line.  What it cannot parse raises `UserError`.
+    """
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+                         **options)
+
+    def parse_args(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        flags = {flag.replace("-", "_"): flag for flag in self._option_string_actions
+                 if flag.startswith("--")}
+        words = []
+        for word in sys.argv[1:] if argv is None else argv:
+            name, equals, value = word.partition("=")
+            if name.startswith("--"):
+                word = flags.get(name.replace("-", "_"), name) + equals + value
+            words.append(word)
+        args, unknown = self.parse_known_args(words)
+        if unknown:
+            self.error(f"unknown argument {unknown[0]}; known: {', '.join(flags.values())}")
+        unset = argparse.Namespace(**{action.dest: UNSET for action in self._actions})
+        given, _ = self.parse_known_args(words, unset)
+        args.given = {name for name, value in vars(given).items() if value is not UNSET}
+        return args
+
+    def error(self, message: str):
+        raise UserError(message)
+
+
+def boolean(text: str) -> bool:
+    """True or False, in any case."""
+    try:
+        return {"true": True, "false": False}[text.lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"expected True or False, found {text!r}") from None
+
+
+def number(kind: type, low: float, high: float | None = None, above: bool = False) -> Callable:
+    """A parser of numbers of `kind` from `low` (or, with `above`, above it) up to `high`."""
+    bounds = f"{'above' if above else 'from'} {low}" + ("" if high is None else f" to {high}")
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = float("nan")
+        inside = value > low if above else value >= low
+        if not (inside and (high is None or value <= high) and value != float("inf")):
+            name = {int: "an integer", float: "a number"}[kind]
+            raise argparse.ArgumentTypeError(f"expected {name} {bounds}, found {text!r}")
+        return value
+    return parse
+
+
+def add_context_flags(parser: Parser):
+    """The flags of `utils.context.set_context`."""
+    parser.add_argument("-c", "--context", choices=["cpu", "cudnn"],
+                        help="where to compute; default: cudnn where its extension and a GPU are "
+                             "there, else cpu")
+    parser.add_argument("-d", "--device-id", type=number(int, 0), default=0,
+                        help="which GPU (default: %(default)s)")
+    parser.add_argument("-t", "--type-config", choices=["float", "half"], default="float",
+                        help="type of computation (default: %(default)s; half needs a GPU)")
+
+
+def run(main: Callable[[], object]):
+    """Run `main` and exit: 0, 2 after a `UserError`, 130 after an interrupt."""
+    try:
+        main()
+    except UserError as error:
+        message = " ".join(str(error).split())
+        sys.exit(_fail(f"error: {message}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted", 130))
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"{sys.argv[0]}: {message}", file=sys.stderr, flush=True)
+    return code

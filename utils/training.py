@@ -1,0 +1,133 @@
+"""One epoch of training and one pass over the test set."""
+from dataclasses import dataclass
+from typing import Callable, Iterator
+
+import nnabla as nn
+import nnabla.functions as F
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The loss of one batch: `image` (B, 3, 32, 32), `label` (B, 1), `logits` (B, C), mean `loss`."""
+
+    image: nn.Variable
+    label: nn.Variable
+    logits: nn.Variable
+    loss: nn.Variable
+
+
+def build_graph(prediction: Callable, batch_size: int, test: bool) -> Graph:
+    """The graph of the mean softmax cross entropy over `batch_size` samples."""
+    image = nn.Variable((batch_size, 3, 32, 32))
+    label = nn.Variable((batch_size, 1))
+    logits, _ = prediction(image, test=test)
+    logits.persistent = True
+    loss = F.mean(F.softmax_cross_entropy(logits, label))
+    return Graph(image, label, logits, loss)
+
+
+def batches(order: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """Slices of `order`, each of `batch_size` but the last, which may be smaller."""
+    for start in range(0, len(order), batch_size):
+        yield order[start:start + batch_size]
+
+
+class Trainer:
+    """Trains and evaluates one network, whose parameters are those of the current scope.
+
+    Args:
+        prediction: ``prediction(image, test=False) -> (logits, h)``.
+        solver: an NNabla solver; it is given the trainable parameters.
+        augmentation: scale by 0.8 to 1.2 and mirror training images at random.
+        seed: with the epoch's number it decides the order of the samples and the augmentation.
+    """
+
+    def __init__(self, prediction: Callable, solver, augmentation: bool, seed: int):
+        self._prediction = prediction
+        self._graphs: dict[tuple[int, bool], Graph] = {}
+        self._augmentation = augmentation
+        self._seed = seed
+        self.solver = solver
+        self._graph(1, test=True)  # creates the parameters
+        solver.set_parameters(nn.get_parameters())
+
+    def _graph(self, batch_size: int, test: bool) -> Graph:
+        key = batch_size, test
+        if key not in self._graphs:
+            self._graphs[key] = build_graph(self._prediction, *key)
+        return self._graphs[key]
+
+    def _augment(self, graph: Graph, seed: int) -> nn.Variable:
+        """A variable to set images on, whose augmented images become the input of `graph`."""
+        image = nn.Variable(graph.image.shape)
+        augmented = F.image_augmentation(image, min_scale=0.8, max_scale=1.2, flip_lr=True,
+                                         seed=seed)
+        graph.image.data = augmented.data
+        return augmented
+
+    def train_epoch(self, epoch: int, images: np.ndarray, labels: np.ndarray, batch_size: int,
+                    rate: Callable[[int], float],
+                    progress: Callable[[int, float, float, float], None]) -> tuple[float, float]:
+        """Update the parameters once for every batch, every sample being in one of them.
+
+        The order and the augmentation depend on (seed, epoch) alone; NNabla's augmentation keeps a
+        random state from batch to batch, so it is made afresh here.
+
+        Args:
+            epoch: epochs completed so far.
+            images: uint8 (N, 3, 32, 32).
+            labels: integers (N, 1).
+            batch_size: at most N.
+            rate: learning rate by the number of the update within the epoch.
+            progress: called after every update with the number of samples in it, its mean loss,
+                its error and its learning rate.
+
+        Returns:
+            The mean loss and the error (share of wrong predictions) over the epoch, as seen while
+            training.
+        """
+        rng = np.random.default_rng((self._seed, epoch))
+        order = rng.permutation(len(images))
+        seeds = rng.integers(2**31, size=2)
+        augmentation = {}
+        total_loss = total_error = 0.0
+        for update, batch in enumerate(batches(order, batch_size)):
+            graph = self._graph(len(batch), test=False)
+            graph.label.d = labels[batch]
+            if self._augmentation:
+                if len(batch) not in augmentation:
+                    seed = int(seeds[len(augmentation)])
+                    augmentation[len(batch)] = self._augment(graph, seed)
+                augmented = augmentation[len(batch)]
+                augmented.parent.inputs[0].d = images[batch]
+                augmented.forward()
+            else:
+                graph.image.d = images[batch]
+            self.solver.set_learning_rate(rate(update))
+            self.solver.zero_grad()
+            graph.loss.forward(clear_no_need_grad=True)
+            graph.loss.backward(clear_buffer=True)
+            self.solver.update()
+            loss, error = float(graph.loss.d), error_rate(graph.logits.d, labels[batch])
+            total_loss += loss * len(batch)
+            total_error += error * len(batch)
+            progress(len(batch), loss, error, self.solver.learning_rate())
+        return total_loss / len(images), total_error / len(images)
+
+    def evaluate(self, images: np.ndarray, labels: np.ndarray,
+                 batch_size: int) -> tuple[float, float]:
+        """The mean loss and the error over all of `images`, in inference mode."""
+        total_loss = total_error = 0.0
+        for batch in batches(np.arange(len(images)), batch_size):
+            graph = self._graph(len(batch), test=True)
+            graph.image.d, graph.label.d = images[batch], labels[batch]
+            graph.loss.forward(clear_buffer=True)
+            total_loss += float(graph.loss.d) * len(batch)
+            total_error += error_rate(graph.logits.d, labels[batch]) * len(batch)
+        return total_loss / len(images), total_error / len(images)
+
+
+def error_rate(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Share of rows of `logits` (B, C) whose largest entry is not at `labels` (B, 1)."""
+    return float((logits.argmax(axis=1) != labels[:, 0]).mean())
