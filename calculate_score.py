@@ -65,8 +65,7 @@ def check(args: argparse.Namespace, checkpoints: list[Checkpoint], dataset: Data
                             f"{', '.join(MODELS)}")
         args.model, args.nmaps = description["model"], description["nmaps"]
         args.classes = description["classes"]
-        digest = checkpoint.data_digest(dataset.images, dataset.labels)
-        if description["data_sha256"] != digest:
+        if description["data_sha256"] != dataset.digest():
             raise UserError(f"the images and labels in {args.input} are not those that "
                             f"{args.checkpoint} was trained on; give that run's --output")
     else:
@@ -108,7 +107,7 @@ def score_checkpoints(args: argparse.Namespace, checkpoints: list[Checkpoint], d
                 left = spent / number_ * (len(checkpoints) - number_)
                 print(f"checkpoint {number_}/{len(checkpoints)} (epoch {current.epoch}): mean "
                       f"self-influence {result.influence.mean():.4g}, {left:.0f} s left", flush=True)
-    total.save(args.output)
+    total.save(args.output, dataset.digest())
     print(f"scored: {args.output / scores.TOTAL}", flush=True)
 
 

@@ -43,7 +43,8 @@ def main(argv=None):
     args = get_args(argv)
     dataset = arrays.load(args.input)
     score = scores.load_total(args.input, len(dataset.images))
-    per_checkpoint = scores.load_per_checkpoint(args.input, score, len(dataset.names))
+    per_checkpoint = scores.load_per_checkpoint(args.input, score, len(dataset.names),
+                                               dataset.digest())
     analyse(args, dataset, score, per_checkpoint)
 
 

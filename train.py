@@ -6,24 +6,17 @@ The first of three steps: calculate_score.py goes on with what this one writes.
 """
 import argparse
 import math
-import time
 from pathlib import Path
 
-import nnabla as nn
-import nnabla.solvers as S
 import numpy as np
-from nnabla.utils.save import save as save_network
-from tqdm import tqdm
 
 import datasets
 from datasets import arrays
 from datasets.arrays import Dataset
-from datasets.label_noise import shuffle_labels
 from models import MODELS, build_prediction, default_nmaps
 from utils import checkpoint, cli
 from utils.cli import Parser, UserError, boolean, number
 from utils.context import set_context
-from utils.files import whole_file
 from utils.learning_rate import learning_rate
 from utils.monitor import TrainingLog
 from utils.training import Trainer
@@ -104,13 +97,7 @@ def main(argv=None):
 def resume_from(args: argparse.Namespace) -> checkpoint.Checkpoint:
     """The newest checkpoint; the run's arguments take the values it was made with."""
     resumed = checkpoint.find(args.checkpoint)[-1]
-    if not resumed.states:
-        raise UserError(f"expected checkpoint_<epoch>.json and states_<epoch>.h5 beside "
-                        f"{resumed.parameters}, found none; only runs of train.py can be resumed")
-    recorded = {**resumed.description["arguments"]}
-    if set(recorded) != set(RUN):
-        raise UserError(f"checkpoint {resumed.epoch} in {args.checkpoint} was made by another "
-                        "version of train.py; train again")
+    recorded = checkpoint.arguments(resumed, RUN)
     for name in RUN:
         found = getattr(args, name)
         if name in args.given and found != recorded[name]:
@@ -134,31 +121,25 @@ def complete(args: argparse.Namespace):
     if args.model_save_interval is None:
         args.model_save_interval = max(1, round(args.train_epochs / 9))
     args.model_save_path = args.model_save_path or args.monitor_path
-    if not args.checkpoint and args.model_save_path.is_dir():
-        old = [file for file in args.model_save_path.iterdir()
-               if checkpoint.PARAMETERS_PATTERN.fullmatch(file.name)]
-        if old:
-            raise UserError(f"{args.model_save_path} holds the checkpoints of an earlier run; add "
-                            f"--checkpoint {args.model_save_path} to go on with it, remove them, or "
-                            "give another --model_save_path")
+    checkpoint.check_unused(args.model_save_path, except_for=args.checkpoint)
 
 
 def load_data(args: argparse.Namespace, rng: np.random.Generator) -> Dataset:
-    """The data the arguments ask for, with the labels to train on."""
+    """The data the arguments ask for, kept in the output."""
     if args.input:
         dataset = arrays.load(args.input, test=True)
-        if args.shuffle_label:
-            return dataset
-        if dataset.true_labels is None:
-            raise UserError(f"--shuffle_label False needs the true labels in {args.input}/y_train"
-                            ".npy, found none; leave it out")
-        return Dataset(dataset.images, dataset.true_labels, dataset.true_labels, dataset.test,
-                       dataset.names)
-    train, test, names = datasets.load_dataset(args.dataset, args.data, args.subset, rng)
-    labels = train.labels
-    if args.shuffle_label:
-        labels = shuffle_labels(labels, args.shuffle_rate, len(names), rng)
-    return Dataset(train.images, labels, train.labels, test, names)
+        if not args.shuffle_label:
+            dataset = dataset.without_noise()
+    else:
+        rate = args.shuffle_rate if args.shuffle_label else 0.0
+        dataset = datasets.load_dataset(args.dataset, args.data, args.subset, rate, rng)
+    if args.val_batch_size is None:
+        args.val_batch_size = min(100, len(dataset.test.images))
+    for name, split in [("train_batch_size", dataset), ("val_batch_size", dataset.test)]:
+        if getattr(args, name) > len(split.images):
+            raise UserError(f"expected --{name} of at most {len(split.images)}, the samples there "
+                            f"are, found {getattr(args, name)}")
+    return dataset
 
 
 def train_and_evaluate(args: argparse.Namespace, resumed: checkpoint.Checkpoint | None):
@@ -166,101 +147,56 @@ def train_and_evaluate(args: argparse.Namespace, resumed: checkpoint.Checkpoint 
     rng = np.random.default_rng(args.seed)
     where = set_context(args.context, args.device_id, args.type_config)
     dataset = load_data(args, rng)
-    check_batch_sizes(args, dataset)
-    digest = checkpoint.data_digest(dataset.images, dataset.labels)
-    if resumed and resumed.description["data_sha256"] != digest:
+    description = {"model": args.model, "nmaps": args.nmaps, "classes": len(dataset.names),
+                   "seed": args.seed, "data_sha256": dataset.digest(),
+                   "arguments": {name: getattr(args, name) for name in RUN}}
+    if resumed and resumed.description["data_sha256"] != description["data_sha256"]:
         raise UserError(f"the images and labels are not those that {args.checkpoint} was trained "
                         "on; give the same --data or --input, or train afresh")
-    save_data(args, dataset)
+    arrays.save(args.output, dataset, read_from=args.input)
 
     prediction = build_prediction(args.model, len(dataset.names), args.nmaps, rng)
-    trainer = Trainer(prediction, S.Momentum(momentum=0.9), args.augmentation, args.seed)
+    trainer = Trainer(prediction, args.augmentation, args.seed)
     history = []
     if resumed:
         checkpoint.load(resumed, trainer.solver)
         history = resumed.description["history"]
     log = TrainingLog(args.monitor_path, args.train_epochs, history)
-    mislabelled = "unknown" if dataset.true_labels is None else \
-        int((dataset.labels != dataset.true_labels).sum())
-    print(f"{args.model} on {where}: {len(dataset.images)} training samples ({mislabelled} "
-          f"mislabelled), {len(dataset.test.images)} test samples, augmentation "
+    print(f"{args.model} on {where}: {dataset}, augmentation "
           f"{'on' if args.augmentation else 'off'}, batch {args.train_batch_size}, "
-          f"epochs {len(history) + 1} to {args.train_epochs}", flush=True)
-
-    description = {"model": args.model, "nmaps": args.nmaps, "classes": len(dataset.names),
-                   "seed": args.seed, "data_sha256": digest,
-                   "arguments": {name: getattr(args, name) for name in RUN}}
+          f"{len(history)} of {args.train_epochs} epochs done", flush=True)
     for epoch in range(len(history), args.train_epochs):
-        train_epoch(args, trainer, dataset, log, epoch)
+        rate = train_epoch(args, trainer, dataset, log, epoch)
         if (epoch + 1) % args.model_save_interval == 0 or epoch + 1 == args.train_epochs:
             checkpoint.save(args.model_save_path, trainer.solver,
-                            {"epoch": epoch + 1, "learning_rate": trainer.solver.learning_rate(),
-                             **description, "history": log.history})
-    save_result(args, prediction)
+                            {"epoch": epoch + 1, "learning_rate": rate, **description,
+                             "history": log.history})
+    checkpoint.save_network(args.model_save_path / f"{args.model}_result.nnp", args.model,
+                            prediction)
     print(f"trained: {args.output} has the data, {args.model_save_path} the checkpoints",
           flush=True)
 
 
 def train_epoch(args: argparse.Namespace, trainer: Trainer, dataset: Dataset, log: TrainingLog,
-                epoch: int):
-    """Train and test once, show it and log it."""
+                epoch: int) -> float:
+    """Train and test once, show it and log it; returns the learning rate of the last update."""
     updates = math.ceil(len(dataset.images) / args.train_batch_size)
-    begin = time.monotonic()
-    with tqdm(total=len(dataset.images), unit="image", leave=False, disable=None,
-              desc=f"epoch {epoch + 1}/{args.train_epochs}") as bar:
-        def rate(update):
-            return learning_rate(args.learning_rate, args.train_batch_size,
-                                 epoch * updates + update, args.train_epochs * updates)
 
-        def progress(count, loss, error, rate):
-            bar.set_postfix(loss=f"{loss:.4f}", error=f"{error:.4f}", rate=f"{rate:.4g}",
-                            refresh=False)
-            bar.update(count)
+    def rate(update: int) -> float:
+        return learning_rate(args.learning_rate, args.train_batch_size, epoch * updates + update,
+                             args.train_epochs * updates)
 
+    with log.epoch(len(dataset.images)) as progress:
         train_loss, train_error = trainer.train_epoch(
             epoch, dataset.images, dataset.labels, args.train_batch_size, rate, progress)
-    if not math.isfinite(train_loss):
-        raise UserError(f"the training loss is {train_loss} in epoch {epoch + 1}; lower "
-                        f"--learning_rate {args.learning_rate:g}")
-    test_loss, test_error = trainer.evaluate(dataset.test.images, dataset.test.labels,
-                                             args.val_batch_size)
-    seconds = time.monotonic() - begin + (log.history[-1]["seconds"] if log.history else 0)
-    record = {"train_loss": train_loss, "train_error": train_error, "test_loss": test_loss,
-              "test_error": test_error, "seconds": seconds}
-    print(log.add(record, trainer.solver.learning_rate()), flush=True)
-
-
-def check_batch_sizes(args: argparse.Namespace, dataset: Dataset):
-    """Refuse batches larger than the data."""
-    if args.val_batch_size is None:
-        args.val_batch_size = min(100, len(dataset.test.images))
-    for name, split in [("train_batch_size", dataset), ("val_batch_size", dataset.test)]:
-        if getattr(args, name) > len(split.images):
-            raise UserError(f"expected --{name} of at most {len(split.images)}, the samples there "
-                            f"are, found {getattr(args, name)}")
-
-
-def save_data(args: argparse.Namespace, dataset: Dataset):
-    """Write the .npy files, unless they are the ones that were read."""
-    if args.input and args.input.resolve() == args.output.resolve():
-        if not args.shuffle_label:
-            raise UserError(f"--shuffle_label False would overwrite {args.input}/y_shuffle_train"
-                            ".npy; give another --output")
-    else:
-        arrays.save(args.output, dataset)
-
-
-def save_result(args: argparse.Namespace, prediction):
-    """Write the trained network for NNabla's own tools."""
-    image = nn.Variable((1, *arrays.IMAGE_SHAPE))
-    logits, _ = prediction(image, test=True)
-    contents = {"networks": [{"name": args.model, "batch_size": 1, "outputs": {"y": logits},
-                              "names": {"x": image}}],
-                "executors": [{"name": "runtime", "network": args.model, "data": ["x"],
-                               "output": ["y"]}]}
-    with whole_file(args.model_save_path / f"{args.model}_result.nnp") as path:
-        save_network(str(path), contents)
+        if not math.isfinite(train_loss):
+            raise UserError(f"the training loss is {train_loss} in epoch {epoch + 1}; lower "
+                            f"--learning_rate {args.learning_rate:g}")
+        test_loss, test_error = trainer.evaluate(dataset.test.images, dataset.test.labels,
+                                                 args.val_batch_size)
+    log.add(train_loss, train_error, test_loss, test_error, rate(updates - 1))
+    return rate(updates - 1)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, "to go on: the same command with --checkpoint and the folder of the checkpoints")

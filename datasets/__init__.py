@@ -1,11 +1,12 @@
 """Sources of images, by name, each a function that gives a training and a test set."""
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 
 from datasets import cifar10, digits
-from datasets.arrays import Split
+from datasets.arrays import Dataset, Split
+from datasets.label_noise import shuffle_labels
 from utils.cli import UserError
 
 
@@ -24,14 +25,15 @@ DATASETS: dict[str, tuple[Callable, tuple[str, ...]]] = {
 
 
 def load_dataset(name: str, path: Path | None, subset: int | None,
-                 rng: np.random.Generator) -> tuple[Split, Split, list[str]]:
-    """The training set, the test set and the class names of a source.
+                 shuffle_rate: float, rng: np.random.Generator) -> Dataset:
+    """The training set, with label noise, and the test set of a source.
 
     Args:
         name: a key of ``DATASETS``.
         path: where its files are, for sources that read files.
         subset: keep this many training samples, drawn at random, in their order; None keeps all.
-        rng: draws them.
+        shuffle_rate: share of every class that is mislabelled.
+        rng: draws the samples, then the noise.
 
     Raises:
         UserError: the source cannot be read, or is smaller than `subset`.
@@ -44,4 +46,5 @@ def load_dataset(name: str, path: Path | None, subset: int | None,
                             f"samples there are, found {subset}")
         kept = np.sort(rng.choice(len(train.images), subset, replace=False))
         train = Split(train.images[kept], train.labels[kept])
-    return train, test, list(names)
+    labels = shuffle_labels(train.labels, shuffle_rate, len(names), rng)
+    return Dataset(train.images, labels, train.labels, test, list(names))

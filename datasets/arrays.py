@@ -1,5 +1,6 @@
 """The .npy files a run keeps: written by train.py, read by all three scripts."""
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +34,43 @@ class Dataset:
     test: Split | None
     names: list[str]
 
+    def __str__(self) -> str:
+        mislabelled = "an unknown number"
+        if self.true_labels is not None:
+            mislabelled = f"{int((self.labels != self.true_labels).sum()):,}"
+        test = f", {len(self.test.images):,} test samples" if self.test else ""
+        return f"{len(self.images):,} training samples, {mislabelled} mislabelled{test}"
 
-def save(folder: Path, dataset: Dataset):
-    """Write the files of a run.
+    def without_noise(self) -> "Dataset":
+        """The same data to train on the true labels.
+
+        Raises:
+            UserError: nobody knows them.
+        """
+        if self.true_labels is None:
+            raise UserError("--shuffle_label False needs the true labels in the --input folder "
+                            "(y_train.npy), found none; leave the flag out")
+        return replace(self, labels=self.true_labels)
+
+    def digest(self) -> str:
+        """SHA-256 of the training images and the labels trained on: what a run recognizes them by."""
+        digest = hashlib.sha256(repr((self.images.shape, self.labels.shape)).encode())
+        for array in (self.images, self.labels.astype("<i8")):
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
+
+
+def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
+    """Write the files of a run, unless they are the very ones that the data were read from.
 
     Raises:
-        UserError: a file cannot be written.
+        UserError: a file cannot be written, or would overwrite noisy labels with true ones.
     """
+    if read_from and read_from.resolve() == folder.resolve():
+        if not np.array_equal(load(folder).labels, dataset.labels):
+            raise UserError(f"true labels (--shuffle_label False) would overwrite the noisy ones in "
+                            f"{folder}/y_shuffle_train.npy; give another --output")
+        return
     save_array(folder / "x_train.npy", dataset.images)
     if dataset.true_labels is None:
         (folder / "y_train.npy").unlink(missing_ok=True)

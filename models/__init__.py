@@ -7,7 +7,7 @@ name it in ``MODELS``.
 """
 import functools
 import inspect
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 

@@ -1,13 +1,14 @@
 """Checkpoints: parameters, solver state, and a description of what made them."""
-import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
 import nnabla as nn
 import numpy as np
+from nnabla.utils.save import save as nnabla_save
 
 from utils.cli import UserError
 from utils.files import save_json, whole_file
@@ -35,14 +36,6 @@ class Checkpoint:
     parameters: Path
     states: Path | None = None
     description: dict = field(default_factory=dict)
-
-
-def data_digest(images: np.ndarray, labels: np.ndarray) -> str:
-    """SHA-256 of the training images and the labels trained on, by which runs recognize them."""
-    digest = hashlib.sha256(repr((images.shape, labels.shape)).encode())
-    for array in (images, labels.astype("<i8")):
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
 
 
 def save(folder: Path, solver, description: dict):
@@ -102,6 +95,39 @@ def find(path: Path) -> list[Checkpoint]:
             raise UserError(f"checkpoints {first.epoch} and {other.epoch} in {path} come from "
                             "different runs; keep each run's checkpoints in a folder of its own")
     return sorted(checkpoints, key=lambda checkpoint: checkpoint.epoch)
+
+
+def arguments(checkpoint: Checkpoint, names: tuple[str, ...]) -> dict:
+    """The arguments that a run must have to go on from a checkpoint, by `names`.
+
+    Raises:
+        UserError: the checkpoint was not made by a run with these arguments.
+    """
+    if not checkpoint.states:
+        raise UserError(f"expected checkpoint_<epoch>.json and states_<epoch>.h5 beside "
+                        f"{checkpoint.parameters}, found none; only runs of train.py can be resumed")
+    recorded = checkpoint.description["arguments"]
+    if set(recorded) != set(names):
+        raise UserError(f"{checkpoint.parameters} was made by another version of train.py; train "
+                        "afresh")
+    return recorded
+
+
+def check_unused(folder: Path, except_for: Path | None):
+    """Refuse to mix the checkpoints of a new run with older ones.
+
+    Args:
+        folder: where the new ones will go.
+        except_for: the checkpoint, or their folder, that the new run goes on from.
+
+    Raises:
+        UserError: `folder` holds others.
+    """
+    if except_for and folder.resolve() in (except_for.resolve(), except_for.resolve().parent):
+        return
+    if folder.is_dir() and any(PARAMETERS_PATTERN.fullmatch(file.name) for file in folder.iterdir()):
+        raise UserError(f"{folder} holds the checkpoints of an earlier run; add --checkpoint {folder} "
+                        "to go on with it, remove them, or give another --model_save_path")
 
 
 def run_of(description: dict) -> dict:
@@ -193,3 +219,19 @@ def load(checkpoint: Checkpoint, solver):
     except Exception as error:  # whatever NNabla raises at a damaged file
         raise UserError(f"cannot read the solver's state in {checkpoint.states}: {error}; remove "
                         f"checkpoint {checkpoint.epoch} to resume from the one before") from error
+
+
+def save_network(path: Path, name: str, prediction: Callable):
+    """Write a network with the current parameters as .nnp, for NNabla's own tools.
+
+    Args:
+        path: the file to write.
+        name: what the network is called in it; its input is ``x``, its output (logits) ``y``.
+        prediction: ``prediction(image, test=True) -> (logits, h)``.
+    """
+    image = nn.Variable((1, 3, 32, 32))
+    logits, _ = prediction(image, test=True)
+    network = {"name": name, "batch_size": 1, "names": {"x": image}, "outputs": {"y": logits}}
+    executor = {"name": "runtime", "network": name, "data": ["x"], "output": ["y"]}
+    with whole_file(path) as temporary:
+        nnabla_save(str(temporary), {"networks": [network], "executors": [executor]})

@@ -1,7 +1,7 @@
 """Command lines of the three scripts: shared flags, and mistakes told in one line."""
 import argparse
 import sys
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 UNSET = object()
 
@@ -78,15 +78,21 @@ def add_context_flags(parser: Parser):
                         help="type of computation (default: %(default)s; half needs a GPU)")
 
 
-def run(main: Callable[[], object]):
-    """Run `main` and exit: 0, 2 after a `UserError`, 130 after an interrupt."""
+def run(main: Callable[[], object], after_interrupt: str = "run it again"):
+    """Run `main` and exit: 2 after a mistake told in one line, 130 after an interrupt.
+
+    Args:
+        main: a script's main function.
+        after_interrupt: what the user can do after an interrupt.
+    """
     try:
         main()
-    except UserError as error:
+    # An OSError that nothing closer caught: a full disk, a folder without permission.
+    except (UserError, OSError) as error:
         message = " ".join(str(error).split())
         sys.exit(_fail(f"error: {message}", 2))
     except KeyboardInterrupt:
-        sys.exit(_fail("interrupted", 130))
+        sys.exit(_fail(f"interrupted; {after_interrupt}", 130))
 
 
 def _fail(message: str, code: int) -> int:

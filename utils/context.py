@@ -2,15 +2,11 @@
 import ctypes
 import importlib
 import importlib.util
-import logging
+
+import nnabla as nn
+from nnabla.ext_utils import get_extension_context
 
 from utils.cli import UserError
-
-# NNabla announces each extension and each file on the terminal.
-logging.getLogger("nnabla").setLevel(logging.WARNING)
-
-import nnabla as nn  # noqa: E402
-from nnabla.ext_utils import get_extension_context  # noqa: E402
 
 
 def set_context(context: str | None, device_id: int, type_config: str) -> str:
@@ -54,7 +50,7 @@ def cudnn_problem(device_id: int) -> str | None:
         cudnn = importlib.import_module("nnabla_ext.cudnn")
         devices = cudnn.get_device_count()
     # The extension's import ends in OSError, ImportError or RecursionError without its libraries.
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         return ("NNabla's CUDA extension cannot load its libraries (CUDA 12, cuDNN 8): "
                 f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}; "
                 "install them and put them on LD_LIBRARY_PATH")

@@ -9,7 +9,7 @@ from utils.detection import PERCENTAGES, recall_at, recall_curve
 from utils.files import whole_file
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 CORRECT, WRONG = "tab:blue", "tab:orange"
 # Scores span many orders of magnitude: below this share of the largest they count as equal.

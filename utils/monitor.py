@@ -1,8 +1,12 @@
 """What training shows and logs: a line and a bar an epoch, and NNabla's Monitor series."""
 import datetime
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from nnabla.monitor import Monitor, MonitorSeries
+from tqdm import tqdm
 
 SERIES = {"train_loss": "Training loss", "train_error": "Training error", "test_loss": "Test loss",
           "test_error": "Test error", "seconds": "Training time"}
@@ -27,19 +31,39 @@ class TrainingLog:
         for record in history:
             self._append(record)
         self._resumed_at = len(history)
+        self._spent = 0.0
 
     def _append(self, record: dict):
         self.history.append(record)
         for key, series in self._series.items():
             series.add(len(self.history), record[key])
 
-    def add(self, record: dict, rate: float) -> str:
-        """Log an epoch; `seconds` is the time since the run began.  Returns the line that tells it."""
-        before = self.history[self._resumed_at - 1]["seconds"] if self._resumed_at else 0.0
-        self._append(record)
+    @contextmanager
+    def epoch(self, samples: int) -> Iterator[Callable[[int, float, float, float], None]]:
+        """Time an epoch over `samples` and show its bar, where the output is a terminal.
+
+        Gives a function to call after every update with the number of samples in it, its mean
+        loss, its error and its learning rate.
+        """
+        self._begin = time.monotonic()
+        with tqdm(total=samples, unit="image", leave=False, disable=None,
+                  desc=f"epoch {len(self.history) + 1}/{self._epochs}") as bar:
+            def progress(count: int, loss: float, error: float, rate: float):
+                bar.set_postfix(loss=f"{loss:.4f}", error=f"{error:.4f}", rate=f"{rate:.4g}",
+                                refresh=False)
+                bar.update(count)
+            yield progress
+
+    def add(self, train_loss: float, train_error: float, test_loss: float, test_error: float,
+            rate: float):
+        """Log the epoch that `epoch` timed, and print the line that tells it."""
+        before = self.history[-1]["seconds"] if self.history else 0.0
+        seconds = time.monotonic() - self._begin
+        self._append({"train_loss": train_loss, "train_error": train_error, "test_loss": test_loss,
+                      "test_error": test_error, "seconds": before + seconds})
+        self._spent += seconds
         done = len(self.history)
-        left = (record["seconds"] - before) / (done - self._resumed_at) * (self._epochs - done)
-        return (f"epoch {done}/{self._epochs}: loss {record['train_loss']:.4f}, "
-                f"error {record['train_error']:.4f}, test loss {record['test_loss']:.4f}, "
-                f"test error {record['test_error']:.4f}, rate {rate:.4g}, "
-                f"{datetime.timedelta(seconds=round(left))} left")
+        left = self._spent / (done - self._resumed_at) * (self._epochs - done)
+        print(f"epoch {done}/{self._epochs}: loss {train_loss:.4f}, error {train_error:.4f}, "
+              f"test loss {test_loss:.4f}, test error {test_error:.4f}, rate {rate:.4g}, "
+              f"{seconds:.1f} s, {datetime.timedelta(seconds=round(left))} left", flush=True)

@@ -52,15 +52,16 @@ class Total:
         self._probability += scores.probability
         self._done += 1
 
-    def save(self, folder: Path):
-        """Write ``per_checkpoint.npz``, then the sums over the checkpoints.
+    def save(self, folder: Path, digest: str):
+        """Write ``per_checkpoint.npz``, with the digest of the data, then the sums.
 
         Raises:
             UserError: a file cannot be written.
         """
         with whole_file(folder / PER_CHECKPOINT) as path:
             np.savez(path, epochs=self._epochs, learning_rate=self._learning_rate,
-                     **self._columns, probability=self._probability / self._done)
+                     **self._columns, probability=self._probability / self._done,
+                     data_sha256=digest)
         save_array(folder / TOTAL, self._columns["influence"].sum(axis=1))
 
 
@@ -84,13 +85,14 @@ def load_total(folder: Path, samples: int) -> np.ndarray:
     return score
 
 
-def load_per_checkpoint(folder: Path, total: np.ndarray, classes: int) -> PerCheckpoint:
+def load_per_checkpoint(folder: Path, total: np.ndarray, classes: int, digest: str) -> PerCheckpoint:
     """What every checkpoint said of every sample.
 
     Args:
         folder: what ``calculate_score.py --output`` was.
         total: the sums (N,) that must belong to it.
         classes: the number C of classes.
+        digest: that of the data the scores must belong to.
 
     Raises:
         UserError: the file is missing, damaged, or does not fit.
@@ -99,10 +101,14 @@ def load_per_checkpoint(folder: Path, total: np.ndarray, classes: int) -> PerChe
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("epochs", "influence", "probability")}
+            scored = str(file["data_sha256"])
     except FileNotFoundError:
         raise UserError(f"expected {path}, found nothing; run calculate_score.py first") from None
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot read {path}: {error}; run calculate_score.py again") from error
+    if scored != digest:
+        raise UserError(f"{path} holds the scores of other images or labels than those beside it; "
+                        "run calculate_score.py again")
     result = PerCheckpoint(**arrays)
     if result.epochs.ndim != 1 or result.epochs.dtype.kind not in "iu":
         raise UserError(f"expected integers (K,) as epochs in {path}, found {result.epochs.dtype} "

@@ -15,8 +15,8 @@ error :math:`e = \mathrm{softmax}(\mathrm{logits}) - \mathrm{onehot}(y)`.  So
 
 and one forward pass of a batch gives the exact scores of all its samples.
 """
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Callable
 
 import nnabla as nn
 import nnabla.functions as F

@@ -1,9 +1,10 @@
 """One epoch of training and one pass over the test set."""
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Callable, Iterator
 
 import nnabla as nn
 import nnabla.functions as F
+import nnabla.solvers as S
 import numpy as np
 
 
@@ -38,19 +39,18 @@ class Trainer:
 
     Args:
         prediction: ``prediction(image, test=False) -> (logits, h)``.
-        solver: an NNabla solver; it is given the trainable parameters.
         augmentation: scale by 0.8 to 1.2 and mirror training images at random.
         seed: with the epoch's number it decides the order of the samples and the augmentation.
     """
 
-    def __init__(self, prediction: Callable, solver, augmentation: bool, seed: int):
+    def __init__(self, prediction: Callable, augmentation: bool, seed: int):
         self._prediction = prediction
         self._graphs: dict[tuple[int, bool], Graph] = {}
         self._augmentation = augmentation
         self._seed = seed
-        self.solver = solver
+        self.solver = S.Momentum(momentum=0.9)
         self._graph(1, test=True)  # creates the parameters
-        solver.set_parameters(nn.get_parameters())
+        self.solver.set_parameters(nn.get_parameters())
 
     def _graph(self, batch_size: int, test: bool) -> Graph:
         key = batch_size, test

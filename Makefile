@@ -1,0 +1,43 @@
+# make demo   find mislabelled digits, from nothing, in a few minutes
+# make test   the tests
+# make setup  only make .venv, with Python 3.10, and install what the suite needs
+
+PYTHON = .venv/bin/python
+DEMO = demo
+
+.PHONY: setup demo test
+
+setup: .venv/installed
+
+demo: .venv/installed
+	rm -rf $(DEMO)
+	$(PYTHON) -u train.py --dataset digits --model resnet23 --nmaps 16 --train_epochs 12 \
+	  --train_batch_size 16 --context cpu --monitor-path $(DEMO) --output $(DEMO)
+	$(PYTHON) -u calculate_score.py --input $(DEMO) --checkpoint $(DEMO) --context cpu --output $(DEMO)
+	$(PYTHON) mislabel_analysis.py --input $(DEMO) --output $(DEMO)
+
+test: .venv/tested
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m pytest
+
+.venv/installed: requirements.txt | .venv/bin/python
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/tested: requirements-test.txt .venv/installed
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@touch $@
+
+# A Python 3.10 of the machine's, else one that uv finds or fetches.
+.venv/bin/python:
+	@for python in python3.10 python3 python; do \
+	  if $$python -c 'import sys; assert sys.version_info[:2] == (3, 10); import venv, ensurepip' 2>/dev/null; then \
+	    echo "$$python -m venv .venv"; $$python -m venv .venv && exit 0; \
+	  fi; \
+	done; \
+	rm -rf .venv .uv; \
+	echo "no Python 3.10 found: trying uv"; \
+	python3 -m venv .uv && .uv/bin/python -m pip install --quiet --disable-pip-version-check uv \
+	  && .uv/bin/uv venv --quiet --seed --python 3.10 .venv && rm -rf .uv \
+	|| { rm -rf .venv .uv; echo "error: expected Python 3.10, found none, and uv could not fetch it;" \
+	  "install Python 3.10 with venv (Debian and Ubuntu: apt install python3.10-venv)" >&2; exit 1; }
