@@ -54,6 +54,8 @@ def cudnn_problem(device_id: int) -> str | None:
         return ("NNabla's CUDA extension cannot load its libraries (CUDA 12, cuDNN 8): "
                 f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}; "
                 "install them and put them on LD_LIBRARY_PATH")
+    if not devices:
+        return "expected a GPU, found none; check nvidia-smi and CUDA_VISIBLE_DEVICES"
     if device_id >= devices:
         return f"expected a GPU number below {devices}, found --device-id {device_id}"
     return None

@@ -1,0 +1,91 @@
+"""Small data that the tests make themselves, and the real sample where it is."""
+import io
+import pickle
+import tarfile
+from pathlib import Path
+
+import nnabla as nn
+import numpy as np
+import pytest
+
+import calculate_score
+import train
+from datasets.arrays import Dataset, Split
+from datasets.arrays import save as save_dataset
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT.parent / "shared" / "data" / "cifar10-sample-python.tar.gz"
+
+
+@pytest.fixture(autouse=True)
+def _no_parameters_from_other_tests():
+    nn.clear_parameters()
+    yield
+    nn.clear_parameters()
+
+
+@pytest.fixture
+def sample_archive() -> Path:
+    if not SAMPLE.exists():
+        pytest.skip(f"needs the real CIFAR-10 sample at {SAMPLE}")
+    return SAMPLE
+
+
+def make_dataset(samples: int = 30, classes: int = 3, seed: int = 0) -> Dataset:
+    """Random images, each class brighter than the one before; every fifth label is wrong."""
+    rng = np.random.default_rng(seed)
+    true = rng.permutation(np.resize(np.arange(classes), samples))[:, None]
+    images = rng.integers(0, 60, (samples, 3, 32, 32)) + true[:, :, None, None] * 60
+    labels = true.copy()
+    labels[::5] = (labels[::5] + 1) % classes
+    test = Split(images[:12].astype(np.uint8), true[:12])
+    return Dataset(images.astype(np.uint8), labels, true, test,
+                   [f"class {label}" for label in range(classes)])
+
+
+@pytest.fixture
+def dataset_folder(tmp_path: Path) -> Path:
+    """The .npy files of a small run."""
+    folder = tmp_path / "data"
+    save_dataset(folder, make_dataset())
+    return folder
+
+
+TRAIN_FLAGS = ["--model", "resnet23", "--nmaps", "4", "--train_epochs", "3",
+               "--train_batch_size", "8", "--learning_rate", "0.5", "-c", "cpu"]
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    """A folder with the data, the checkpoints and the scores of a small run.  Copy, do not change."""
+    folder = tmp_path_factory.mktemp("run")
+    save_dataset(folder / "data", make_dataset())
+    nn.clear_parameters()
+    run = folder / "run"
+    train.main([*TRAIN_FLAGS, "--input", str(folder / "data"), "--output", str(run),
+                "--monitor-path", str(run)])
+    nn.clear_parameters()
+    calculate_score.main(["--input", str(run), "--checkpoint", str(run), "--output", str(run),
+                          "-c", "cpu"])
+    return run
+
+
+def write_batch(content: object) -> bytes:
+    return pickle.dumps(content, protocol=2)
+
+
+def write_archive(path: Path, records: int = 4, **replaced: bytes | None) -> Path:
+    """A CIFAR-10 archive of random images; a batch can be `replaced` by bytes, or left out."""
+    rng = np.random.default_rng(0)
+    names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+    with tarfile.open(path, "w:gz") as archive:
+        for name in names:
+            content = write_batch({
+                b"data": rng.integers(0, 256, (records, 3072)).astype(np.uint8),
+                b"labels": [int(label) for label in rng.integers(0, 10, records)]})
+            content = replaced.get(name, content)
+            if content is not None:
+                member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return path

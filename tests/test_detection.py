@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+
+from utils.detection import detection_metrics, rank, recall_at, recall_curve
+
+# Ten samples, the second, fifth and eighth of them mislabelled.
+SCORE = np.array([0.1, 0.9, 0.2, 0.3, 0.8, 0.4, 0.85, 0.5, 0.0, 0.6])
+MISLABELLED = np.isin(np.arange(10), [1, 4, 7])
+
+
+def test_ranking_is_by_falling_score_and_ties_keep_their_order():
+    assert rank(SCORE).tolist() == [1, 6, 4, 9, 7, 5, 3, 2, 0, 8]
+    assert rank(np.array([1.0, 2.0, 1.0, 2.0])).tolist() == [1, 3, 0, 2]
+
+
+def test_recall_by_hand():
+    third = 1 / 3
+    assert recall_curve(SCORE, MISLABELLED) == pytest.approx(
+        [0, third, third, 2 * third, 2 * third, 1, 1, 1, 1, 1, 1])
+    assert [recall_at(SCORE, MISLABELLED, percentage) for percentage in (10, 20, 30, 100)] == \
+        pytest.approx([third, third, 2 * third, 1])
+
+
+def test_number_checked_is_rounded_down():
+    score, mislabelled = np.arange(19.0), np.arange(19) == 17
+    assert recall_at(score, mislabelled, 10) == 0  # 1.9 samples: the 18 alone
+    assert recall_at(score, mislabelled, 11) == 1
+
+
+def test_metrics_by_hand():
+    metrics = detection_metrics(SCORE, MISLABELLED)
+    assert list(metrics) == ["recall_at_10", "recall_at_20", "recall_at_30", "auroc",
+                             "average_precision"]
+    # Of 21 pairs, three are in the wrong order: sample 6 before 4, samples 6 and 9 before 7.
+    assert metrics["auroc"] == pytest.approx(18 / 21)
+    assert metrics["average_precision"] == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
+
+
+def test_perfect_and_reversed_rankings():
+    perfect = detection_metrics(MISLABELLED.astype(float), MISLABELLED)
+    assert perfect["auroc"] == perfect["recall_at_30"] == perfect["average_precision"] == 1
+    assert detection_metrics(-MISLABELLED.astype(float), MISLABELLED)["auroc"] == 0

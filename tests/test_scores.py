@@ -1,0 +1,74 @@
+import shutil
+
+import numpy as np
+import pytest
+
+from datasets import arrays
+from utils import scores
+from utils.cli import UserError
+
+
+@pytest.fixture
+def run(finished_run, tmp_path):
+    return shutil.copytree(finished_run, tmp_path / "run")
+
+
+def load(run):
+    dataset = arrays.load(run)
+    score = scores.load_total(run, len(dataset.images))
+    return score, scores.load_per_checkpoint(run, score, len(dataset.names), dataset.digest())
+
+
+def test_files_hold_what_the_design_says(run):
+    total = np.load(run / "influence_all_epoch.npy")
+    assert total.shape == (30,) and total.dtype == np.float64
+    with np.load(run / "per_checkpoint.npz", allow_pickle=False) as file:
+        assert file["epochs"].tolist() == [1, 2, 3]
+        assert file["learning_rate"] == pytest.approx([0.008, 0.0008, 0.000008])
+        for name in ("influence", "loss", "margin", "error_norm"):
+            assert file[name].shape == (30, 3)
+        assert file["probability"].shape == (30, 3)
+        np.testing.assert_allclose(file["probability"].sum(axis=1), 1, rtol=1e-6)
+        np.testing.assert_allclose(file["influence"].sum(axis=1), total)
+        for column, epoch in enumerate([1, 2, 3]):
+            one = np.load(run / f"{epoch:06d}_influence.npy")
+            assert np.array_equal(one, file["influence"][:, column])
+    score, per_checkpoint = load(run)
+    assert np.array_equal(score, total)
+    assert per_checkpoint.probability.shape == (30, 3)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (np.zeros(29), r"expected floats \(30,\) .* found float64 \(29,\)"),
+    (np.zeros(30, int), "found int64"),
+    (np.full(30, np.nan), "expected finite numbers .* found 30 others"),
+    (np.zeros(30), "are of different runs"),
+])
+def test_sums_that_do_not_fit_are_refused(run, content, message):
+    np.save(run / "influence_all_epoch.npy", content)
+    with pytest.raises(UserError, match=message):
+        load(run)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"text"])
+def test_damaged_details_are_refused(run, content):
+    (run / "per_checkpoint.npz").write_bytes(content)
+    with pytest.raises(UserError, match="cannot read .*per_checkpoint.npz"):
+        load(run)
+
+
+def test_missing_details_and_other_arrays_are_refused(run):
+    np.savez(run / "per_checkpoint.npz", epochs=np.arange(3))
+    with pytest.raises(UserError, match="cannot read .*per_checkpoint.npz"):
+        load(run)
+    (run / "per_checkpoint.npz").unlink()
+    with pytest.raises(UserError, match="per_checkpoint.npz, found nothing"):
+        load(run)
+
+
+def test_scores_of_other_labels_are_recognized(run):
+    labels = np.load(run / "y_shuffle_train.npy")
+    labels[3] = (labels[3] + 1) % 3
+    np.save(run / "y_shuffle_train.npy", labels)
+    with pytest.raises(UserError, match="scores of other images or labels"):
+        load(run)

@@ -1,0 +1,134 @@
+import nnabla as nn
+import numpy as np
+import pytest
+
+from models import build_prediction
+from tests.conftest import make_dataset
+from utils.training import Trainer, batches, error_rate
+
+
+def make_trainer(augmentation=False, seed=0):
+    nn.clear_parameters()
+    prediction = build_prediction("resnet23", 3, 4, np.random.default_rng(0))
+    return Trainer(prediction, augmentation, seed)
+
+
+def train(trainer, epochs=1, batch_size=8, rate=0.01):
+    dataset, seen = make_dataset(), []
+    for epoch in range(epochs):
+        result = trainer.train_epoch(epoch, dataset.images, dataset.labels, batch_size,
+                                     lambda update: rate, lambda *update: seen.append(update))
+    return result, seen
+
+
+def parameters():
+    return {name: value.d.copy() for name, value in nn.get_parameters(grad_only=False).items()}
+
+
+def equal(first, second):
+    return all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_batches_hold_every_sample_once_and_the_last_is_smaller():
+    parts = list(batches(np.arange(10)[::-1], 4))
+    assert [part.tolist() for part in parts] == [[9, 8, 7, 6], [5, 4, 3, 2], [1, 0]]
+
+
+def test_epoch_trains_on_every_sample_once():
+    trainer = make_trainer()
+    labels = []
+    dataset = make_dataset()
+    original = Trainer._graph
+
+    def graph(self, batch_size, test):
+        result = original(self, batch_size, test)
+        labels.append(result)
+        return result
+    trainer._graph = graph.__get__(trainer)
+    images = np.arange(30, dtype=np.uint8)[:, None, None, None] * np.ones((1, 3, 32, 32), np.uint8)
+    seen = []
+    trainer.train_epoch(0, images, dataset.labels, 8, lambda update: 0.01,
+                        lambda *update: seen.extend(labels[-1].image.d[:, 0, 0, 0].tolist()))
+    assert sorted(seen) == list(range(30))
+    assert seen != list(range(30))
+    assert [graph.image.shape[0] for graph in labels] == [8, 8, 8, 6]
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    first = train(make_trainer(), 2)[0], parameters()
+    second = train(make_trainer(), 2)[0], parameters()
+    other = train(make_trainer(seed=1), 2)[0], parameters()
+    assert first[0] == second[0] and equal(first[1], second[1])
+    assert not equal(first[1], other[1])
+
+
+def test_augmentation_depends_on_seed_and_epoch_alone():
+    def last_epoch(*epochs, seed=0):
+        trainer, dataset = make_trainer(augmentation=True, seed=seed), make_dataset()
+        for epoch in epochs:
+            images = []
+            trainer.train_epoch(epoch, dataset.images, dataset.labels, 8, lambda update: 0.01,
+                                lambda count, *_: images.append(
+                                    trainer._graph(count, False).image.d.copy()))
+        return np.concatenate(images)
+    assert np.array_equal(last_epoch(1), last_epoch(0, 1))
+    assert not np.array_equal(last_epoch(1), last_epoch(1, seed=1))
+    plain = make_dataset().images
+    assert not any((plain == image).all(axis=(1, 2, 3)).any() for image in last_epoch(1))
+
+
+def test_augmented_images_are_scaled_and_mirrored():
+    trainer = make_trainer(augmentation=True)
+    graph = trainer._graph(8, False)
+    augmented = trainer._augment(graph, seed=3)
+    images = np.broadcast_to(np.arange(32.0) * 8, (8, 3, 32, 32))
+    augmented.parent.inputs[0].d = images
+    augmented.forward()
+    slopes = np.diff(augmented.d[:, 0, 16, 8:24], axis=1).mean(axis=1) / 8
+    assert (slopes > 0).any() and (slopes < 0).any()
+    assert np.abs(slopes).min() > 1 / 1.25 and np.abs(slopes).max() < 1 / 0.78
+    assert np.ptp(np.abs(slopes)) > 0.05
+    assert np.array_equal(graph.image.d, augmented.d)
+
+
+def test_update_is_momentum_descent_on_the_mean_cross_entropy():
+    dataset, trainer = make_dataset(), make_trainer()
+    before = parameters()
+    graph = trainer._graph(30, False)
+    graph.image.d, graph.label.d = dataset.images, dataset.labels
+    for value in nn.get_parameters().values():
+        value.grad.zero()
+    graph.loss.forward()
+    graph.loss.backward()
+    gradient = nn.get_parameters()["affine/W"].g.copy()
+    for name, value in nn.get_parameters(grad_only=False).items():
+        value.d = before[name]
+    train(trainer, batch_size=30, rate=0.1)
+    first = parameters()["affine/W"]
+    assert np.allclose(first, before["affine/W"] - 0.1 * gradient, atol=1e-5)
+    assert not equal(before, parameters())
+
+
+def test_losses_fall_and_are_means_over_samples():
+    trainer = make_trainer()
+    (first, _), seen = train(trainer, 1)
+    assert [update[0] for update in seen] == [8, 8, 8, 6]
+    assert first == pytest.approx(sum(count * loss for count, loss, _, _ in seen) / 30)
+    (last, error), _ = train(trainer, 15)
+    assert last < first
+    assert 0 <= error <= 1
+
+
+def test_evaluation_covers_the_whole_test_set_whatever_the_batch():
+    trainer, dataset = make_trainer(), make_dataset()
+    train(trainer, 2)
+    whole = trainer.evaluate(dataset.images, dataset.labels, 30)
+    assert trainer.evaluate(dataset.images, dataset.labels, 7) == pytest.approx(whole, rel=1e-5)
+    before = parameters()
+    trainer.evaluate(dataset.images, dataset.labels, 7)
+    assert equal(before, parameters())
+
+
+def test_error_is_the_share_of_wrong_predictions():
+    logits = np.array([[1, 2, 3], [3, 2, 1], [0, 5, 0], [1, 0, 0]])
+    assert error_rate(logits, np.array([[2], [0], [0], [1]])) == 0.5
