@@ -119,8 +119,7 @@ def test_loading_gives_the_saved_values_and_nnabla_reads_them_too(run):
 @pytest.mark.parametrize(("options", "message"), [
     ({"nmaps": 8}, r"expected shape .* for affine/W, found \(4, 3\)"),
     ({"classes": 4}, r"expected shape \(4, 4\) for affine/W, found \(4, 3\)"),
-    ({"model": "resnet56", "nmaps": None}, "is not of this network: .* 16_conv10/conv1/bn/beta, "
-                                           "found none"),
+    ({"model": "resnet56", "nmaps": None}, "for 16_conv10/conv1/bn/beta, found none"),
 ])
 def test_parameters_of_another_network_are_refused(run, options, message):
     build(**options)

@@ -43,7 +43,7 @@ def test_curve_is_higher_for_the_better_ranking(tmp_path, score):
     def height(name):
         pixels = np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int)
         left = pixels[:, 120:400]
-        return np.nonzero((np.abs(left - [31, 119, 180]).max(axis=2) < 12))[0].mean()
+        return np.nonzero(np.abs(left - [31, 119, 180]).max(axis=2) < 12)[0].mean()
     assert height("good.png") + 100 < height("bad.png")  # rows count from the top
 
 

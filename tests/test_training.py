@@ -64,9 +64,9 @@ def test_order_depends_on_seed_and_epoch_alone():
 
 def test_augmentation_depends_on_seed_and_epoch_alone():
     def last_epoch(*epochs, seed=0):
-        trainer, dataset = make_trainer(augmentation=True, seed=seed), make_dataset()
+        trainer, dataset, images = make_trainer(True, seed), make_dataset(), []
         for epoch in epochs:
-            images = []
+            images.clear()
             trainer.train_epoch(epoch, dataset.images, dataset.labels, 8, lambda update: 0.01,
                                 lambda count, *_: images.append(
                                     trainer._graph(count, False).image.d.copy()))
