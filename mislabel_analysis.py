@@ -72,6 +72,8 @@ def report(output: Path, dataset: Dataset, score: np.ndarray,
     """Print where the results are and what they say, and draw the curve; returns the metrics."""
     count = 0 if mislabelled is None else int(mislabelled.sum())
     metrics = {"samples": len(score), "mislabelled": count, "scores": {}}
+    curve = output / "score_curve.png"
+    curve.unlink(missing_ok=True)  # an earlier analysis may have had one
     if dataset.true_labels is None:
         metrics["mislabelled"] = None
         print(f"{len(score)} samples, true labels unknown: ranked only, no curve")
@@ -81,15 +83,15 @@ def report(output: Path, dataset: Dataset, score: np.ndarray,
         print(f"{len(score)} samples, all mislabelled: ranked only, no curve")
     else:
         tracin = metrics["scores"]["tracin"] = detection_metrics(score, mislabelled)
-        figures.score_curve(output / "score_curve.png", score, mislabelled)
+        figures.score_curve(curve, score, mislabelled)
         print(f"{len(score)} samples, {count} mislabelled")
         for name, value in tracin.items():
             if name.startswith("recall_at_"):
                 percentage = name.removeprefix("recall_at_")
                 print(f"checking {percentage} % of the data finds {value:.3f} of the mislabelled")
         print(f"AUROC {tracin['auroc']:.3f}, average precision {tracin['average_precision']:.3f}")
-    written = ["score_distribution.png"] + ["score_curve.png"] * bool(metrics["scores"])
-    print("figures: " + ", ".join(str(output / name) for name in written))
+    written = [output / "score_distribution.png", *([curve] if metrics["scores"] else [])]
+    print("figures: " + ", ".join(map(str, written)))
     print(f"suspects, most suspicious first: {output / 'suspects.csv'}")
     return metrics
 

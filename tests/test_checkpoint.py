@@ -57,7 +57,7 @@ def test_parameters_of_nnablas_example_are_found_without_descriptions(run, tmp_p
     found = checkpoint.find(tmp_path)
     assert [one.epoch for one in found] == [29, 119, 270]
     assert found[0].parameters.name == "params_29.h5" and not found[0].description
-    with pytest.raises(UserError, match="only runs of train.py can be resumed"):
+    with pytest.raises(UserError, match="found none to resume from; leave"):
         checkpoint.arguments(found[-1], ("model",))
     shutil.copy(run / "params_000001.h5", tmp_path / "params_000029.h5")
     with pytest.raises(UserError, match="params_000029.h5 and .*params_29.h5 are of the same epoch"):
@@ -103,6 +103,15 @@ def test_new_run_does_not_mix_with_old_checkpoints(run, tmp_path):
     checkpoint.check_unused(run, run)
     checkpoint.check_unused(run, run / "checkpoint_000003.json")
     checkpoint.check_unused(tmp_path / "new", None)
+
+
+def test_what_a_run_left_before_its_first_checkpoint_is_no_checkpoint(run):
+    for path in run.glob("checkpoint_*.json"):
+        path.unlink()
+    checkpoint.check_unused(run, None)
+    (run / "states_000002.h5").unlink()
+    with pytest.raises(UserError, match="holds the checkpoints"):
+        checkpoint.check_unused(run, None)
 
 
 def test_loading_gives_the_saved_values_and_nnabla_reads_them_too(run):

@@ -50,10 +50,11 @@ def save(folder: Path, solver, description: dict):
         UserError: a file cannot be written.
     """
     epoch = description["epoch"]
-    with whole_file(folder / PARAMETERS.format(epoch)) as path:
-        nn.save_parameters(str(path))
+    # In this order, for `check_unused` to know parameters that a killed run left.
     with whole_file(folder / STATES.format(epoch)) as path:
         solver.save_states(str(path))
+    with whole_file(folder / PARAMETERS.format(epoch)) as path:
+        nn.save_parameters(str(path))
     save_json(folder / DESCRIPTION.format(epoch), description)
 
 
@@ -105,7 +106,8 @@ def arguments(checkpoint: Checkpoint, names: tuple[str, ...]) -> dict:
     """
     if not checkpoint.states:
         raise UserError(f"expected checkpoint_<epoch>.json and states_<epoch>.h5 beside "
-                        f"{checkpoint.parameters}, found none; only runs of train.py can be resumed")
+                        f"{checkpoint.parameters}, found none to resume from; leave --checkpoint out "
+                        "to train afresh")
     recorded = checkpoint.description["arguments"]
     if set(recorded) != set(names):
         raise UserError(f"{checkpoint.parameters} was made by another version of train.py; train "
@@ -116,6 +118,9 @@ def arguments(checkpoint: Checkpoint, names: tuple[str, ...]) -> dict:
 def check_unused(folder: Path, except_for: Path | None):
     """Refuse to mix the checkpoints of a new run with older ones.
 
+    What a run left that was killed before its first checkpoint was complete is no checkpoint:
+    parameters and states without a description.
+
     Args:
         folder: where the new ones will go.
         except_for: the checkpoint, or their folder, that the new run goes on from.
@@ -125,7 +130,10 @@ def check_unused(folder: Path, except_for: Path | None):
     """
     if except_for and folder.resolve() in (except_for.resolve(), except_for.resolve().parent):
         return
-    if folder.is_dir() and any(PARAMETERS_PATTERN.fullmatch(file.name) for file in folder.iterdir()):
+    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    parameters = [match for match in map(PARAMETERS_PATTERN.fullmatch, names) if match]
+    if any(map(DESCRIPTION_PATTERN.fullmatch, names)) or \
+            any(STATES.format(int(match[1])) not in names for match in parameters):
         raise UserError(f"{folder} holds the checkpoints of an earlier run; add --checkpoint {folder} "
                         "to go on with it, remove them, or give another --model_save_path")
 

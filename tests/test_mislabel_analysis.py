@@ -1,0 +1,150 @@
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mislabel_analysis
+from datasets import arrays
+from tests.conftest import ROOT, make_dataset
+from utils.cli import UserError
+
+
+@pytest.fixture
+def run(finished_run, tmp_path):
+    return shutil.copytree(finished_run, tmp_path / "run")
+
+
+def analyse(run, output, *more):
+    mislabel_analysis.main(["--input", str(run), "--output", str(output), *more])
+    return json.loads((output / "metrics.json").read_text())
+
+
+def suspects(output):
+    with (output / "suspects.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_metrics_and_figures(run, tmp_path, capsys):
+    metrics = analyse(run, tmp_path / "figure")
+    assert (metrics["samples"], metrics["mislabelled"]) == (30, 6)
+    tracin = metrics["scores"]["tracin"]
+    assert set(tracin) == {"recall_at_10", "recall_at_20", "recall_at_30", "auroc",
+                           "average_precision"}
+    ranked = np.argsort(-np.load(run / "influence_all_epoch.npy"))
+    assert tracin["recall_at_30"] == pytest.approx((ranked[:9] % 5 == 0).sum() / 6)
+    out = capsys.readouterr().out
+    assert f"checking 20 % of the data finds {tracin['recall_at_20']:.3f} of the mislabelled" in out
+    assert f"{tmp_path / 'figure' / 'score_curve.png'}" in out
+    for name in ("score_distribution.png", "score_curve.png"):
+        assert Image.open(tmp_path / "figure" / name).size > (400, 300)
+
+
+def test_suspects_are_in_order_and_complete(run, tmp_path):
+    analyse(run, tmp_path)
+    rows, dataset = suspects(tmp_path), make_dataset()
+    assert [row["rank"] for row in rows] == [str(rank) for rank in range(1, 31)]
+    score = [float(row["score"]) for row in rows]
+    assert score == sorted(np.load(run / "influence_all_epoch.npy").tolist(), reverse=True)
+    with np.load(run / "per_checkpoint.npz") as file:
+        suggested = file["probability"].argmax(axis=1)
+    for row in rows:
+        index = int(row["index"])
+        assert row["given_label"] == f"class {dataset.labels[index, 0]}"
+        assert row["true_label"] == f"class {dataset.true_labels[index, 0]}"
+        assert row["suggested_label"] == f"class {suggested[index]}"
+    assert len({row["index"] for row in rows}) == 30
+
+
+@pytest.mark.parametrize(("truth", "line", "count"), [
+    ("unknown", "true labels unknown: ranked only, no curve", None),
+    ("clean", "none mislabelled: ranked only, no curve", 0),
+    ("all wrong", "all mislabelled: ranked only, no curve", 30)])
+def test_ranking_goes_without_two_kinds_of_labels(run, tmp_path, capsys, truth, line, count):
+    if truth == "unknown":
+        (run / "y_train.npy").unlink()
+    else:
+        labels = make_dataset().labels
+        np.save(run / "y_train.npy", labels if truth == "clean" else (labels + 1) % 3)
+    metrics = analyse(run, tmp_path / "figure", "--ckpt_analysis", "True", "--save_extracted", "True")
+    assert metrics == {"samples": 30, "mislabelled": count, "scores": {}}
+    assert line in capsys.readouterr().out
+    assert (tmp_path / "figure" / "score_distribution.png").exists()
+    assert not (tmp_path / "figure" / "score_curve.png").exists()
+    rows = suspects(tmp_path / "figure")
+    assert len(rows) == 30
+    assert ("true_label" in rows[0]) == (truth != "unknown")
+
+
+def test_curve_of_an_earlier_analysis_does_not_stay(run, tmp_path):
+    analyse(run, tmp_path / "figure")
+    assert (tmp_path / "figure" / "score_curve.png").exists()
+    (run / "y_train.npy").unlink()
+    analyse(run, tmp_path / "figure")
+    assert not (tmp_path / "figure" / "score_curve.png").exists()
+
+
+def test_figure_of_every_checkpoint(run, tmp_path):
+    analyse(run, tmp_path, "--ckpt_analysis", "True")
+    assert sorted(path.name for path in tmp_path.glob("*_top_influence_sample.png")) == \
+        [f"{epoch:06d}_top_influence_sample.png" for epoch in (1, 2, 3)]
+
+
+def test_top_tenth_is_counted_by_class():
+    dataset = make_dataset()
+    influence = np.zeros(30)
+    influence[[0, 1, 2]] = 1  # sample 0 is mislabelled
+    counts = mislabel_analysis.count_top_classes(dataset, influence)
+    wrong, correct = counts.values()
+    true = dataset.true_labels[:, 0]
+    assert wrong.tolist() == np.bincount(true[:1], minlength=3).tolist()
+    assert correct.tolist() == np.bincount(true[1:3], minlength=3).tolist()
+
+
+def test_extracted_images_are_all_there_with_their_colours(run, tmp_path):
+    analyse(run, tmp_path, "--save_extracted", "True")
+    paths = sorted((tmp_path / "extracted_samples").rglob("*.png"))
+    assert len(paths) == 30
+    dataset, ranked = make_dataset(), [int(row["index"]) for row in suspects(tmp_path)]
+    for path in paths:
+        index = int(path.name[:6])
+        true, given = dataset.true_labels[index, 0], dataset.labels[index, 0]
+        assert path.name == f"{index:06d}_true_class_{true}_given_class_{given}.png"
+        decile = ranked.index(index) // 3 + 1
+        kind = "correct_label" if true == given else "incorrect_label"
+        assert path.parent == tmp_path / "extracted_samples" / f"top_{decile * 10:03d}_percent" / kind
+        pixels = np.asarray(Image.open(path))
+        assert np.array_equal(pixels.transpose(2, 0, 1), dataset.images[index])
+
+
+def test_extracting_again_replaces_the_images(run, tmp_path):
+    (tmp_path / "extracted_samples" / "top_010_percent").mkdir(parents=True)
+    (tmp_path / "extracted_samples" / "top_010_percent" / "old.png").touch()
+    analyse(run, tmp_path, "--save_extracted", "True")
+    assert len(list((tmp_path / "extracted_samples").rglob("*.png"))) == 30
+
+
+def test_names_of_strangers_stay_inside_the_folder(run, tmp_path):
+    (run / "label_names.txt").write_text("../../up\n/etc/passwd\na\\b:*?\n")
+    analyse(run, tmp_path / "figure", "--save_extracted", "True")
+    paths = [path for path in tmp_path.rglob("*.png") if "given" in path.name]
+    assert len(paths) == 30
+    assert all(path.is_relative_to(tmp_path / "figure" / "extracted_samples") for path in paths)
+
+
+def test_analysis_never_imports_nnabla(run, tmp_path):
+    code = ("import sys; sys.modules['nnabla'] = None; import mislabel_analysis as script; "
+            f"script.main(['--input', {str(run)!r}, '--output', {str(tmp_path)!r}])")
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    assert (tmp_path / "metrics.json").exists()
+
+
+def test_scores_that_do_not_fit_the_data_are_refused(run, tmp_path):
+    arrays.save(run, make_dataset(seed=1))
+    with pytest.raises(UserError, match="scores of other images or labels"):
+        analyse(run, tmp_path / "figure")
+    assert not (tmp_path / "figure").exists()

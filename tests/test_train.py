@@ -1,0 +1,215 @@
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import train
+from datasets import arrays
+from tests.conftest import ROOT, TRAIN_FLAGS, make_dataset, write_archive
+from utils import checkpoint
+from utils.cli import UserError
+
+
+def flags(data, run, *more):
+    return [*TRAIN_FLAGS, "--input", str(data), "--output", str(run), "--monitor-path", str(run),
+            *more]
+
+
+def start(data, run, *more, **options) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-u", ROOT / "train.py", *flags(data, run, *more)],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def contents(run: Path) -> dict:
+    """Every array in the run's checkpoints and solver states."""
+    arrays_ = {}
+    for path in sorted(run.glob("*.h5")):
+        with h5py.File(path) as file:
+            file.visititems(lambda name, item, path=path: arrays_.update(
+                {(path.name, name): item[...]}) if isinstance(item, h5py.Dataset) else None)
+    return arrays_
+
+
+def assert_same(first: Path, second: Path):
+    one, other = contents(first), contents(second)
+    assert one.keys() == other.keys() and len(one) > 300
+    for key, array in one.items():
+        assert np.array_equal(array, other[key]), key
+
+
+def test_two_runs_with_one_seed_are_bit_identical(finished_run, dataset_folder, tmp_path):
+    train.main(flags(dataset_folder, tmp_path / "again"))
+    assert_same(finished_run, tmp_path / "again")
+
+
+def test_another_seed_gives_another_run(finished_run, dataset_folder, tmp_path):
+    train.main(flags(dataset_folder, tmp_path / "other", "--seed", "1"))
+    name = ("params_000003.h5", "affine/W")
+    assert not np.array_equal(contents(finished_run)[name], contents(tmp_path / "other")[name])
+
+
+@pytest.mark.parametrize("epochs_seen", [1, 2])
+def test_killed_run_resumes_bit_identical(finished_run, dataset_folder, tmp_path, epochs_seen):
+    """Killed twice, a moment after an epoch's line: while the checkpoint is written, or after."""
+    run = tmp_path / "run"
+    for attempt, delay in enumerate([0.0, 0.05]):
+        resume = ["--checkpoint", str(run)] if list(run.glob("checkpoint_*.json")) else []
+        process = start(dataset_folder, run, *resume)
+        for line in process.stdout:
+            if line.startswith(f"epoch {epochs_seen + attempt}/3"):
+                break
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+    resume = ["--checkpoint", str(run)] if list(run.glob("checkpoint_*.json")) else []
+    assert start(dataset_folder, run, *resume).wait() == 0
+    assert_same(finished_run, run)
+    for name in ("x_train.npy", "y_train.npy", "y_shuffle_train.npy", "label_names.txt"):
+        assert (run / name).read_bytes() == (finished_run / name).read_bytes()
+    loss = (run / "Training-loss.series.txt").read_text()
+    assert loss == (finished_run / "Training-loss.series.txt").read_text()
+    assert not list(run.glob(".partial-*"))
+
+
+def test_resuming_from_an_older_checkpoint_ends_the_same(finished_run, dataset_folder, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    train.main(["--checkpoint", str(run / "checkpoint_000001.json"), "--input", str(dataset_folder),
+                "--output", str(run), "--monitor-path", str(run), "-c", "cpu"])
+    assert_same(finished_run, run)
+
+
+def test_interrupt_is_one_line_and_resuming_works(finished_run, dataset_folder, tmp_path):
+    run = tmp_path / "run"
+    process = start(dataset_folder, run)
+    for line in process.stdout:
+        if line.startswith("epoch 2/3"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    if process.returncode == 0:
+        pytest.skip("the run ended before the interrupt came")
+    assert process.returncode == 130
+    assert error.count("\n") == 1
+    assert "interrupted; to go on: the same command with --checkpoint" in error
+    assert start(dataset_folder, run, "--checkpoint", str(run)).wait() == 0
+    assert_same(finished_run, run)
+
+
+def test_full_disk_is_one_line_and_leaves_nothing_half_written(dataset_folder, tmp_path):
+    """A limit on the size of files stands for the disk: the images do not fit."""
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    run = tmp_path / "run"
+    process = start(dataset_folder, run, preexec_fn=limit)
+    _, error = process.communicate()
+    assert process.returncode == 2
+    assert error.count("\n") == 1 and "cannot write" in error and "x_train.npy" in error
+    assert os.listdir(run) == []
+
+
+def test_disk_that_fills_while_training_keeps_the_checkpoints_before(finished_run, tmp_path):
+    """The solver's state of the next checkpoint does not fit."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+
+    class Solver:
+        def save_states(self, path):
+            Path(path).write_bytes(b"half")
+            with open("/dev/full", "w") as device:
+                device.write("x")
+    description = {**checkpoint.find(run)[-1].description, "epoch": 4}
+    with pytest.raises(UserError, match="cannot write .*states_000004.h5: .*No space left"):
+        checkpoint.save(run, Solver(), description)
+    assert not (run / "checkpoint_000004.json").exists()
+    assert not list(run.glob(".partial-*")) and not list(run.glob("states_000004*"))
+    assert [one.epoch for one in checkpoint.find(run)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("more", [
+    ["--seed", "4"], ["--model", "resnet56"], ["--nmaps", "8"], ["--train_epochs", "9"],
+    ["--learning_rate", "0.1"], ["--train_batch_size", "10"], ["--augmentation", "False"]])
+def test_flags_that_contradict_the_checkpoint_are_refused(finished_run, dataset_folder, tmp_path,
+                                                          more):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    with pytest.raises(UserError, match=f"{more[0]} .*contradicts .*which was made with"):
+        train.main(flags(dataset_folder, run, "--checkpoint", str(run), *more))
+
+
+def test_resuming_on_other_data_is_refused(finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    arrays.save(tmp_path / "other", make_dataset(seed=1))
+    with pytest.raises(UserError, match="not those that .* was trained on"):
+        train.main(flags(tmp_path / "other", run, "--checkpoint", str(run)))
+    assert arrays.load(run).digest() == make_dataset().digest()
+
+
+def test_new_run_does_not_overwrite_an_old_one(finished_run, dataset_folder, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    with pytest.raises(UserError, match="holds the checkpoints of an earlier run"):
+        train.main(flags(dataset_folder, run))
+
+
+def test_cifar10_from_an_archive_with_noise_and_without(tmp_path):
+    archive = write_archive(tmp_path / "a.tar.gz", records=8)
+    common = ["--data", str(archive), "--model", "resnet23", "--nmaps", "2", "--train_epochs", "1",
+              "--train_batch_size", "20", "--shuffle_rate", "0.5", "-c", "cpu"]
+    for name, shuffle in [("noisy", "True"), ("clean", "False")]:
+        run = tmp_path / name
+        train.main([*common, "--shuffle_label", shuffle, "--output", str(run), "-m", str(run)])
+    noisy, clean = arrays.load(tmp_path / "noisy"), arrays.load(tmp_path / "clean", test=True)
+    wrong = (noisy.labels != noisy.true_labels)[:, 0]
+    shares = [wrong[noisy.true_labels[:, 0] == label].sum() for label in range(10)]
+    sizes = np.bincount(noisy.true_labels[:, 0], minlength=10)
+    assert shares == [round(size / 2) for size in sizes]
+    assert np.array_equal(clean.labels, clean.true_labels)
+    assert np.array_equal(noisy.true_labels, clean.true_labels)
+    assert clean.names[:2] == ["airplane", "automobile"] and len(clean.test.images) == 8
+    assert (tmp_path / "noisy" / "resnet23_result.nnp").exists()
+
+
+def test_training_on_earlier_files_without_their_noise(dataset_folder, tmp_path):
+    train.main(flags(dataset_folder, tmp_path / "run", "--shuffle_label", "False"))
+    dataset = arrays.load(tmp_path / "run")
+    assert np.array_equal(dataset.labels, make_dataset().true_labels)
+    with pytest.raises(UserError, match="would overwrite the noisy ones"):
+        train.main(flags(dataset_folder, dataset_folder, "--shuffle_label", "False"))
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (["--subset", "5"], "--input trains on the files of an earlier run, which --subset"),
+    (["--shuffle_rate", "0.2"], "which --shuffle_rate cannot change"),
+    (["--train_batch_size", "31"], "--train_batch_size of at most 30, .* found 31"),
+    (["--val_batch_size", "13"], "--val_batch_size of at most 12, .* found 13"),
+    (["--model", "resnet56"], "--nmaps 4: resnet56 has a fixed width"),
+    (["--nmaps", "5"], "expected an even --nmaps, found 5"),
+    (["--checkpoint", "nowhere"], "nowhere, found nothing"),
+    (["--learning_rate", "1e300"], "training loss is (nan|inf) in epoch 1; lower --learning_rate"),
+])
+def test_bad_calls_are_refused(dataset_folder, tmp_path, more, message):
+    with pytest.raises(UserError, match=message):
+        train.main(flags(dataset_folder, tmp_path / "run", *more))
+    assert not list(tmp_path.glob("run/checkpoint_*"))
+
+
+def test_defaults_are_those_of_the_design(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = train.get_args([])
+    train.complete(args)
+    assert (args.model, args.dataset, args.train_epochs, args.train_batch_size) == \
+        ("resnet56", "cifar10", 270, 500)
+    assert (args.monitor_path, args.model_save_path) == (Path("tmp.monitor"), Path("tmp.monitor"))
+    assert (args.shuffle_label, args.shuffle_rate, args.model_save_interval) == (True, 0.1, 30)
+    assert args.augmentation is True and args.nmaps is None
+    args = train.get_args(["--dataset", "digits", "--model", "resnet23"])
+    train.complete(args)
+    assert args.augmentation is False and args.nmaps == 64
+    with pytest.raises(UserError, match="--dataset: invalid choice: 'mnist'.*cifar10.*digits"):
+        train.get_args(["--dataset", "mnist"])
