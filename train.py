@@ -58,7 +58,7 @@ def get_args(argv=None) -> argparse.Namespace:
                           help="samples an update (default: %(default)s)")
     training.add_argument("--val_batch_size", type=number(int, 1), default=None,
                           help="samples at a time in tests (default: 100, or all where fewer)")
-    training.add_argument("--learning_rate", type=number(float, 0, above=True), default=1.0,
+    training.add_argument("--learning_rate", type=number(float, 0, above=True), default=0.5,
                           help="learning rate at batch 500; it scales with the batch "
                                "(default: %(default)s)")
     training.add_argument("-s", "--seed", type=number(int, 0, 2**31 - 1), default=0,

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and arrays read with distrust."""
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,7 +58,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def _cannot_write(path: Path, error: Exception) -> str:
-    return (f"cannot write {path}: {error}; free some space or give another folder, then run "
+    # HDF5 tells the system's reason amid a page of its own.
+    reason = re.search("error message = '([^']+)'", str(error))
+    return (f"cannot write {path}: {reason[1] if reason else error}; free some space or give another folder, then run "
             "again")
 
 
