@@ -97,6 +97,13 @@ def test_scores_by_hand():
     np.testing.assert_array_equal(scores.probability, [[0.5, 0.5], [0.75, 0.25]])
 
 
+def test_margin_is_the_lead_of_the_given_label_over_the_best_other():
+    logits = np.array([[5, 2, 3]] * 3, np.float32)
+    scores = last_layer_scores(logits, np.full((3, 3), 1 / 3, np.float32),
+                               np.zeros((3, 1), np.float32), np.array([[0], [1], [2]]))
+    assert scores.margin.tolist() == [2, -3, -2]
+
+
 def test_large_logits_do_not_overflow():
     logits = np.array([[800, -800]], np.float32)
     scores = last_layer_scores(logits, np.array([[1, 0]], np.float32), np.ones((1, 1), np.float32),
