@@ -50,6 +50,12 @@ def test_two_runs_with_one_seed_are_bit_identical(finished_run, dataset_folder, 
     assert_same(finished_run, tmp_path / "again")
 
 
+def test_checkpoints_are_saved_at_the_interval_and_after_the_last_epoch(dataset_folder, tmp_path):
+    run = tmp_path / "run"
+    train.main(flags(dataset_folder, run, "--model_save_interval", "2"))
+    assert [one.epoch for one in checkpoint.find(run)] == [2, 3]
+
+
 def test_another_seed_gives_another_run(finished_run, dataset_folder, tmp_path):
     train.main(flags(dataset_folder, tmp_path / "other", "--seed", "1"))
     name = ("params_000003.h5", "affine/W")
