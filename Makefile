@@ -3,24 +3,25 @@
 # make setup  only make .venv, with Python 3.10, and install what the suite needs
 
 PYTHON = .venv/bin/python
-DEMO = demo
 
 .PHONY: setup demo test
 
 setup: .venv/installed
 
 demo: .venv/installed
-	rm -rf $(DEMO)
+	rm -rf demo
 	$(PYTHON) -u train.py --dataset digits --model resnet23 --nmaps 16 --train_epochs 12 \
-	  --train_batch_size 16 --context cpu --monitor-path $(DEMO) --output $(DEMO)
-	$(PYTHON) -u calculate_score.py --input $(DEMO) --checkpoint $(DEMO) --context cpu --output $(DEMO)
-	$(PYTHON) mislabel_analysis.py --input $(DEMO) --output $(DEMO)
+	  --context cpu --monitor-path demo --output demo
+	$(PYTHON) -u calculate_score.py --input demo --checkpoint demo --context cpu --output demo
+	$(PYTHON) mislabel_analysis.py --input demo --output demo
 
 test: .venv/tested
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m pytest
 
 .venv/installed: requirements.txt | .venv/bin/python
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 10))' || \
+	  { echo "error: expected Python 3.10 in .venv, found another; remove .venv and try again" >&2; exit 1; }
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 

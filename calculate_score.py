@@ -5,9 +5,11 @@
 The second of three steps: train.py comes before, mislabel_analysis.py after.
 """
 import argparse
+import datetime
 import time
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from datasets import arrays
@@ -23,10 +25,11 @@ from utils.self_influence import LastLayer
 def get_args(argv=None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("--input", type=Path, default=Path("output"), metavar="DIR",
-                        help="the .npy files of the run: train.py's --output (default: %(default)s)")
+                        help="the .npy files of the run: train.py's --output (default: "
+                             "%(default)s)")
     parser.add_argument("--checkpoint", type=Path, default=Path("tmp.monitor"), metavar="PATH",
-                        help="its checkpoints: train.py's --model_save_path, or one checkpoint_<epoch>"
-                             ".json (default: %(default)s)")
+                        help="its checkpoints: train.py's --model_save_path, or one "
+                             "checkpoint_<epoch>.json (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("output"), metavar="DIR",
                         help="where the scores go (default: %(default)s)")
     parser.add_argument("--model", choices=list(MODELS), default="resnet56",
@@ -47,66 +50,77 @@ def main(argv=None):
     args = get_args(argv)
     checkpoints = checkpoint.find(args.checkpoint)
     dataset = arrays.load(args.input)
-    check(args, checkpoints, dataset)
-    print(f"{len(checkpoints)} checkpoints, {len(dataset.images)} samples, "
-          f"{set_context(args.context, args.device_id, args.type_config)}", flush=True)
-    score_checkpoints(args, checkpoints, dataset)
+    model, classes, nmaps = network_of(args, checkpoints[0])
+    check(args, checkpoints[0], dataset, classes)
+    where = set_context(args.context, args.device_id, args.type_config)
+    prediction = build_prediction(model, classes, nmaps)
+    scorer = LastLayer(prediction, args.batch_size or min(100, len(dataset.images)))
+    for current in checkpoints:  # a damaged one is found before anything is written
+        checkpoint.load_parameters(current)
+    print(f"{model} on {where}: {len(checkpoints)} checkpoints, {len(dataset.images):,} samples",
+          flush=True)
+    score_checkpoints(args, checkpoints, dataset, scorer, scores.Total(
+        [current.epoch for current in checkpoints],
+        [current.description.get("learning_rate", np.nan) for current in checkpoints],
+        len(dataset.images), classes))
 
 
-def check(args: argparse.Namespace, checkpoints: list[Checkpoint], dataset: Dataset):
-    """Take model and width from the checkpoints, and refuse what contradicts them."""
-    description = checkpoints[0].description
-    if description:
-        if "model" in args.given and args.model != description["model"]:
-            raise UserError(f"--model {args.model} contradicts {args.checkpoint}, which holds a "
-                            f"{description['model']}; leave the flag out")
-        if description["model"] not in MODELS:
-            raise UserError(f"{args.checkpoint} holds a {description['model']!r}; known: "
-                            f"{', '.join(MODELS)}")
-        args.model, args.nmaps = description["model"], description["nmaps"]
-        args.classes = description["classes"]
-        if description["data_sha256"] != dataset.digest():
-            raise UserError(f"the images and labels in {args.input} are not those that "
-                            f"{args.checkpoint} was trained on; give that run's --output")
-    else:
-        parameters = checkpoint.read_parameters(checkpoints[0].parameters)
+def network_of(args: argparse.Namespace, first: Checkpoint) -> tuple[str, int, int | None]:
+    """Model, classes and width: what the checkpoint says, or --model and its parameters."""
+    if not first.description:
+        parameters = checkpoint.read_parameters(first)
         try:
-            args.classes = len(parameters["affine/b"])
-            args.nmaps = default_nmaps(args.model) and len(parameters["conv1/conv/W"])
+            nmaps = len(parameters["conv1/conv/W"])
+            return (args.model, len(parameters["affine/b"]),
+                    None if default_nmaps(args.model) is None else nmaps)
         except KeyError as error:
-            raise UserError(f"expected the parameters of {args.model} in "
-                            f"{checkpoints[0].parameters}, found no {error}") from None
+            raise UserError(f"expected the parameters of {args.model} in {first.parameters}, found "
+                            f"no {error}; give the --model it was trained with") from None
+    model, nmaps = first.description["model"], first.description["nmaps"]
+    if "model" in args.given and args.model != model:
+        raise UserError(f"--model {args.model} contradicts {args.checkpoint}, which holds a {model}; "
+                        "leave the flag out")
+    if model not in MODELS or (nmaps is None) != (default_nmaps(model) is None):
+        raise UserError(f"{args.checkpoint} holds a network {model!r} with nmaps {nmaps}, expected "
+                        f"one of {', '.join(MODELS)}; train again with this version")
+    return model, first.description["classes"], nmaps
+
+
+def check(args: argparse.Namespace, first: Checkpoint, dataset: Dataset, classes: int):
+    """Refuse data that the checkpoints were not trained on, and batches larger than the data."""
+    if first.description and first.description["data_sha256"] != dataset.digest():
+        raise UserError(f"the images and labels in {args.input} are not those that "
+                        f"{args.checkpoint} was trained on; give that run's --output")
     largest = int(dataset.labels.max())
-    if largest >= args.classes:
-        raise UserError(f"expected labels below {args.classes}, the number of classes of the "
-                        f"network, found {largest} in {args.input}; give the files it was trained on")
-    count = len(dataset.images)
-    if args.batch_size is None:
-        args.batch_size = min(100, count)
-    if args.batch_size > count:
-        raise UserError(f"expected --batch_size of at most {count}, the samples there are, found "
-                        f"{args.batch_size}")
+    if largest >= classes:
+        raise UserError(f"expected labels below {classes}, the number of classes of the network, "
+                        f"found {largest} in {args.input}; give the files it was trained on")
+    if args.batch_size and args.batch_size > len(dataset.images):
+        raise UserError(f"expected --batch_size of at most {len(dataset.images)}, the samples there "
+                        f"are, found {args.batch_size}")
 
 
-def score_checkpoints(args: argparse.Namespace, checkpoints: list[Checkpoint], dataset: Dataset):
+def score_checkpoints(args: argparse.Namespace, checkpoints: list[Checkpoint], dataset: Dataset,
+                      scorer: LastLayer, total: scores.Total):
     """Score all samples at every checkpoint and write the sums."""
-    prediction = build_prediction(args.model, args.classes, args.nmaps)
-    scorer = LastLayer(prediction, args.batch_size)
-    total = scores.Total(checkpoints, len(dataset.images), args.classes)
     begin = time.monotonic()
-    with tqdm(total=len(checkpoints) * len(dataset.images), unit="sample", disable=None) as bar:
-        for number_, current in enumerate(checkpoints, start=1):
-            bar.set_description(f"checkpoint {number_}/{len(checkpoints)} (epoch {current.epoch})")
-            checkpoint.load_parameters(current.parameters)
-            result = scorer.score(dataset.images, dataset.labels, bar.update)
+    with tqdm(total=len(checkpoints) * len(dataset.images), unit="sample", leave=False,
+              disable=None) as bar:
+        for done, current in enumerate(checkpoints, start=1):
+            bar.set_description(f"checkpoint {done}/{len(checkpoints)}")
+            checkpoint.load_parameters(current)
+            with np.errstate(over="ignore", invalid="ignore"):
+                result = scorer.score(dataset.images, dataset.labels, bar.update)
+            if not np.isfinite(result.influence).all():
+                raise UserError(f"the scores at {current.parameters} are not finite; leave this "
+                                "checkpoint out, or train again with a lower --learning_rate")
             total.add(result)
             if args.save_every_epoch:
                 scores.save_epoch(args.output, current.epoch, result.influence)
-            if bar.disable:
-                spent = time.monotonic() - begin
-                left = spent / number_ * (len(checkpoints) - number_)
-                print(f"checkpoint {number_}/{len(checkpoints)} (epoch {current.epoch}): mean "
-                      f"self-influence {result.influence.mean():.4g}, {left:.0f} s left", flush=True)
+            left = (time.monotonic() - begin) / done * (len(checkpoints) - done)
+            bar.write(f"checkpoint {done}/{len(checkpoints)} (epoch {current.epoch}): mean "
+                      f"self-influence {result.influence.mean():.4g}, "
+                      f"{datetime.timedelta(seconds=round(left))} left")
     total.save(args.output, dataset.digest())
     print(f"scored: {args.output / scores.TOTAL}", flush=True)
 

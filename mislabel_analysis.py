@@ -126,7 +126,9 @@ def count_top_classes(dataset: Dataset, influence: np.ndarray) -> dict[str, np.n
 
 def save_extracted(folder: Path, dataset: Dataset, score: np.ndarray):
     """Write every image as PNG, sorted into ten folders, ``top_010_percent`` the most suspicious."""
-    names = [re.sub(r"[^\w-]+", "_", name)[:40] for name in dataset.names]
+    # Class names come from anyone, and file names end at 255 bytes.
+    names = [re.sub(r"[^\w-]+", "_", name).encode()[:60].decode(errors="ignore")
+             for name in dataset.names]
     with whole_folder(folder) as temporary, tqdm(total=len(score), unit="image", leave=False,
                                                  disable=None) as bar:
         for decile, members in enumerate(np.array_split(rank(score), 10), start=1):

@@ -1,6 +1,7 @@
 """Train a network on images some of whose labels are wrong, and save checkpoints.
 
-    python -u train.py --dataset digits --nmaps 16 --model resnet23 --train_epochs 12 --output output
+    python -u train.py --dataset digits --model resnet23 --nmaps 16 --train_epochs 12 \\
+        --output output --monitor-path output
 
 The first of three steps: calculate_score.py goes on with what this one writes.
 """
@@ -17,6 +18,7 @@ from models import MODELS, build_prediction, default_nmaps
 from utils import checkpoint, cli
 from utils.cli import Parser, UserError, boolean, number
 from utils.context import set_context
+from utils.files import check_folder
 from utils.learning_rate import learning_rate
 from utils.monitor import TrainingLog
 from utils.training import Trainer
@@ -27,7 +29,7 @@ RUN = ("model", "nmaps", "seed", "dataset", "subset", "shuffle_label", "shuffle_
        "model_save_interval")
 
 
-def get_args(argv=None) -> argparse.Namespace:
+def build_parser() -> Parser:
     parser = Parser(description=__doc__)
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", choices=list(datasets.DATASETS), default="cifar10",
@@ -38,7 +40,8 @@ def get_args(argv=None) -> argparse.Namespace:
     data.add_argument("--subset", type=number(int, 1), metavar="N",
                       help="train on N samples drawn at random")
     data.add_argument("--input", type=Path, metavar="DIR",
-                      help="train on the .npy files of an earlier run instead")
+                      help="train on the .npy files of an earlier run instead; --dataset then only "
+                           "says what they are of")
     data.add_argument("--shuffle_label", type=boolean, default=True,
                       help="mislabel some training samples; False trains on the true labels "
                            "(default: %(default)s)")
@@ -54,8 +57,8 @@ def get_args(argv=None) -> argparse.Namespace:
                           help="feature maps of resnet23 (default: 64)")
     training.add_argument("--train_epochs", type=number(int, 1), default=270,
                           help="epochs (default: %(default)s)")
-    training.add_argument("--train_batch_size", type=number(int, 1), default=500,
-                          help="samples an update (default: %(default)s)")
+    training.add_argument("--train_batch_size", type=number(int, 1), default=None,
+                          help="samples an update (default: 500, but 16 for digits)")
     training.add_argument("--val_batch_size", type=number(int, 1), default=None,
                           help="samples at a time in tests (default: 100, or all where fewer)")
     training.add_argument("--learning_rate", type=number(float, 0, above=True), default=0.5,
@@ -77,13 +80,19 @@ def get_args(argv=None) -> argparse.Namespace:
     files.add_argument("--checkpoint", type=Path, default=None, metavar="PATH",
                        help="resume from the newest checkpoint in this folder, or from this "
                             "checkpoint_<epoch>.json")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def get_args(argv=None) -> argparse.Namespace:
+    args = build_parser().parse_args(argv)
     if args.input:
-        clash = sorted(args.given & {"dataset", "data", "subset", "shuffle_rate"})
+        clash = sorted(args.given & {"data", "subset", "shuffle_rate"})
         if clash:
             raise UserError(f"--input trains on the files of an earlier run, which --{clash[0]} "
                             "cannot change; leave one of them out")
-        args.dataset = args.shuffle_rate = None
+        args.shuffle_rate = None
+        if "dataset" not in args.given:
+            args.dataset = None
     return args
 
 
@@ -96,20 +105,28 @@ def main(argv=None):
 
 def resume_from(args: argparse.Namespace) -> checkpoint.Checkpoint:
     """The newest checkpoint; the run's arguments take the values it was made with."""
-    resumed = checkpoint.find(args.checkpoint)[-1]
-    recorded = checkpoint.arguments(resumed, RUN)
+    resumed = checkpoint.newest_complete(args.checkpoint)
+    recorded = resumed.description["arguments"]
+    # Parsed like a command line: the file may come from a stranger, or from an older version.
+    known = build_parser().parse_args([f"--{name}={value}" for name, value in recorded.items()
+                                       if value is not None])
     for name in RUN:
+        made_with = None if recorded.get(name, ...) is None else getattr(known, name)
         found = getattr(args, name)
-        if name in args.given and found != recorded[name]:
+        if name in args.given and found != made_with:
             raise UserError(f"--{name} {found} contradicts {args.checkpoint}, which was made with "
-                            f"{recorded[name]}; leave the flag out, or train afresh without "
-                            "--checkpoint")
-        setattr(args, name, recorded[name])
+                            f"{made_with}; leave the flag out, or train afresh without --checkpoint")
+        setattr(args, name, made_with)
+    if args.dataset is None and not args.input:
+        raise UserError(f"{args.checkpoint} was trained on the files of an earlier run; give the "
+                        "same --input again")
+    args.model_save_path = args.model_save_path or resumed.parameters.parent
     return resumed
 
 
 def complete(args: argparse.Namespace):
     """Fill in the defaults that depend on other arguments, and check what can be checked early."""
+    digits = args.dataset == "digits"
     if args.nmaps is None:
         args.nmaps = default_nmaps(args.model)
     elif default_nmaps(args.model) is None:
@@ -117,10 +134,14 @@ def complete(args: argparse.Namespace):
     elif args.nmaps % 2:
         raise UserError(f"expected an even --nmaps, found {args.nmaps}")
     if args.augmentation is None:
-        args.augmentation = args.dataset != "digits"
+        args.augmentation = not digits
+    if args.train_batch_size is None:
+        args.train_batch_size = 16 if digits else 500
     if args.model_save_interval is None:
         args.model_save_interval = max(1, round(args.train_epochs / 9))
     args.model_save_path = args.model_save_path or args.monitor_path
+    for folder in (args.output, args.monitor_path, args.model_save_path):
+        check_folder(folder)
     checkpoint.check_unused(args.model_save_path, except_for=args.checkpoint)
 
 
@@ -189,14 +210,15 @@ def train_epoch(args: argparse.Namespace, trainer: Trainer, dataset: Dataset, lo
     with log.epoch(len(dataset.images)) as progress:
         train_loss, train_error = trainer.train_epoch(
             epoch, dataset.images, dataset.labels, args.train_batch_size, rate, progress)
-        if not math.isfinite(train_loss):
-            raise UserError(f"the training loss is {train_loss} in epoch {epoch + 1}; lower "
-                            f"--learning_rate {args.learning_rate:g}")
         test_loss, test_error = trainer.evaluate(dataset.test.images, dataset.test.labels,
                                                  args.val_batch_size)
+    if not math.isfinite(train_loss + test_loss):
+        raise UserError(f"the training loss is {train_loss} and the test loss {test_loss} in epoch "
+                        f"{epoch + 1}; lower --learning_rate {args.learning_rate:g}")
     log.add(train_loss, train_error, test_loss, test_error, rate(updates - 1))
     return rate(updates - 1)
 
 
 if __name__ == "__main__":
-    cli.run(main, "to go on: the same command with --checkpoint and the folder of the checkpoints")
+    cli.run(main, "to go on: the same command, and once there are checkpoints, with --checkpoint "
+                  "and their folder")

@@ -70,6 +70,8 @@ def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
         if not np.array_equal(load(folder).labels, dataset.labels):
             raise UserError(f"true labels (--shuffle_label False) would overwrite the noisy ones in "
                             f"{folder}/y_shuffle_train.npy; give another --output")
+        if not (folder / NAMES_FILE).exists():
+            _save_names(folder, dataset.names)
         return
     save_array(folder / "x_train.npy", dataset.images)
     if dataset.true_labels is None:
@@ -79,7 +81,11 @@ def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
     save_array(folder / "y_shuffle_train.npy", dataset.labels)
     save_array(folder / "x_val.npy", dataset.test.images)
     save_array(folder / "y_val.npy", dataset.test.labels)
-    save_text(folder / NAMES_FILE, "".join(f"{name}\n" for name in dataset.names))
+    _save_names(folder, dataset.names)
+
+
+def _save_names(folder: Path, names: list[str]):
+    save_text(folder / NAMES_FILE, "".join(f"{name}\n" for name in names))
 
 
 def load(folder: Path, test: bool = False) -> Dataset:

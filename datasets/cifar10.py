@@ -4,9 +4,12 @@ The batches in it are pickles, which could run any code: they are read by an unp
 lists, strings and arrays of integers alone.
 """
 import hashlib
+import io
+import lzma
 import os
 import pickle
 import re
+import socket
 import tarfile
 import zlib
 from pathlib import Path
@@ -21,6 +24,7 @@ from utils.files import whole_file
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 MD5 = "c58f30108f718f92721af3b95e74349a"
+TIMEOUT = 60  # seconds without a byte
 FOLDER = "cifar-10-batches-py"
 TRAIN_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST_BATCH = "test_batch"
@@ -56,6 +60,7 @@ def fetch_archive(url: str = URL, md5: str = MD5) -> Path:
     Raises:
         UserError: the download fails, or brings another file than the official one.
     """
+    # Here, for the analysis to read a run's files without NNabla.
     from nnabla.utils.download import download, get_data_home
 
     path = Path(get_data_home()) / url.rsplit("/", 1)[-1]
@@ -67,12 +72,16 @@ def fetch_archive(url: str = URL, md5: str = MD5) -> Path:
         print(f"{path} had not the MD5 of the official archive: kept as {damaged.name}, "
               "downloading again", flush=True)
     with whole_file(path) as temporary:
+        timeout = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(TIMEOUT)
         try:
             download(url, str(temporary), open_file=False, allow_overwrite=True)
         # urllib and http.client raise OSError, HTTPException and ValueError, among others.
         except Exception as error:
             raise UserError(f"cannot download {url}: {error}; bring the archive yourself and name "
                             "it with --data, or try --dataset digits") from error
+        finally:
+            socket.setdefaulttimeout(timeout)
         found = _md5(temporary)
         if found != md5:
             raise UserError(f"expected the MD5 {md5} of what {url} brings, found {found} "
@@ -115,7 +124,7 @@ def read_archive(path: Path) -> dict[str, Split]:
     except FileNotFoundError:
         raise UserError(f"expected cifar-10-python.tar.gz or the folder extracted from it at --data "
                         f"{path}, found nothing; give its path") from None
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+    except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"cannot read the archive {path}: {error}; it is damaged or cut short, get "
                         "it again") from error
     return batches
@@ -135,7 +144,12 @@ def read_batch(file: BinaryIO, source: object) -> Split:
         batch = _Unpickler(content).load()
         pixels = batch["data"].array()
         labels = batch["labels"]
-        labels = labels.array() if isinstance(labels, _Array) else np.array(labels, np.int64)
+        if isinstance(labels, _Array):
+            labels = labels.array()
+        elif all(type(label) is int for label in labels):
+            labels = np.array(labels, np.int64)
+        else:
+            raise pickle.UnpicklingError("it has labels that are no integers")
     # A damaged pickle ends in almost any exception.
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
@@ -155,11 +169,14 @@ def read_batch(file: BinaryIO, source: object) -> Split:
     return Split(pixels.reshape(-1, *IMAGE_SHAPE), labels.astype(np.int64)[:, None])
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds Python's own lists, dictionaries, strings and numbers, and `_Array` for an array."""
+class _Unpickler(pickle._Unpickler):
+    """Builds Python's own lists, dictionaries, strings and numbers, and `_Array` for an array.
+
+    It is the one written in Python: that in C gives a few bytes gigabytes of memory if they name a
+    large memo index.
+    """
 
     def __init__(self, content: bytes):
-        import io
         # "latin1" is what Python 2's byte strings need, those of array data among them.
         super().__init__(io.BytesIO(content), encoding="latin1")
 

@@ -1,6 +1,7 @@
 """Small data that the tests make themselves, and the real sample where it is."""
 import io
 import pickle
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -68,6 +69,12 @@ def finished_run(tmp_path_factory) -> Path:
     calculate_score.main(["--input", str(run), "--checkpoint", str(run), "--output", str(run),
                           "-c", "cpu"])
     return run
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of `finished_run` to change."""
+    return shutil.copytree(finished_run, tmp_path / "run")
 
 
 def write_batch(content: object) -> bytes:

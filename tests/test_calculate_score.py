@@ -1,5 +1,6 @@
 import shutil
 
+import h5py
 import nnabla as nn
 import numpy as np
 import pytest
@@ -8,11 +9,6 @@ import calculate_score
 from datasets import arrays
 from tests.conftest import make_dataset
 from utils.cli import UserError
-
-
-@pytest.fixture
-def run(finished_run, tmp_path):
-    return shutil.copytree(finished_run, tmp_path / "run")
 
 
 def score(run, output, *more):
@@ -83,9 +79,26 @@ def test_bad_calls_are_refused(run, tmp_path, more, message):
     assert not (tmp_path / "new").exists()
 
 
-def test_damaged_checkpoint_keeps_the_scores_before(run):
-    before = total(run)
+def test_damaged_checkpoint_is_found_before_anything_is_written(run, tmp_path):
     (run / "params_000003.h5").write_bytes(b"damaged")
-    with pytest.raises(UserError, match="cannot read the parameters in .*params_000003.h5"):
+    with pytest.raises(UserError, match="params_000003.h5 is damaged or of another run"):
+        score(run, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_checkpoint_that_is_missing_is_not_passed_over(run):
+    (run / "params_000002.h5").unlink()
+    with pytest.raises(UserError, match="cannot read .*params_000002.h5: No such file"):
         score(run, run)
-    assert np.array_equal(total(run), before)
+
+
+def test_scores_that_are_not_finite_are_refused(run, tmp_path):
+    old = tmp_path / "old"
+    old.mkdir()
+    shutil.copy(run / "params_000001.h5", old / "params_1.h5")
+    with h5py.File(old / "params_1.h5", "r+") as file:
+        file["conv8/conv3/bn/gamma"][...] = 3e38
+    with pytest.raises(UserError, match="scores at .*params_1.h5 are not finite"):
+        calculate_score.main(["--input", str(run), "--checkpoint", str(old), "--output", str(old),
+                              "--model", "resnet23", "-c", "cpu"])
+    assert [path.name for path in old.iterdir()] == ["params_1.h5"]

@@ -13,11 +13,6 @@ from utils.cli import UserError
 from utils.training import Trainer
 
 
-@pytest.fixture
-def run(finished_run, tmp_path):
-    return shutil.copytree(finished_run, tmp_path / "run")
-
-
 def build(nmaps=4, classes=3, model="resnet23"):
     prediction = build_prediction(model, classes, nmaps, np.random.default_rng(9))
     prediction(nn.Variable((1, 3, 32, 32)), test=True)
@@ -46,9 +41,17 @@ def test_one_description_names_its_checkpoint_alone(run):
 
 @pytest.mark.parametrize("missing", ["params_000003.h5", "states_000003.h5",
                                      "checkpoint_000003.json"])
-def test_incomplete_checkpoint_is_passed_over(run, missing):
+def test_run_goes_on_from_the_newest_complete_checkpoint(run, missing):
     (run / missing).unlink()
-    assert [one.epoch for one in checkpoint.find(run)] == [1, 2]
+    assert checkpoint.newest_complete(run).epoch == 2
+
+
+def test_checkpoint_without_parameters_is_not_passed_over_in_scoring(run):
+    (run / "params_000002.h5").unlink()
+    (run / "states_000001.h5").unlink()
+    assert [one.epoch for one in checkpoint.find(run)] == [1, 2, 3]
+    with pytest.raises(UserError, match="cannot read .*params_000002.h5: No such file"):
+        checkpoint.read_parameters(checkpoint.find(run)[1])
 
 
 def test_parameters_of_nnablas_example_are_found_without_descriptions(run, tmp_path):
@@ -57,8 +60,8 @@ def test_parameters_of_nnablas_example_are_found_without_descriptions(run, tmp_p
     found = checkpoint.find(tmp_path)
     assert [one.epoch for one in found] == [29, 119, 270]
     assert found[0].parameters.name == "params_29.h5" and not found[0].description
-    with pytest.raises(UserError, match="found none to resume from; leave"):
-        checkpoint.arguments(found[-1], ("model",))
+    with pytest.raises(UserError, match="found none to resume from; leave --checkpoint out"):
+        checkpoint.newest_complete(tmp_path)
     shutil.copy(run / "params_000001.h5", tmp_path / "params_000029.h5")
     with pytest.raises(UserError, match="params_000029.h5 and .*params_29.h5 are of the same epoch"):
         checkpoint.find(tmp_path)
@@ -82,10 +85,20 @@ def test_checkpoints_of_two_runs_are_not_mixed(run):
 
 
 @pytest.mark.parametrize("content", [
-    "", "[]", "{}", '{"epoch": 2}', "\xff", '{"epoch": "../../etc/passwd"}'])
+    "", "[]", "{}", '{"epoch": 2}', "\xff", "[" * 100_000, '{"epoch": "../../etc/passwd"}'])
 def test_damaged_description_is_named(run, content):
     (run / "checkpoint_000002.json").write_text(content, encoding="latin1")
     with pytest.raises(UserError, match="checkpoint_000002.json"):
+        checkpoint.find(run)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"nmaps": 0}, {"nmaps": -4}, {"nmaps": True}, {"nmaps": 5}, {"nmaps": 10**9}, {"classes": 0},
+    {"epoch": True}, {"history": []}, {"history": [{}, {}]}, {"arguments": []}, {"seed": -1}])
+def test_wrong_value_in_a_description_is_named(run, wrong):
+    path = run / "checkpoint_000002.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **wrong}))
+    with pytest.raises(UserError, match=f"checkpoint_000002.json: missing or wrong {next(iter(wrong))}"):
         checkpoint.find(run)
 
 
@@ -116,7 +129,7 @@ def test_what_a_run_left_before_its_first_checkpoint_is_no_checkpoint(run):
 
 def test_loading_gives_the_saved_values_and_nnabla_reads_them_too(run):
     build()
-    checkpoint.load_parameters(run / "params_000002.h5")
+    checkpoint.load_parameters(checkpoint.find(run)[1])
     loaded = {name: value.d.copy() for name, value in nn.get_parameters(grad_only=False).items()}
     nn.clear_parameters()
     nn.load_parameters(str(run / "params_000002.h5"))
@@ -133,32 +146,62 @@ def test_loading_gives_the_saved_values_and_nnabla_reads_them_too(run):
 def test_parameters_of_another_network_are_refused(run, options, message):
     build(**options)
     with pytest.raises(UserError, match=message):
-        checkpoint.load_parameters(run / "params_000001.h5")
+        checkpoint.load_parameters(checkpoint.find(run)[0])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_parameters_that_are_not_finite_name_the_checkpoint(run, value):
-    with h5py.File(run / "params_000002.h5", "r+") as file:
+    path = run / "params_000002.h5"
+    with h5py.File(path, "r+") as file:
         file["conv2/conv1/conv/W"][0, 0] = value
     with pytest.raises(UserError, match="params_000002.h5, found others in conv2/conv1/conv/W"):
-        checkpoint.read_parameters(run / "params_000002.h5")
+        checkpoint.read_parameters(checkpoint.Checkpoint(2, path))
 
 
-def test_damaged_files_are_named(run):
-    for name in ("params_000002.h5", "states_000002.h5"):
-        (run / name).write_bytes((run / name).read_bytes()[:3000])
-    with pytest.raises(UserError, match="cannot read the parameters in .*params_000002.h5"):
-        checkpoint.read_parameters(run / "params_000002.h5")
+@pytest.mark.parametrize("name", ["params_000002.h5", "states_000002.h5"])
+@pytest.mark.parametrize("damage", ["cut", "other epoch", "empty"])
+def test_files_other_than_those_described_are_refused(run, name, damage):
+    if damage == "empty":
+        h5py.File(run / name, "w").close()
+    else:
+        content = (run / name).read_bytes()
+        other = (run / name.replace("2", "1")).read_bytes()
+        (run / name).write_bytes(content[:3000] if damage == "cut" else other)
     trainer = Trainer(build_prediction("resnet23", 3, 4), False, 0)
-    shutil.copy(run / "params_000001.h5", run / "params_000002.h5")
-    with pytest.raises(UserError, match="cannot read the solver's state in .*states_000002.h5"):
+    with pytest.raises(UserError, match=f"{name} is damaged or of another run"):
         checkpoint.load(checkpoint.find(run)[1], trainer.solver)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", "cut"])
+def test_damaged_parameters_without_description_are_named(run, content):
+    path = run / "params_000002.h5"
+    path.write_bytes(path.read_bytes()[:3000] if content == "cut" else content)
+    with pytest.raises(UserError, match="cannot read the parameters in .*params_000002.h5"):
+        checkpoint.read_parameters(checkpoint.Checkpoint(2, path))
+
+
+def test_files_are_as_nnabla_writes_them(run, tmp_path):
+    """Saved again by NNabla itself, parameters and states hold the same."""
+    trainer = Trainer(build_prediction("resnet23", 3, 4), False, 0)
+    checkpoint.load(checkpoint.find(run)[2], trainer.solver)
+    nn.save_parameters(str(tmp_path / "params_000003.h5"))
+    trainer.solver.save_states(str(tmp_path / "states_000003.h5"))
+    for name in ("params_000003.h5", "states_000003.h5"):
+        assert contents(run / name) == contents(tmp_path / name)
+
+
+def contents(path):
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: found.update({name: (
+            dict(item.attrs), item[...].tolist() if isinstance(item, h5py.Dataset) else None)}))
+    return found
 
 
 def test_saved_network_computes_what_the_trained_one_does(run):
     from nnabla.utils.nnp_graph import NnpLoader
     build()
-    checkpoint.load_parameters(run / "params_000003.h5")
+    checkpoint.load_parameters(checkpoint.find(run)[2])
     images = make_dataset().images[:1]
     image = nn.Variable(images.shape)
     logits, _ = build_prediction("resnet23", 3, 4)(image, test=True)

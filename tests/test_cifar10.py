@@ -1,6 +1,7 @@
 import hashlib
 import os
 import pickle
+import resource
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -68,6 +69,7 @@ def test_records_keep_their_order_and_their_colours(tmp_path):
     ({"data_batch_2": batch(labels=[0, 10])}, "labels from 0 to 9 in .*data_batch_2, found 10"),
     ({"data_batch_2": batch(labels=[0, -1])}, "labels from 0 to 9 in .*data_batch_2, found -1"),
     ({"data_batch_2": batch(labels=[0])}, "expected 2 labels"),
+    ({"data_batch_2": batch(labels=[0.7, "3"])}, "labels that are no integers"),
     ({"test_batch": batch(np.zeros((2, 3071), np.uint8))}, "records of 3072 bytes .*3071"),
     ({"test_batch": batch(np.zeros((2, 3072)))}, "an array of 'f8', not of integers"),
     ({"data_batch_1": b""}, "expected a pickled CIFAR-10 batch"),
@@ -91,6 +93,15 @@ def test_malicious_pickle_runs_no_code(tmp_path):
     with pytest.raises(UserError, match="asks for io.open, which a batch does not need"):
         load_cifar10(path)
     assert not target.exists()
+
+
+def test_few_bytes_of_pickle_do_not_fill_the_memory(tmp_path):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    attack = b"\x80\x02Kr\x00\x00\x00\x08."  # memo index 2**27
+    path = write_archive(tmp_path / "a.tar.gz", data_batch_1=attack)
+    with pytest.raises(UserError, match="expected a pickled CIFAR-10 batch"):
+        load_cifar10(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
 
 
 def test_batch_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
@@ -191,8 +202,3 @@ def test_damaged_archive_is_downloaded_again_and_kept_aside(server):
     path.write_bytes(b"damaged")
     assert fetch_archive(server.url, server.md5).read_bytes() == server.content
     assert path.with_name(path.name + ".damaged").read_bytes() == b"damaged"
-
-
-def test_official_address_and_checksum():
-    assert cifar10.URL == "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
-    assert cifar10.MD5 == "c58f30108f718f92721af3b95e74349a"

@@ -4,6 +4,7 @@ import importlib.machinery
 import importlib.util
 import types
 
+import nnabla.ext_utils
 import pytest
 
 from utils import context
@@ -59,6 +60,16 @@ def test_missing_extension_is_named(driver, monkeypatch):
     with pytest.raises(UserError, match="CUDA extension, found none; pip install "
                                         "nnabla-ext-cuda120==1.39.0"):
         context.set_context("cudnn", 0, "float")
+
+
+@pytest.mark.parametrize("asked", ["cudnn", None])
+def test_gpu_is_used_where_it_works(extension, monkeypatch, asked):
+    made, cpu = [], nnabla.ext_utils.get_extension_context("cpu")
+    extension(lambda: types.SimpleNamespace(get_device_count=lambda: 2))
+    monkeypatch.setattr(context, "get_extension_context",
+                        lambda name, **options: made.append((name, options)) or cpu)
+    assert context.set_context(asked, 1, "half") == "cudnn, GPU 1, half"
+    assert made == [("cudnn", {"device_id": "1", "type_config": "half"})]
 
 
 @pytest.mark.parametrize("error", [

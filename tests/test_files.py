@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 
 from utils.cli import UserError
-from utils.files import load_array, save_array, save_json, save_text, whole_file, whole_folder
+from utils.files import (
+    check_folder,
+    load_array,
+    save_array,
+    save_json,
+    save_text,
+    whole_file,
+    whole_folder,
+)
 
 
 def test_file_appears_only_when_it_is_whole(tmp_path):
@@ -73,6 +81,23 @@ def test_array_that_needs_pickle_is_refused_unread(tmp_path):
     with pytest.raises(UserError, match="cannot read .*b.npy"):
         load_array(tmp_path / "b.npy")
     assert not (tmp_path / "created").exists()
+
+
+def test_zip_and_damaged_headers_are_no_arrays(tmp_path):
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.savez(file, a=np.zeros(3))
+    save_array(tmp_path / "b.npy", np.zeros(3))
+    (tmp_path / "b.npy").write_bytes((tmp_path / "b.npy").read_bytes().replace(b"}", b" "))
+    for name in ("a.npy", "b.npy"):
+        with pytest.raises(UserError, match=f"cannot read .*{name}"):
+            load_array(tmp_path / name)
+
+
+def test_folder_that_cannot_be_written_in_is_told_early(tmp_path):
+    (tmp_path / "file").touch()
+    check_folder(tmp_path / "a" / "b")
+    with pytest.raises(UserError, match="folder to write in at .*file/a, found .*file, which is no"):
+        check_folder(tmp_path / "file" / "a")
 
 
 def test_missing_and_truncated_arrays_are_told_in_one_line(tmp_path):

@@ -1,6 +1,5 @@
 import csv
 import json
-import shutil
 import subprocess
 import sys
 
@@ -12,11 +11,6 @@ import mislabel_analysis
 from datasets import arrays
 from tests.conftest import ROOT, make_dataset
 from utils.cli import UserError
-
-
-@pytest.fixture
-def run(finished_run, tmp_path):
-    return shutil.copytree(finished_run, tmp_path / "run")
 
 
 def analyse(run, output, *more):
@@ -128,9 +122,10 @@ def test_extracting_again_replaces_the_images(run, tmp_path):
     assert len(list((tmp_path / "extracted_samples").rglob("*.png"))) == 30
 
 
-def test_names_of_strangers_stay_inside_the_folder(run, tmp_path):
-    (run / "label_names.txt").write_text("../../up\n/etc/passwd\na\\b:*?\n")
-    analyse(run, tmp_path / "figure", "--save_extracted", "True")
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_names_of_strangers_stay_inside_the_folder_and_break_nothing(run, tmp_path):
+    (run / "label_names.txt").write_text("../../up\n$\\frac{$\n" + "\u4e9c" * 300 + "\n")
+    analyse(run, tmp_path / "figure", "--save_extracted", "True", "--ckpt_analysis", "True")
     paths = [path for path in tmp_path.rglob("*.png") if "given" in path.name]
     assert len(paths) == 30
     assert all(path.is_relative_to(tmp_path / "figure" / "extracted_samples") for path in paths)

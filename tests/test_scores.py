@@ -1,4 +1,3 @@
-import shutil
 
 import numpy as np
 import pytest
@@ -6,11 +5,6 @@ import pytest
 from datasets import arrays
 from utils import scores
 from utils.cli import UserError
-
-
-@pytest.fixture
-def run(finished_run, tmp_path):
-    return shutil.copytree(finished_run, tmp_path / "run")
 
 
 def load(run):

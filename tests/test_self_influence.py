@@ -1,5 +1,6 @@
 import nnabla as nn
 import nnabla.functions as F
+import nnabla.parametric_functions as PF
 import numpy as np
 import pytest
 
@@ -59,15 +60,33 @@ def test_batched_scores_are_those_of_one_sample_at_a_time(model, trained, digits
     scorer = LastLayer(prediction, 5)
     images, labels = random_samples()
     if trained:
-        checkpoint.load_parameters(digits_run / model / "params_000001.h5")
+        checkpoint.load_parameters(checkpoint.find(digits_run / model)[0])
         images = np.load(digits_run / model / "x_train.npy")[:13]
         labels = np.load(digits_run / model / "y_shuffle_train.npy")[:13]
     scores = scorer.score(images, labels, lambda count: None).influence
     # Fresh parameters give logits of hundreds, which float32 resolves to 3e-5: a saturated
     # softmax, with scores such as 1e-70, cannot be told more exactly.
-    np.testing.assert_allclose(scores, gradient_norms(prediction, images, labels), rtol=1e-5,
+    np.testing.assert_allclose(scores, gradient_norms(prediction, images, labels), rtol=1e-6,
                                atol=1e-30)
     assert scores.max() > 0 and len(set(scores.tolist())) == 13
+
+
+def test_scores_are_exact_where_the_network_is_sure():
+    """Where softmax is nearly 1, the error is the difference of almost equal float32 numbers."""
+    rng = np.random.default_rng(0)
+
+    def prediction(image, test):
+        h = F.reshape(image[:, :1, :4, :4], (image.shape[0], 16)) / 128 - 1
+        return PF.affine(h, 10, rng=rng), h
+    images, _ = random_samples(200)
+    scorer = LastLayer(prediction, 100)
+    nn.get_parameters()["affine/W"].d = rng.normal(0, 3, (16, 10))
+    first = scorer.score(images, np.zeros((200, 1), int), lambda count: None)
+    labels = first.probability.argmax(axis=1)[:, None]
+    scores = scorer.score(images, labels, lambda count: None)
+    assert (scores.error_norm < 1e-3).sum() > 10
+    np.testing.assert_allclose(scores.influence, gradient_norms(prediction, images, labels),
+                               rtol=1e-6)
 
 
 def test_scores_do_not_depend_on_the_batch():
@@ -79,7 +98,7 @@ def test_scores_do_not_depend_on_the_batch():
     assert counts == [1] * 13 + [4, 4, 4, 1] + [13]
     for name in ("influence", "loss", "margin", "error_norm", "probability"):
         for other in results[1:]:
-            np.testing.assert_allclose(getattr(other, name), getattr(results[0], name), rtol=1e-5,
+            np.testing.assert_allclose(getattr(other, name), getattr(results[0], name), rtol=1e-6,
                                        atol=1e-30)
     assert results[0].probability.shape == (13, 10)
 
@@ -114,7 +133,7 @@ def test_large_logits_do_not_overflow():
 def test_labels_and_not_predictions_decide_the_score(digits_run):
     images, labels = random_samples()
     scorer = LastLayer(build_prediction("resnet23", 10), 13)
-    checkpoint.load_parameters(digits_run / "resnet23" / "params_000001.h5")
+    checkpoint.load_parameters(checkpoint.find(digits_run / "resnet23")[0])
     first = scorer.score(images, labels, lambda count: None)
     labels[7] = (labels[7] + 1) % 10
     second = scorer.score(images, labels, lambda count: None)

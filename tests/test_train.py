@@ -1,10 +1,11 @@
+import json
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -62,27 +63,50 @@ def test_another_seed_gives_another_run(finished_run, dataset_folder, tmp_path):
     assert not np.array_equal(contents(finished_run)[name], contents(tmp_path / "other")[name])
 
 
-@pytest.mark.parametrize("epochs_seen", [1, 2])
-def test_killed_run_resumes_bit_identical(finished_run, dataset_folder, tmp_path, epochs_seen):
-    """Killed twice, a moment after an epoch's line: while the checkpoint is written, or after."""
+KILL_AT_REPLACE = """
+import os, sys
+import train
+replace, left = os.replace, [int(sys.argv[1])]
+def killing(*paths):
+    replace(*paths)
+    left[0] -= 1
+    if not left[0]:
+        os._exit(9)
+os.replace = killing
+train.main(sys.argv[2:])
+"""
+
+
+# The six files of data come first, then states, parameters and description of each epoch.
+@pytest.mark.parametrize("moment", [2, 7, 8, 9, 11, 15])
+def test_killed_run_resumes_bit_identical(finished_run, dataset_folder, tmp_path, moment):
+    """Killed right after a file took its place, whichever: data, states, parameters, description."""
     run = tmp_path / "run"
-    for attempt, delay in enumerate([0.0, 0.05]):
-        resume = ["--checkpoint", str(run)] if list(run.glob("checkpoint_*.json")) else []
-        process = start(dataset_folder, run, *resume)
-        for line in process.stdout:
-            if line.startswith(f"epoch {epochs_seen + attempt}/3"):
-                break
-        time.sleep(delay)
-        process.kill()
-        process.communicate()
-    resume = ["--checkpoint", str(run)] if list(run.glob("checkpoint_*.json")) else []
-    assert start(dataset_folder, run, *resume).wait() == 0
+    process = subprocess.run([sys.executable, "-c", KILL_AT_REPLACE, str(moment),
+                              *flags(dataset_folder, run)], cwd=ROOT, check=False)
+    assert process.returncode == 9
+    complete = len(list(run.glob("checkpoint_*.json")))
+    assert complete == max(0, moment - 6) // 3
+    train.main(flags(dataset_folder, run, *(["--checkpoint", str(run)] if complete else [])))
     assert_same(finished_run, run)
     for name in ("x_train.npy", "y_train.npy", "y_shuffle_train.npy", "label_names.txt"):
         assert (run / name).read_bytes() == (finished_run / name).read_bytes()
     loss = (run / "Training-loss.series.txt").read_text()
     assert loss == (finished_run / "Training-loss.series.txt").read_text()
     assert not list(run.glob(".partial-*"))
+
+
+def test_run_killed_in_the_middle_of_an_epoch_resumes_bit_identical(finished_run, dataset_folder,
+                                                                    tmp_path):
+    run = tmp_path / "run"
+    process = start(dataset_folder, run)
+    for line in process.stdout:
+        if line.startswith("epoch 2/3"):
+            break
+    process.kill()
+    process.communicate()
+    train.main(flags(dataset_folder, run, "--checkpoint", str(run)))
+    assert_same(finished_run, run)
 
 
 def test_resuming_from_an_older_checkpoint_ends_the_same(finished_run, dataset_folder, tmp_path):
@@ -104,7 +128,7 @@ def test_interrupt_is_one_line_and_resuming_works(finished_run, dataset_folder, 
         pytest.skip("the run ended before the interrupt came")
     assert process.returncode == 130
     assert error.count("\n") == 1
-    assert "interrupted; to go on: the same command with --checkpoint" in error
+    assert "interrupted; to go on: the same command, and once there are checkpoints, with" in error
     assert start(dataset_folder, run, "--checkpoint", str(run)).wait() == 0
     assert_same(finished_run, run)
 
@@ -122,21 +146,38 @@ def test_full_disk_is_one_line_and_leaves_nothing_half_written(dataset_folder, t
     assert os.listdir(run) == []
 
 
-def test_disk_that_fills_while_training_keeps_the_checkpoints_before(finished_run, tmp_path):
-    """The solver's state of the next checkpoint does not fit."""
+@pytest.mark.parametrize(("limit", "name"), [(10_000, "states"), (53_500, "params")])
+def test_disk_that_fills_keeps_the_checkpoints_before(finished_run, tmp_path, limit, name):
+    """The solver's states (53,000 bytes of HDF5) or the parameters of the next one do not fit."""
     run = shutil.copytree(finished_run, tmp_path / "run")
-
-    class Solver:
-        def save_states(self, path):
-            Path(path).write_bytes(b"half")
-            with open("/dev/full", "w") as device:
-                device.write("x")
-    description = {**checkpoint.find(run)[-1].description, "epoch": 4}
-    with pytest.raises(UserError, match="cannot write .*states_000004.h5: .*No space left"):
-        checkpoint.save(run, Solver(), description)
+    code = f"""
+import resource, signal, sys
+from pathlib import Path
+import utils
+from models import build_prediction
+from utils import checkpoint, cli
+from utils.training import Trainer
+run = Path({str(run)!r})
+trainer = Trainer(build_prediction("resnet23", 3, 4), False, 0)
+last = checkpoint.find(run)[-1]
+checkpoint.load(last, trainer.solver)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+cli.run(lambda: checkpoint.save(run, trainer.solver, {{**last.description, "epoch": 4}}))
+"""
+    if name == "params":
+        sizes = [(run / f"{kind}_000003.h5").stat().st_size for kind in ("states", "params")]
+        if sizes[0] >= sizes[1]:
+            pytest.skip("the states take more space than the parameters")
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                            check=False)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("\n") == 1
+    assert f"cannot write {run}/{name}_000004.h5: " in result.stderr
+    assert "free some space" in result.stderr
     assert not (run / "checkpoint_000004.json").exists()
-    assert not list(run.glob(".partial-*")) and not list(run.glob("states_000004*"))
-    assert [one.epoch for one in checkpoint.find(run)] == [1, 2, 3]
+    assert not list(run.glob(".partial-*")) and not list(run.glob(f"{name}_000004*"))
+    assert checkpoint.newest_complete(run).epoch == 3
 
 
 @pytest.mark.parametrize("more", [
@@ -147,6 +188,40 @@ def test_flags_that_contradict_the_checkpoint_are_refused(finished_run, dataset_
     run = shutil.copytree(finished_run, tmp_path / "run")
     with pytest.raises(UserError, match=f"{more[0]} .*contradicts .*which was made with"):
         train.main(flags(dataset_folder, run, "--checkpoint", str(run), *more))
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"model": "vgg"}, "--model: invalid choice: 'vgg'"),
+    ({"train_epochs": "x"}, "--train_epochs: expected an integer from 1, found 'x'"),
+    ({"train_batch_size": 0}, "--train_batch_size: expected an integer from 1, found '0'"),
+    ({"optimizer": "adam"}, "unknown argument --optimizer"),
+])
+def test_recorded_arguments_are_read_like_a_command_line(finished_run, dataset_folder, tmp_path,
+                                                         wrong, message):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    path = run / "checkpoint_000003.json"
+    description = json.loads(path.read_text())
+    description["arguments"].update(wrong)
+    path.write_text(json.dumps(description))
+    with pytest.raises(UserError, match=message):
+        train.main(flags(dataset_folder, run, "--checkpoint", str(path)))
+
+
+def test_run_on_earlier_files_asks_for_them_again(finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    with pytest.raises(UserError, match="trained on the files of an earlier run; give the same"):
+        train.main(["--checkpoint", str(run), "--output", str(run), "-c", "cpu"])
+
+
+def test_noisy_labels_are_what_is_trained_on(finished_run, tmp_path):
+    """Other noise over the same true labels gives other parameters."""
+    dataset = make_dataset()
+    labels = dataset.true_labels.copy()
+    labels[1::5] = (labels[1::5] + 1) % 3
+    arrays.save(tmp_path / "data", replace(dataset, labels=labels))
+    train.main(flags(tmp_path / "data", tmp_path / "run"))
+    name = ("params_000001.h5", "affine/W")
+    assert not np.array_equal(contents(finished_run)[name], contents(tmp_path / "run")[name])
 
 
 def test_resuming_on_other_data_is_refused(finished_run, tmp_path):
@@ -197,7 +272,9 @@ def test_training_on_earlier_files_without_their_noise(dataset_folder, tmp_path)
     (["--model", "resnet56"], "--nmaps 4: resnet56 has a fixed width"),
     (["--nmaps", "5"], "expected an even --nmaps, found 5"),
     (["--checkpoint", "nowhere"], "nowhere, found nothing"),
-    (["--learning_rate", "1e300"], "training loss is (nan|inf) in epoch 1; lower --learning_rate"),
+    (["--monitor-path", __file__], "folder to write in at .*test_train.py.*no folder"),
+    (["-o", __file__ + "/run"], "folder to write in at .*test_train.py.*no folder"),
+    (["--learning_rate", "1e300"], "training loss is .* in epoch 1; lower --learning_rate"),
 ])
 def test_bad_calls_are_refused(dataset_folder, tmp_path, more, message):
     with pytest.raises(UserError, match=message):
@@ -209,13 +286,13 @@ def test_defaults_are_those_of_the_design(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     args = train.get_args([])
     train.complete(args)
-    assert (args.model, args.dataset, args.train_epochs, args.train_batch_size) == \
-        ("resnet56", "cifar10", 270, 500)
+    assert (args.model, args.dataset) == ("resnet56", "cifar10")
+    assert (args.train_epochs, args.train_batch_size) == (270, 500)
     assert (args.monitor_path, args.model_save_path) == (Path("tmp.monitor"), Path("tmp.monitor"))
     assert (args.shuffle_label, args.shuffle_rate, args.model_save_interval) == (True, 0.1, 30)
     assert args.augmentation is True and args.nmaps is None
     args = train.get_args(["--dataset", "digits", "--model", "resnet23"])
     train.complete(args)
-    assert args.augmentation is False and args.nmaps == 64
+    assert (args.augmentation, args.nmaps, args.train_batch_size) == (False, 64, 16)
     with pytest.raises(UserError, match="--dataset: invalid choice: 'mnist'.*cifar10.*digits"):
         train.get_args(["--dataset", "mnist"])

@@ -91,22 +91,33 @@ def test_augmented_images_are_scaled_and_mirrored():
     assert np.array_equal(graph.image.d, augmented.d)
 
 
-def test_update_is_momentum_descent_on_the_mean_cross_entropy():
+def test_updates_are_momentum_descent_on_the_mean_cross_entropy():
+    """Two updates by hand: the second one moves by 0.9 of the first one's step too."""
     dataset, trainer = make_dataset(), make_trainer()
-    before = parameters()
-    graph = trainer._graph(30, False)
-    graph.image.d, graph.label.d = dataset.images, dataset.labels
-    for value in nn.get_parameters().values():
-        value.grad.zero()
-    graph.loss.forward()
-    graph.loss.backward()
-    gradient = nn.get_parameters()["affine/W"].g.copy()
+
+    def gradient_at(values):
+        graph = trainer._graph(30, False)
+        for name, value in nn.get_parameters(grad_only=False).items():
+            value.d = values[name]
+        graph.image.d, graph.label.d = dataset.images, dataset.labels
+        trainer.solver.zero_grad()
+        graph.loss.forward()
+        graph.loss.backward()
+        return nn.get_parameters()["affine/W"].g.copy()
+    start = parameters()
+    first_gradient = gradient_at(start)
     for name, value in nn.get_parameters(grad_only=False).items():
-        value.d = before[name]
-    train(trainer, batch_size=30, rate=0.1)
-    first = parameters()["affine/W"]
-    assert np.allclose(first, before["affine/W"] - 0.1 * gradient, atol=1e-5)
-    assert not equal(before, parameters())
+        value.d = start[name]
+    train(trainer, 1, batch_size=30, rate=0.1)
+    middle = parameters()
+    second_gradient = gradient_at(middle)
+    for name, value in nn.get_parameters(grad_only=False).items():
+        value.d = middle[name]
+    train(trainer, 1, batch_size=30, rate=0.1)
+    first = middle["affine/W"] - start["affine/W"]
+    second = parameters()["affine/W"] - middle["affine/W"]
+    np.testing.assert_allclose(first, -0.1 * first_gradient, atol=1e-5)
+    np.testing.assert_allclose(second, 0.9 * first - 0.1 * second_gradient, atol=1e-5)
 
 
 def test_losses_fall_and_are_means_over_samples():

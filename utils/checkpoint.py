@@ -1,4 +1,6 @@
 """Checkpoints: parameters, solver state, and a description of what made them."""
+import hashlib
+import io
 import json
 import re
 from collections.abc import Callable
@@ -11,7 +13,7 @@ import numpy as np
 from nnabla.utils.save import save as nnabla_save
 
 from utils.cli import UserError
-from utils.files import save_json, whole_file
+from utils.files import save_bytes, save_json, whole_file
 
 PARAMETERS = "params_{:06d}.h5"
 STATES = "states_{:06d}.h5"
@@ -19,17 +21,36 @@ DESCRIPTION = "checkpoint_{:06d}.json"
 # NNabla's own example does not pad the epoch.
 PARAMETERS_PATTERN = re.compile(r"params_(\d+)\.h5")
 DESCRIPTION_PATTERN = re.compile(r"checkpoint_(\d{6,})\.json")
-DESCRIPTION_TYPES = {"epoch": int, "model": str, "nmaps": (int, type(None)), "classes": int,
-                     "learning_rate": float, "seed": int, "data_sha256": str, "arguments": dict,
-                     "history": list}
+SERIES = ("train_loss", "train_error", "test_loss", "test_error", "seconds")
+
+
+def _integer(low: int, high: int = 2**31 - 1) -> Callable:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _history(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(record, dict) and all(type(record.get(key)) in (int, float) for key in SERIES)
+        for record in value)
+
+
+# What a description must hold, and how each value is recognized: it may come from a stranger.
+DESCRIPTION_TYPES = {
+    "epoch": _integer(1), "model": lambda value: isinstance(value, str),
+    "nmaps": lambda value: value is None or _integer(2, 4096)(value) and value % 2 == 0,
+    "classes": _integer(1, 100_000), "learning_rate": lambda value: type(value) in (int, float),
+    "seed": _integer(0), "data_sha256": lambda value: isinstance(value, str),
+    "parameters_sha256": lambda value: isinstance(value, str),
+    "states_sha256": lambda value: isinstance(value, str),
+    "arguments": lambda value: isinstance(value, dict), "history": _history}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A network after `epoch` completed epochs.
 
-    `description` is what `save` was given, or empty where there is none (parameters that NNabla's
-    example wrote); `states` is None there too.
+    `description` is what `save` was given, with the digests of the files, or empty where there is
+    none (parameters that NNabla's example wrote); `states` is None there too.
     """
 
     epoch: int
@@ -44,22 +65,33 @@ def save(folder: Path, solver, description: dict):
     Args:
         folder: where to.
         solver: the NNabla solver whose state is saved.
-        description: JSON with at least the keys of ``DESCRIPTION_TYPES``.
+        description: JSON with the keys of ``DESCRIPTION_TYPES`` but the digests.
 
     Raises:
         UserError: a file cannot be written.
     """
     epoch = description["epoch"]
+    parameters, states = io.BytesIO(), io.BytesIO()
+    nn.save_parameters(parameters, extension=".h5")
+    # As Solver.save_states, which writes to disk only.
+    with h5py.File(states, "w") as file:
+        for index, (name, state) in enumerate(solver.get_states().items()):
+            group = file.create_group(name)
+            group.attrs["index"] = index
+            group["t"] = state.t
+            for place, (key, variable) in enumerate(state.pstate.items()):
+                group[key] = variable.d
+                group[key].attrs["index"] = place
     # In this order, for `check_unused` to know parameters that a killed run left.
-    with whole_file(folder / STATES.format(epoch)) as path:
-        solver.save_states(str(path))
-    with whole_file(folder / PARAMETERS.format(epoch)) as path:
-        nn.save_parameters(str(path))
-    save_json(folder / DESCRIPTION.format(epoch), description)
+    save_bytes(folder / STATES.format(epoch), states.getbuffer())
+    save_bytes(folder / PARAMETERS.format(epoch), parameters.getbuffer())
+    save_json(folder / DESCRIPTION.format(epoch), {
+        **description, "parameters_sha256": hashlib.sha256(parameters.getbuffer()).hexdigest(),
+        "states_sha256": hashlib.sha256(states.getbuffer()).hexdigest()})
 
 
 def find(path: Path) -> list[Checkpoint]:
-    """The complete checkpoints in a folder, or the one that a ``checkpoint_*.json`` describes.
+    """The checkpoints in a folder, or the one that a ``checkpoint_*.json`` describes.
 
     Where nothing is described, the ``params_*.h5`` files alone make the checkpoints.
 
@@ -85,34 +117,27 @@ def find(path: Path) -> list[Checkpoint]:
         description = _read_description(file)
         epoch = description["epoch"]
         parameters, states = (file.with_name(name.format(epoch)) for name in (PARAMETERS, STATES))
-        if parameters.is_file() and states.is_file():
-            checkpoints.append(Checkpoint(epoch, parameters, states, description))
-    if not checkpoints:
-        raise UserError(f"{described[-1]} describes params_*.h5 and states_*.h5 files that are not "
-                        "beside it; copy the whole folder, or train again")
-    first = checkpoints[0]
-    for other in checkpoints[1:]:
+        checkpoints.append(Checkpoint(epoch, parameters, states, description))
+    first, *others = checkpoints
+    for other in others:
         if run_of(other.description) != run_of(first.description):
             raise UserError(f"checkpoints {first.epoch} and {other.epoch} in {path} come from "
                             "different runs; keep each run's checkpoints in a folder of its own")
     return sorted(checkpoints, key=lambda checkpoint: checkpoint.epoch)
 
 
-def arguments(checkpoint: Checkpoint, names: tuple[str, ...]) -> dict:
-    """The arguments that a run must have to go on from a checkpoint, by `names`.
+def newest_complete(path: Path) -> Checkpoint:
+    """The newest of the checkpoints that `find` finds which has all it takes to go on from it.
 
     Raises:
-        UserError: the checkpoint was not made by a run with these arguments.
+        UserError: there is none.
     """
-    if not checkpoint.states:
-        raise UserError(f"expected checkpoint_<epoch>.json and states_<epoch>.h5 beside "
-                        f"{checkpoint.parameters}, found none to resume from; leave --checkpoint out "
-                        "to train afresh")
-    recorded = checkpoint.description["arguments"]
-    if set(recorded) != set(names):
-        raise UserError(f"{checkpoint.parameters} was made by another version of train.py; train "
-                        "afresh")
-    return recorded
+    for checkpoint in reversed(find(path)):
+        if checkpoint.states and checkpoint.states.is_file() and checkpoint.parameters.is_file():
+            return checkpoint
+    raise UserError(f"expected params_<epoch>.h5, states_<epoch>.h5 and checkpoint_<epoch>.json of "
+                    f"one epoch in {path}, found none to resume from; leave --checkpoint out to "
+                    "train afresh")
 
 
 def check_unused(folder: Path, except_for: Path | None):
@@ -141,7 +166,7 @@ def check_unused(folder: Path, except_for: Path | None):
 def run_of(description: dict) -> dict:
     """The part of a description that all checkpoints of a run have in common."""
     return {key: description[key] for key in DESCRIPTION_TYPES
-            if key not in ("epoch", "learning_rate", "history")}
+            if key in ("model", "nmaps", "classes", "seed", "data_sha256", "arguments")}
 
 
 def _undescribed(folder: Path) -> list[Checkpoint]:
@@ -157,27 +182,31 @@ def _undescribed(folder: Path) -> list[Checkpoint]:
 
 
 def _read_description(file: Path) -> dict:
+    advice = "remove it to go without this checkpoint"
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {file}: {error}; remove it to go without this checkpoint") \
-            from error
-    wrong = [key for key, kind in DESCRIPTION_TYPES.items()
-             if not isinstance(description, dict) or not isinstance(description.get(key, ...), kind)]
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {file}: {error}; {advice}") from error
+    if not isinstance(description, dict):
+        raise UserError(f"expected a JSON object in {file}, found another value; {advice}")
+    wrong = [key for key, valid in DESCRIPTION_TYPES.items() if not valid(description.get(key))]
     if not wrong and file.name != DESCRIPTION.format(description["epoch"]):
         wrong = ["epoch"]
+    if not wrong and len(description["history"]) != description["epoch"]:
+        wrong = ["history"]
     if wrong:
-        raise UserError(f"{file}: missing or wrong {', '.join(wrong)}; remove it to go without "
-                        "this checkpoint")
+        raise UserError(f"{file}: missing or wrong {', '.join(wrong)}; {advice}")
     return description
 
 
-def read_parameters(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a parameter file by name, such as ``conv1/conv/W``.
+def read_parameters(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint's parameter file by name, such as ``conv1/conv/W``.
 
     Raises:
-        UserError: the file cannot be read, or holds NaN or infinity.
+        UserError: the file cannot be read, is not the one described, or holds NaN or infinity.
     """
+    path = checkpoint.parameters
+    content = _read_file(path, checkpoint.description.get("parameters_sha256"))
     parameters = {}
 
     def collect(name: str, item):
@@ -185,9 +214,9 @@ def read_parameters(path: Path) -> dict[str, np.ndarray]:
             parameters[name] = item[...]
 
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(io.BytesIO(content), "r") as file:
             file.visititems(collect)
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
+    except Exception as error:  # a damaged file raises almost anything
         raise UserError(f"cannot read the parameters in {path}: {error}; copy or train this "
                         "checkpoint again") from error
     for name, array in parameters.items():
@@ -197,20 +226,34 @@ def read_parameters(path: Path) -> dict[str, np.ndarray]:
     return parameters
 
 
-def load_parameters(path: Path):
-    """Give the parameters in the current scope the values in a file.
+def _read_file(path: Path, sha256: str | None) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; copy the whole folder of "
+                        "checkpoints, or train again") from error
+    if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(f"{path} is damaged or of another run: its SHA-256 is not the one in the "
+                        "checkpoint_<epoch>.json beside it; copy or train this checkpoint again")
+    return content
+
+
+def load_parameters(checkpoint: Checkpoint):
+    """Give the parameters in the current scope the values of a checkpoint.
 
     Raises:
-        UserError: names or shapes are not those of the network that was built.
+        UserError: the file cannot be used, or its names or shapes are not those of the network that
+            was built.
     """
-    found = read_parameters(path)
+    found = read_parameters(checkpoint)
     expected = nn.get_parameters(grad_only=False)
     for name in sorted(found.keys() | expected.keys()):
         shapes = [str(parameters[name].shape) if name in parameters else "none"
                   for parameters in (expected, found)]
         if shapes[0] != shapes[1]:
-            raise UserError(f"{path} is not of this network: expected shape {shapes[0]} for "
-                            f"{name}, found {shapes[1]}; give the --model it was trained with")
+            raise UserError(f"{checkpoint.parameters} is not of this network: expected shape "
+                            f"{shapes[0]} for {name}, found {shapes[1]}; give the --model it was "
+                            "trained with")
     for name, variable in expected.items():
         variable.d = found[name]
 
@@ -221,10 +264,11 @@ def load(checkpoint: Checkpoint, solver):
     Raises:
         UserError: a file is damaged or of another network.
     """
-    load_parameters(checkpoint.parameters)
+    load_parameters(checkpoint)
+    _read_file(checkpoint.states, checkpoint.description["states_sha256"])
     try:
         solver.load_states(str(checkpoint.states))
-    except Exception as error:  # whatever NNabla raises at a damaged file
+    except Exception as error:  # whatever NNabla raises at a file with its own digest
         raise UserError(f"cannot read the solver's state in {checkpoint.states}: {error}; remove "
                         f"checkpoint {checkpoint.epoch} to resume from the one before") from error
 

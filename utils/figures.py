@@ -89,12 +89,14 @@ def top_classes(path: Path, epoch: int, names: list[str], counts: dict[str, np.n
         counts: integers (C,) by what they count; stacked.
     """
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.34 * len(names)), layout="constrained")
-    left = np.zeros(len(names), np.int64)
+    places, left = np.arange(len(names)), np.zeros(len(names), np.int64)
     for (label, values), colour in zip(counts.items(), (WRONG, CORRECT)):
-        axes.barh(names, values, left=left, color=colour, label=label)
+        axes.barh(places, values, left=left, color=colour, label=label)
         left = left + values
     axes.set(title=f"epoch {epoch}: the tenth of the samples with the highest self-influence",
              xlabel="samples")
+    short = [name if len(name) <= 30 else name[:29] + "…" for name in names]
+    axes.set_yticks(places, short, parse_math=False)
     axes.invert_yaxis()
     axes.legend()
     _save(figure, path)

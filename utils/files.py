@@ -1,7 +1,7 @@
 """Files that are written whole or not at all, and arrays read with distrust."""
+import errno
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from utils.cli import UserError
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, which takes its place if the block ends well.
 
-    The temporary name keeps the suffix, by which NNabla's and NumPy's writers choose the format.
+    The temporary name keeps the suffix, by which many writers choose the format.
 
     Raises:
         UserError: the file cannot be written (no space, no permission); what was at `path` stays.
@@ -29,8 +29,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     except BaseException as error:
         if temporary.is_file():
             temporary.unlink()
-        # HDF5 reports a full disk as RuntimeError when it closes the file.
-        if isinstance(error, (OSError, RuntimeError)):
+        if isinstance(error, OSError):
             raise UserError(_cannot_write(path, error)) from error
         raise
 
@@ -42,14 +41,16 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
         UserError: something in it cannot be written; what was at `path` stays.
     """
-    temporary = path.with_name(f".partial-{path.name}")
+    temporary, old = (path.with_name(f".{kind}-{path.name}") for kind in ("partial", "old"))
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for rest in (temporary, old):
+            shutil.rmtree(rest, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
         if path.exists():
-            shutil.rmtree(path)
+            os.replace(path, old)
         os.replace(temporary, path)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError):
@@ -57,11 +58,25 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise
 
 
-def _cannot_write(path: Path, error: Exception) -> str:
-    # HDF5 tells the system's reason amid a page of its own.
-    reason = re.search("error message = '([^']+)'", str(error))
-    return (f"cannot write {path}: {reason[1] if reason else error}; free some space or give another folder, then run "
-            "again")
+def _cannot_write(path: Path, error: OSError) -> str:
+    # NumPy counts what a full disk took instead of passing the system's reason on.
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "requested and" in str(error)
+    remedy = "free some space" if full else "give another folder"
+    return f"cannot write {path}: {error.strerror or error}; {remedy}, then run again"
+
+
+def check_folder(path: Path):
+    """Check, before anything is computed, that files can be written in a folder, there or not yet.
+
+    Raises:
+        UserError: they cannot.
+    """
+    existing = path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"expected a folder to write in at {path}, found {existing}, which is "
+                        f"{'read-only' if existing.is_dir() else 'no folder'}; give another")
 
 
 def save_array(path: Path, array: np.ndarray):
@@ -70,10 +85,19 @@ def save_array(path: Path, array: np.ndarray):
         np.save(temporary, array, allow_pickle=False)
 
 
+def save_bytes(path: Path, content: bytes | memoryview):
+    """Write `content`.
+
+    Writers that crash or complain at length when the disk is full, such as HDF5's, write to memory
+    and leave the disk to this function.
+    """
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def save_text(path: Path, text: str):
     """Write `text` as UTF-8."""
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+    save_bytes(path, text.encode())
 
 
 def save_json(path: Path, content: object):
@@ -88,10 +112,10 @@ def load_array(path: Path) -> np.ndarray:
         UserError: it is missing, damaged, or needs pickle.
     """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise UserError(f"expected {path}, found nothing; run the step that writes it (train.py, "
                         "then calculate_score.py) or give the right folder") from None
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header raises almost anything
         raise UserError(f"cannot read {path} as an array of numbers: {error}; write it again") \
             from error

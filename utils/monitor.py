@@ -8,8 +8,8 @@ from pathlib import Path
 from nnabla.monitor import Monitor, MonitorSeries
 from tqdm import tqdm
 
-SERIES = {"train_loss": "Training loss", "train_error": "Training error", "test_loss": "Test loss",
-          "test_error": "Test error", "seconds": "Training time"}
+NAMES = {"train_loss": "Training loss", "train_error": "Training error", "test_loss": "Test loss",
+         "test_error": "Test error", "seconds": "Training time"}
 
 
 class TrainingLog:
@@ -18,14 +18,14 @@ class TrainingLog:
     Args:
         folder: where the series are written.
         epochs: epochs in the whole run.
-        history: one dictionary an epoch completed so far, with the keys of ``SERIES``; a resumed
+        history: one dictionary an epoch completed so far, with the keys of ``NAMES``; a resumed
             run writes its series anew from it, so that nothing is lost or doubled.
     """
 
     def __init__(self, folder: Path, epochs: int, history: list[dict]):
         monitor = Monitor(str(folder))
         self._series = {key: MonitorSeries(name, monitor, verbose=False)
-                        for key, name in SERIES.items()}
+                        for key, name in NAMES.items()}
         self._epochs = epochs
         self.history: list[dict] = []
         for record in history:

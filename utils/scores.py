@@ -1,5 +1,5 @@
 """The score files: written by calculate_score.py, read by mislabel_analysis.py."""
-import zipfile
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils.cli import UserError
-from utils.files import load_array, save_array, whole_file
+from utils.files import load_array, save_array, save_bytes
 
 if TYPE_CHECKING:  # the analysis reads scores and never imports nnabla
-    from utils.checkpoint import Checkpoint
     from utils.self_influence import Scores
 
 TOTAL = "influence_all_epoch.npy"
@@ -37,11 +36,10 @@ class PerCheckpoint:
 class Total:
     """Gathers the scores of one checkpoint after the other."""
 
-    def __init__(self, checkpoints: list["Checkpoint"], samples: int, classes: int):
-        self._epochs = np.array([checkpoint.epoch for checkpoint in checkpoints])
-        self._learning_rate = np.array([checkpoint.description.get("learning_rate", np.nan)
-                                        for checkpoint in checkpoints])
-        self._columns = {name: np.empty((samples, len(checkpoints))) for name in COLUMNS}
+    def __init__(self, epochs: list[int], learning_rates: list[float], samples: int, classes: int):
+        self._epochs = np.array(epochs)
+        self._learning_rate = np.array(learning_rates)
+        self._columns = {name: np.empty((samples, len(epochs))) for name in COLUMNS}
         self._probability = np.zeros((samples, classes))
         self._done = 0
 
@@ -58,10 +56,10 @@ class Total:
         Raises:
             UserError: a file cannot be written.
         """
-        with whole_file(folder / PER_CHECKPOINT) as path:
-            np.savez(path, epochs=self._epochs, learning_rate=self._learning_rate,
-                     **self._columns, probability=self._probability / self._done,
-                     data_sha256=digest)
+        content = io.BytesIO()
+        np.savez(content, epochs=self._epochs, learning_rate=self._learning_rate,
+                 **self._columns, probability=self._probability / self._done, data_sha256=digest)
+        save_bytes(folder / PER_CHECKPOINT, content.getbuffer())
         save_array(folder / TOTAL, self._columns["influence"].sum(axis=1))
 
 
@@ -85,7 +83,8 @@ def load_total(folder: Path, samples: int) -> np.ndarray:
     return score
 
 
-def load_per_checkpoint(folder: Path, total: np.ndarray, classes: int, digest: str) -> PerCheckpoint:
+def load_per_checkpoint(folder: Path, total: np.ndarray, classes: int,
+                        digest: str) -> PerCheckpoint:
     """What every checkpoint said of every sample.
 
     Args:
@@ -104,7 +103,7 @@ def load_per_checkpoint(folder: Path, total: np.ndarray, classes: int, digest: s
             scored = str(file["data_sha256"])
     except FileNotFoundError:
         raise UserError(f"expected {path}, found nothing; run calculate_score.py first") from None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged archive raises almost anything
         raise UserError(f"cannot read {path}: {error}; run calculate_score.py again") from error
     if scored != digest:
         raise UserError(f"{path} holds the scores of other images or labels than those beside it; "

@@ -62,7 +62,6 @@ def last_layer_scores(logits: np.ndarray, probability: np.ndarray, h: np.ndarray
     """
     rows, label = np.arange(len(labels)), labels[:, 0]
     error = probability.copy()
-    # float32 on purpose: this is the error that NNabla's own back-propagation starts from.
     error[rows, label] -= 1
     squared_error = np.square(error, dtype=np.float64).sum(axis=1)
     squared_h = np.square(h, dtype=np.float64).sum(axis=1)
@@ -75,6 +74,22 @@ def last_layer_scores(logits: np.ndarray, probability: np.ndarray, h: np.ndarray
                   np.sqrt(squared_error), probability.copy())
 
 
+def affine_one_by_one(h: nn.Variable) -> nn.Variable:
+    """The layer ``affine`` of the current scope, (B, D, ...) -> (B, C), rounded as in a batch of one.
+
+    Where the network is sure of a label, the error is the small difference of almost equal numbers,
+    and the rounding of a product of whole matrices, which depends on the batch, would show.
+    """
+    parameters = nn.get_parameters()
+    weight, bias = parameters["affine/W"], parameters["affine/b"]
+    batch_size, (inputs, classes) = h.shape[0], weight.shape
+    product = F.batch_matmul(
+        F.reshape(h, (batch_size, 1, inputs)),
+        F.broadcast(F.reshape(weight, (1, inputs, classes)), (batch_size, inputs, classes)))
+    return F.add2(F.reshape(product, (batch_size, classes)),
+                  F.broadcast(F.reshape(bias, (1, classes)), (batch_size, classes)))
+
+
 class LastLayer:
     """Scores samples by the last layer's self-influence, with the parameters of the current scope.
 
@@ -85,8 +100,11 @@ class LastLayer:
 
     def __init__(self, prediction: Callable, batch_size: int):
         self._image = nn.Variable((batch_size, 3, 32, 32))
-        self._logits, self._h = prediction(self._image, test=True)
-        self._probability = F.softmax(self._logits)
+        _, self._h = prediction(self._image, test=True)
+        self._logits = affine_one_by_one(self._h)
+        # By way of log_softmax, as NNabla's softmax_cross_entropy computes the error that it
+        # back-propagates.
+        self._probability = F.exp(F.log_softmax(self._logits))
         for variable in (self._logits, self._h):
             variable.persistent = True
 

@@ -87,7 +87,8 @@ class Trainer:
             The mean loss and the error (share of wrong predictions) over the epoch, as seen while
             training.
         """
-        rng = np.random.default_rng((self._seed, epoch))
+        # Not epoch: (seed, 0) gives the stream of seed alone, which drew the label noise.
+        rng = np.random.default_rng((self._seed, epoch + 1))
         order = rng.permutation(len(images))
         seeds = rng.integers(2**31, size=2)
         augmentation = {}
