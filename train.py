@@ -106,17 +106,8 @@ def main(argv=None):
 def resume_from(args: argparse.Namespace) -> checkpoint.Checkpoint:
     """The newest checkpoint; the run's arguments take the values it was made with."""
     resumed = checkpoint.newest_complete(args.checkpoint)
-    recorded = resumed.description["arguments"]
-    # Parsed like a command line: the file may come from a stranger, or from an older version.
-    known = build_parser().parse_args([f"--{name}={value}" for name, value in recorded.items()
-                                       if value is not None])
-    for name in RUN:
-        made_with = None if recorded.get(name, ...) is None else getattr(known, name)
-        found = getattr(args, name)
-        if name in args.given and found != made_with:
-            raise UserError(f"--{name} {found} contradicts {args.checkpoint}, which was made with "
-                            f"{made_with}; leave the flag out, or train afresh without --checkpoint")
-        setattr(args, name, made_with)
+    cli.take_recorded(args, build_parser(), RUN, resumed.description["arguments"],
+                      str(args.checkpoint))
     if args.dataset is None and not args.input:
         raise UserError(f"{args.checkpoint} was trained on the files of an earlier run; give the "
                         "same --input again")

@@ -11,6 +11,7 @@ import mislabel_analysis
 from datasets import arrays
 from tests.conftest import ROOT, make_dataset
 from utils.cli import UserError
+from utils.suspects import count_top_classes
 
 
 def analyse(run, output, *more):
@@ -92,7 +93,7 @@ def test_top_tenth_is_counted_by_class():
     dataset = make_dataset()
     influence = np.zeros(30)
     influence[[0, 1, 2]] = 1  # sample 0 is mislabelled
-    counts = mislabel_analysis.count_top_classes(dataset, influence)
+    counts = count_top_classes(dataset, influence)
     wrong, correct = counts.values()
     true = dataset.true_labels[:, 0]
     assert wrong.tolist() == np.bincount(true[:1], minlength=3).tolist()

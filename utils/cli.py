@@ -78,6 +78,32 @@ def add_context_flags(parser: Parser):
                         help="type of computation (default: %(default)s; half needs a GPU)")
 
 
+def take_recorded(args: argparse.Namespace, parser: Parser, names: Sequence[str], recorded: dict,
+                  source: str):
+    """Set the arguments called `names` to what a run was made with.
+
+    Args:
+        args: from `parser`; what stood on the command line may not differ.
+        parser: what `recorded` is read with, like a command line: it may come from a stranger, or
+            from an older version that knew fewer arguments.
+        names: arguments to take.
+        recorded: their values by name.
+        source: where they were recorded.
+
+    Raises:
+        UserError: an argument contradicts its record, or the record cannot be read.
+    """
+    known = parser.parse_args([f"--{name}={value}" for name, value in recorded.items()
+                               if value is not None])
+    for name in names:
+        made_with = None if recorded.get(name, ...) is None else getattr(known, name)
+        found = getattr(args, name)
+        if name in args.given and found != made_with:
+            raise UserError(f"--{name} {found} contradicts {source}, which was made with {made_with}; "
+                            "leave the flag out, or train afresh without --checkpoint")
+        setattr(args, name, made_with)
+
+
 def run(main: Callable[[], object], after_interrupt: str = "run it again"):
     """Run `main` and exit: 2 after a mistake told in one line, 130 after an interrupt.
 
