@@ -45,8 +45,9 @@ def score_distribution(path: Path, score: np.ndarray, mislabelled: np.ndarray | 
         axes.hist(10**values, bins=10**edges, weights=np.full(len(values), 1 / len(values)),
                   color=colour, alpha=0.4, label=f"{name} ({len(values):,})")
         if len(values) > 2 and np.ptp(values) > 0:
-            density = gaussian_kde(values)(edges) * (edges[1] - edges[0])
-            axes.plot(10**edges, density, color=colour)
+            places = np.linspace(edges[0], edges[-1], 400)
+            density = gaussian_kde(values)(places) * (edges[1] - edges[0])
+            axes.plot(10**places, density, color=colour)
     axes.set(xscale="log", xlabel="self-influence, summed over the checkpoints (log scale)",
              ylabel="share of the group", xlim=(10**edges[0], 10**edges[-1]))
     axes.legend()
@@ -67,11 +68,11 @@ def score_curve(path: Path, score: np.ndarray, mislabelled: np.ndarray):
               linestyle="--", label="ideal")
     axes.plot(checked, recall_curve(score, mislabelled), color=CORRECT, label="TracIn")
     axes.plot([0, 1], [0, 1], color="tab:gray", linestyle=":", label="random order")
-    for percentage in PERCENTAGES:
+    for place, percentage in enumerate(PERCENTAGES, start=1):
         recall = recall_at(score, mislabelled, percentage)
         axes.plot(percentage / 100, recall, "o", color=CORRECT)
         axes.annotate(f"{recall:.3f} at {percentage} %", (percentage / 100, recall),
-                      xytext=(8, -14), textcoords="offset points")
+                      xytext=(8, -15 * place), textcoords="offset points")
     axes.set(xlabel="share of the training data checked", ylabel="share of the mislabelled found",
              xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
