@@ -66,13 +66,12 @@ def score_curve(path: Path, score: np.ndarray, mislabelled: np.ndarray):
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     axes.plot(checked, recall_curve(mislabelled.astype(float), mislabelled), color="tab:gray",
               linestyle="--", label="ideal")
-    axes.plot(checked, recall_curve(score, mislabelled), color=CORRECT, label="TracIn")
+    recalls = [recall_at(score, mislabelled, percentage) for percentage in PERCENTAGES]
+    values = ", ".join(f"{recall:.3f}" for recall in recalls)
+    axes.plot(checked, recall_curve(score, mislabelled), color=CORRECT,
+              label=f"TracIn: {values} at {', '.join(map(str, PERCENTAGES))} %")
+    axes.plot(np.array(PERCENTAGES) / 100, recalls, "o", color=CORRECT)
     axes.plot([0, 1], [0, 1], color="tab:gray", linestyle=":", label="random order")
-    for place, percentage in enumerate(PERCENTAGES, start=1):
-        recall = recall_at(score, mislabelled, percentage)
-        axes.plot(percentage / 100, recall, "o", color=CORRECT)
-        axes.annotate(f"{recall:.3f} at {percentage} %", (percentage / 100, recall),
-                      xytext=(8, -15 * place), textcoords="offset points")
     axes.set(xlabel="share of the training data checked", ylabel="share of the mislabelled found",
              xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
