@@ -39,6 +39,6 @@ test: .venv/tested
 	rm -rf .venv .uv; \
 	echo "no Python 3.10 found: trying uv"; \
 	python3 -m venv .uv && .uv/bin/python -m pip install --quiet --disable-pip-version-check uv \
-	  && .uv/bin/uv venv --quiet --seed --python 3.10 .venv && rm -rf .uv \
+	  && .uv/bin/uv venv --quiet --seed --python 3.10 .venv 2>/dev/null && rm -rf .uv \
 	|| { rm -rf .venv .uv; echo "error: expected Python 3.10, found none, and uv could not fetch it;" \
 	  "install Python 3.10 with venv (Debian and Ubuntu: apt install python3.10-venv)" >&2; exit 1; }
