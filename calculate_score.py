@@ -57,12 +57,18 @@ def main(argv=None):
     scorer = LastLayer(prediction, args.batch_size or min(100, len(dataset.images)))
     for current in checkpoints:  # a damaged one is found before anything is written
         checkpoint.load_parameters(current)
-    print(f"{model} on {where}: {len(checkpoints)} checkpoints, {len(dataset.images):,} samples",
-          flush=True)
+    print(f"{model} on {where}: {len(checkpoints)} checkpoints, {len(dataset.images):,} samples"
+          f"{unfinished(checkpoints[-1])}", flush=True)
     score_checkpoints(args, checkpoints, dataset, scorer, scores.Total(
         [current.epoch for current in checkpoints],
         [current.description.get("learning_rate", np.nan) for current in checkpoints],
         len(dataset.images), classes))
+
+
+def unfinished(last: Checkpoint) -> str:
+    """A warning where the run that made the checkpoints has not ended yet; else nothing."""
+    planned = last.description.get("arguments", {}).get("train_epochs", last.epoch)
+    return f" (of a run that stands at epoch {last.epoch} of {planned})" * (planned != last.epoch)
 
 
 def network_of(args: argparse.Namespace, first: Checkpoint) -> tuple[str, int, int | None]:

@@ -14,7 +14,7 @@ from datasets.arrays import Dataset
 from utils import cli, figures, scores
 from utils.cli import Parser, boolean
 from utils.detection import detection_metrics
-from utils.files import save_json
+from utils.files import check_folder, save_json
 from utils.scores import PerCheckpoint
 from utils.suspects import count_top_classes, save_extracted, save_suspects
 
@@ -38,6 +38,7 @@ def get_args(argv=None) -> argparse.Namespace:
 
 def main(argv=None):
     args = get_args(argv)
+    check_folder(args.output)
     dataset = arrays.load(args.input)
     score = scores.load_total(args.input, len(dataset.images))
     per_checkpoint = scores.load_per_checkpoint(args.input, score, len(dataset.names),
@@ -54,6 +55,8 @@ def analyse(args: argparse.Namespace, dataset: Dataset, score: np.ndarray,
     save_suspects(args.output / "suspects.csv", dataset, score,
                   per_checkpoint.probability.argmax(axis=1))
     figures.score_distribution(args.output / "score_distribution.png", score, mislabelled)
+    for old in args.output.glob("*_top_influence_sample.png"):
+        old.unlink()  # an earlier analysis may have had other checkpoints
     if args.ckpt_analysis:
         for epoch, influence in zip(per_checkpoint.epochs, per_checkpoint.influence.T):
             figures.top_classes(args.output / TOP_CLASSES.format(epoch), epoch, dataset.names,

@@ -64,15 +64,22 @@ def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
     """Write the files of a run, unless they are the very ones that the data were read from.
 
     Raises:
-        UserError: a file cannot be written, or would overwrite noisy labels with true ones.
+        UserError: a file cannot be written, or would overwrite the data of another run.
     """
+    try:
+        other = load(folder).digest() != dataset.digest()
+    except UserError:  # nothing there, or what a killed run left
+        other = False
     if read_from and read_from.resolve() == folder.resolve():
-        if not np.array_equal(load(folder).labels, dataset.labels):
+        if other:
             raise UserError(f"true labels (--shuffle_label False) would overwrite the noisy ones in "
                             f"{folder}/y_shuffle_train.npy; give another --output")
         if not (folder / NAMES_FILE).exists():
             _save_names(folder, dataset.names)
         return
+    if other:
+        raise UserError(f"{folder} holds the data of another run, which its checkpoints and scores "
+                        "need; give another --output, or remove them")
     save_array(folder / "x_train.npy", dataset.images)
     if dataset.true_labels is None:
         (folder / "y_train.npy").unlink(missing_ok=True)

@@ -125,8 +125,9 @@ def read_archive(path: Path) -> dict[str, Split]:
         raise UserError(f"expected cifar-10-python.tar.gz or the folder extracted from it at --data "
                         f"{path}, found nothing; give its path") from None
     except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"cannot read the archive {path}: {error}; it is damaged or cut short, get "
-                        "it again") from error
+        reason = str(error).partition(":")[0]
+        raise UserError(f"cannot read the archive {path}: {reason}; it is another file, damaged or "
+                        "cut short: give the official cifar-10-python.tar.gz") from error
     return batches
 
 

@@ -62,6 +62,12 @@ def test_true_labels_never_overwrite_the_noisy_ones(dataset_folder):
     assert np.array_equal(arrays.load(dataset_folder).labels, dataset.labels)
 
 
+def test_data_of_another_run_are_not_overwritten(dataset_folder):
+    with pytest.raises(UserError, match="holds the data of another run"):
+        arrays.save(dataset_folder, make_dataset(seed=1))
+    assert arrays.load(dataset_folder).digest() == make_dataset().digest()
+
+
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("x_train.npy", np.zeros((30, 3, 32, 32)), "expected uint8 images .* found float64"),
     ("x_train.npy", np.zeros((30, 32, 32, 3), np.uint8), r"found uint8 \(30, 32, 32, 3\)"),

@@ -86,6 +86,12 @@ def test_damaged_checkpoint_is_found_before_anything_is_written(run, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_unfinished_run_is_named(run, tmp_path, capsys):
+    (run / "checkpoint_000003.json").unlink()
+    score(run, tmp_path / "new")
+    assert "2 checkpoints, 30 samples (of a run that stands at epoch 2 of 3)" in capsys.readouterr().out
+
+
 def test_checkpoint_that_is_missing_is_not_passed_over(run):
     (run / "params_000002.h5").unlink()
     with pytest.raises(UserError, match="cannot read .*params_000002.h5: No such file"):

@@ -84,6 +84,7 @@ def test_curve_of_an_earlier_analysis_does_not_stay(run, tmp_path):
 
 
 def test_figure_of_every_checkpoint(run, tmp_path):
+    (tmp_path / "000099_top_influence_sample.png").touch()  # of another run
     analyse(run, tmp_path, "--ckpt_analysis", "True")
     assert sorted(path.name for path in tmp_path.glob("*_top_influence_sample.png")) == \
         [f"{epoch:06d}_top_influence_sample.png" for epoch in (1, 2, 3)]
@@ -140,6 +141,7 @@ def test_analysis_never_imports_nnabla(run, tmp_path):
 
 
 def test_scores_that_do_not_fit_the_data_are_refused(run, tmp_path):
+    (run / "x_train.npy").unlink()
     arrays.save(run, make_dataset(seed=1))
     with pytest.raises(UserError, match="scores of other images or labels"):
         analyse(run, tmp_path / "figure")

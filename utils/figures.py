@@ -97,6 +97,7 @@ def top_classes(path: Path, epoch: int, names: list[str], counts: dict[str, np.n
              xlabel="samples")
     short = [name if len(name) <= 30 else name[:29] + "…" for name in names]
     axes.set_yticks(places, short, parse_math=False)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.invert_yaxis()
     axes.legend()
     _save(figure, path)
