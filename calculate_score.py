@@ -19,6 +19,7 @@ from utils import checkpoint, cli, scores
 from utils.checkpoint import Checkpoint
 from utils.cli import Parser, UserError, boolean, number
 from utils.context import set_context
+from utils.files import check_folder
 from utils.self_influence import LastLayer
 
 
@@ -48,6 +49,7 @@ def get_args(argv=None) -> argparse.Namespace:
 
 def main(argv=None):
     args = get_args(argv)
+    check_folder(args.output)
     checkpoints = checkpoint.find(args.checkpoint)
     dataset = arrays.load(args.input)
     model, classes, nmaps = network_of(args, checkpoints[0])
@@ -66,9 +68,9 @@ def main(argv=None):
 
 
 def unfinished(last: Checkpoint) -> str:
-    """A warning where the run that made the checkpoints has not ended yet; else nothing."""
+    """A word on it where the checkpoints do not reach the end of their run; else nothing."""
     planned = last.description.get("arguments", {}).get("train_epochs", last.epoch)
-    return f" (of a run that stands at epoch {last.epoch} of {planned})" * (planned != last.epoch)
+    return f" (up to epoch {last.epoch} of {planned})" * (planned != last.epoch)
 
 
 def network_of(args: argparse.Namespace, first: Checkpoint) -> tuple[str, int, int | None]:

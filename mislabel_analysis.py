@@ -55,7 +55,7 @@ def analyse(args: argparse.Namespace, dataset: Dataset, score: np.ndarray,
     save_suspects(args.output / "suspects.csv", dataset, score,
                   per_checkpoint.probability.argmax(axis=1))
     figures.score_distribution(args.output / "score_distribution.png", score, mislabelled)
-    for old in args.output.glob("*_top_influence_sample.png"):
+    for old in args.output.glob(TOP_CLASSES.replace("{:06d}", "*")):
         old.unlink()  # an earlier analysis may have had other checkpoints
     if args.ckpt_analysis:
         for epoch, influence in zip(per_checkpoint.epochs, per_checkpoint.influence.T):

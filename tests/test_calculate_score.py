@@ -72,6 +72,7 @@ def test_data_of_another_run_are_refused(run, tmp_path):
     (["--layers", "first"], "--layers: invalid choice: 'first'"),
     (["--checkpoint", "nowhere"], "nowhere, found nothing"),
     (["--input", "nowhere"], "nowhere, found none"),
+    (["--output", __file__], "folder to write in at .*test_calculate_score.py.*no folder"),
 ])
 def test_bad_calls_are_refused(run, tmp_path, more, message):
     with pytest.raises(UserError, match=message):
@@ -89,7 +90,7 @@ def test_damaged_checkpoint_is_found_before_anything_is_written(run, tmp_path):
 def test_unfinished_run_is_named(run, tmp_path, capsys):
     (run / "checkpoint_000003.json").unlink()
     score(run, tmp_path / "new")
-    assert "2 checkpoints, 30 samples (of a run that stands at epoch 2 of 3)" in capsys.readouterr().out
+    assert "2 checkpoints, 30 samples (up to epoch 2 of 3)" in capsys.readouterr().out
 
 
 def test_checkpoint_that_is_missing_is_not_passed_over(run):

@@ -14,6 +14,7 @@ from nnabla.utils.save import save as nnabla_save
 
 from utils.cli import UserError
 from utils.files import save_bytes, save_json, whole_file
+from utils.monitor import NAMES
 
 PARAMETERS = "params_{:06d}.h5"
 STATES = "states_{:06d}.h5"
@@ -21,7 +22,6 @@ DESCRIPTION = "checkpoint_{:06d}.json"
 # NNabla's own example does not pad the epoch.
 PARAMETERS_PATTERN = re.compile(r"params_(\d+)\.h5")
 DESCRIPTION_PATTERN = re.compile(r"checkpoint_(\d{6,})\.json")
-SERIES = ("train_loss", "train_error", "test_loss", "test_error", "seconds")
 
 
 def _integer(low: int, high: int = 2**31 - 1) -> Callable:
@@ -30,7 +30,7 @@ def _integer(low: int, high: int = 2**31 - 1) -> Callable:
 
 def _history(value: object) -> bool:
     return isinstance(value, list) and all(
-        isinstance(record, dict) and all(type(record.get(key)) in (int, float) for key in SERIES)
+        isinstance(record, dict) and all(type(record.get(key)) in (int, float) for key in NAMES)
         for record in value)
 
 
