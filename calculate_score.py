@@ -6,7 +6,6 @@ The second of three steps: train.py comes before, mislabel_analysis.py after.
 """
 import argparse
 import datetime
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,11 @@ from models import MODELS, build_prediction, default_nmaps
 from utils import checkpoint, cli, scores
 from utils.checkpoint import Checkpoint
 from utils.cli import Parser, UserError, boolean, number
-from utils.context import set_context
+from utils.context import current_context, set_context
 from utils.files import check_folder
-from utils.self_influence import LastLayer
+from utils.processes import available_cores
+from utils.scores import CheckpointScores
+from utils.scoring import BATCH_SIZES, Setup, complete
 
 
 def get_args(argv=None) -> argparse.Namespace:
@@ -35,12 +36,20 @@ def get_args(argv=None) -> argparse.Namespace:
                         help="where the scores go (default: %(default)s)")
     parser.add_argument("--model", choices=list(MODELS), default="resnet56",
                         help="network, for checkpoints that do not say (default: %(default)s)")
-    parser.add_argument("--layers", choices=["last"], default="last",
+    parser.add_argument("--layers", choices=["last", "all"], default="last",
                         help="layers whose gradient counts (default: %(default)s)")
+    parser.add_argument("--engine", choices=["nnabla", "onnxruntime"],
+                        help="what computes it (default: onnxruntime for the last layer on the CPU, "
+                             "else nnabla)")
+    parser.add_argument("--epochs", type=number(int, 0), nargs="+", metavar="E",
+                        help="score the checkpoints of these epochs (default: all)")
     parser.add_argument("--batch_size", type=number(int, 1), default=None,
-                        help="samples at a time (default: 100, or all where fewer)")
+                        help="samples in a pass (default: what is fastest)")
+    parser.add_argument("--workers", type=number(int, 1), metavar="N",
+                        help="processes, or threads of onnxruntime (default: one a core on the CPU, "
+                             "1 on a GPU)")
     parser.add_argument("--save_every_epoch", type=boolean, default=True,
-                        help="write <epoch>_influence.npy too (default: %(default)s)")
+                        help="keep every checkpoint's scores too (default: %(default)s)")
     parser.add_argument("-s", "--seed", type=number(int, 0, 2**31 - 1), default=0,
                         help="taken for train.py's sake; nothing here is random")
     cli.add_context_flags(parser)
@@ -50,21 +59,41 @@ def get_args(argv=None) -> argparse.Namespace:
 def main(argv=None):
     args = get_args(argv)
     check_folder(args.output)
-    checkpoints = checkpoint.find(args.checkpoint)
+    found = checkpoint.find(args.checkpoint)
+    checkpoints = select(found, args)
     dataset = arrays.load(args.input)
     model, classes, nmaps = network_of(args, checkpoints[0])
     check(args, checkpoints[0], dataset, classes)
     where = set_context(args.context, args.device_id, args.type_config)
-    prediction = build_prediction(model, classes, nmaps)
-    scorer = LastLayer(prediction, args.batch_size or min(100, len(dataset.images)))
-    for current in checkpoints:  # a damaged one is found before anything is written
-        checkpoint.load_parameters(current)
-    print(f"{model} on {where}: {len(checkpoints)} checkpoints, {len(dataset.images):,} samples"
-          f"{unfinished(checkpoints[-1])}", flush=True)
-    score_checkpoints(args, checkpoints, dataset, scorer, scores.Total(
-        [current.epoch for current in checkpoints],
-        [current.description.get("learning_rate", np.nan) for current in checkpoints],
-        len(dataset.images), classes))
+    setup, workers = prepare(args, build_prediction(model, classes, nmaps), len(dataset.images))
+    checkpoint.check_parameters(checkpoints, setup.prediction)
+    print(f"{model} on {where}: {setup.layers} layer{'s' * (setup.layers == 'all')} by {setup.engine}, "
+          f"{workers or setup.threads} {'processes' if workers else 'threads'}, {len(checkpoints)} "
+          f"checkpoints, {len(dataset.images):,} samples{unfinished(found[-1])}", flush=True)
+    digest = dataset.digest()
+    results = [CheckpointScores(args.output, current.epoch, scores.content_key(
+        data=digest, parameters=checkpoint.digest(current), network=[model, classes, nmaps],
+        layers=setup.layers, engine=setup.engine, context=setup.context,
+        type_config=setup.type_config), len(dataset.images), classes) for current in checkpoints]
+    report_kept(args, results)
+    complete(setup, workers or 1, checkpoints, results,
+             finished=lambda result, left: write_epoch(args, result, left))
+    scores.save_total(args.output, results, [
+        current.description.get("learning_rate", np.nan) for current in checkpoints], digest)
+    if not args.save_every_epoch:
+        for result in results:
+            result.remove()
+    print(f"scored: {args.output / scores.TOTAL}", flush=True)
+
+
+def select(found: list[Checkpoint], args: argparse.Namespace) -> list[Checkpoint]:
+    """The checkpoints of --epochs, or all."""
+    epochs = [current.epoch for current in found]
+    missing = sorted(set(args.epochs or []).difference(epochs))
+    if missing:
+        raise UserError(f"expected --epochs among those of {args.checkpoint}, "
+                        f"{', '.join(map(str, epochs))}; found {', '.join(map(str, missing))}")
+    return [current for current in found if not args.epochs or current.epoch in args.epochs]
 
 
 def unfinished(last: Checkpoint) -> str:
@@ -108,29 +137,43 @@ def check(args: argparse.Namespace, first: Checkpoint, dataset: Dataset, classes
                         f"are, found {args.batch_size}")
 
 
-def score_checkpoints(args: argparse.Namespace, checkpoints: list[Checkpoint], dataset: Dataset,
-                      scorer: LastLayer, total: scores.Total):
-    """Score all samples at every checkpoint and write the sums."""
-    begin = time.monotonic()
-    with tqdm(total=len(checkpoints) * len(dataset.images), unit="sample", leave=False,
-              disable=None) as bar:
-        for done, current in enumerate(checkpoints, start=1):
-            bar.set_description(f"checkpoint {done}/{len(checkpoints)}")
-            checkpoint.load_parameters(current)
-            with np.errstate(over="ignore", invalid="ignore"):
-                result = scorer.score(dataset.images, dataset.labels, bar.update)
-            if not np.isfinite(result.influence).all():
-                raise UserError(f"the scores at {current.parameters} are not finite; leave this "
-                                "checkpoint out, or train again with a lower --learning_rate")
-            total.add(result)
-            if args.save_every_epoch:
-                scores.save_epoch(args.output, current.epoch, result.influence)
-            left = (time.monotonic() - begin) / done * (len(checkpoints) - done)
-            bar.write(f"checkpoint {done}/{len(checkpoints)} (epoch {current.epoch}): mean "
-                      f"self-influence {result.influence.mean():.4g}, "
-                      f"{datetime.timedelta(seconds=round(left))} left")
-    total.save(args.output, dataset.digest())
-    print(f"scored: {args.output / scores.TOTAL}", flush=True)
+def prepare(args: argparse.Namespace, prediction, samples: int) -> tuple[Setup, int]:
+    """The flags and their defaults as a setup, and the number of processes; 0: threads instead."""
+    context = current_context()
+    possible = args.layers == "last" and context == "cpu"
+    engine = args.engine or ("onnxruntime" if possible else "nnabla")
+    if engine == "onnxruntime" and not possible:
+        raise UserError("--engine onnxruntime computes --layers last on the CPU (-c cpu), found "
+                        f"--layers {args.layers} and the context {context}; leave --engine out")
+    workers = args.workers or (available_cores() if context == "cpu" else 1)
+    batch_size = args.batch_size or min(BATCH_SIZES[context, args.layers], samples)
+    setup = Setup(prediction, args.input / arrays.TRAIN_IMAGES, args.input / arrays.TRAIN_LABELS,
+                  args.layers, engine, batch_size, workers, context, args.device_id, args.type_config)
+    return setup, 0 if engine == "onnxruntime" else workers
+
+
+def write_epoch(args: argparse.Namespace, result: CheckpointScores, left: float):
+    """Write the scores at one checkpoint, and say so."""
+    if args.save_every_epoch:
+        scores.save_epoch(args.output, result)
+    tqdm.write(f"epoch {result.epoch}: mean self-influence {result['influence'].mean():.4g}, "
+               f"{datetime.timedelta(seconds=round(left))} left")
+
+
+def report_kept(args: argparse.Namespace, results: list[CheckpointScores]):
+    """Say what is kept from an earlier run, and what of it is of no use."""
+    stale = [str(result.epoch) for result in results if result.stale]
+    if stale:
+        print(f"computed anew: epoch {', '.join(stale)}, kept in {args.output} for other parameters, "
+              "data or settings", flush=True)
+    finished = [result for result in results if not result.missing()]
+    kept = sum(result.size - result.missing() for result in results)
+    if kept:
+        print(f"going on: {len(finished)} of {len(results)} checkpoints, {kept:,} of "
+              f"{sum(result.size for result in results):,} scores are kept from before", flush=True)
+    if args.save_every_epoch:
+        for result in finished:
+            scores.save_epoch(args.output, result)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ The first of three steps: calculate_score.py goes on with what this one writes.
 """
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ import datasets
 from datasets import arrays
 from datasets.arrays import Dataset
 from models import MODELS, build_prediction, default_nmaps
-from utils import checkpoint, cli
+from utils import checkpoint, cli, onnx_export
 from utils.cli import Parser, UserError, boolean, number
 from utils.context import set_context
 from utils.files import check_folder
+from utils.graph import Unsupported
 from utils.learning_rate import learning_rate
 from utils.monitor import TrainingLog
 from utils.training import Trainer
@@ -183,10 +185,18 @@ def train_and_evaluate(args: argparse.Namespace, resumed: checkpoint.Checkpoint 
             checkpoint.save(args.model_save_path, trainer.solver,
                             {"epoch": epoch + 1, "learning_rate": rate, **description,
                              "history": log.history})
-    checkpoint.save_network(args.model_save_path / f"{args.model}_result.nnp", args.model,
-                            prediction)
+    save_network(args.model_save_path, args.model, prediction)
     print(f"trained: {args.output} has the data, {args.model_save_path} the checkpoints",
           flush=True)
+
+
+def save_network(folder: Path, model: str, prediction: Callable):
+    """Write the trained network for NNabla's tools, and for others' where ONNX can say it."""
+    checkpoint.save_network(folder / f"{model}_result.nnp", model, prediction)
+    try:
+        onnx_export.save_network(folder / f"{model}_result.onnx", prediction)
+    except Unsupported as error:
+        print(f"not written: {model}_result.onnx: {error}", flush=True)
 
 
 def train_epoch(args: argparse.Namespace, trainer: Trainer, dataset: Dataset, log: TrainingLog,

@@ -9,6 +9,7 @@ from utils.cli import UserError
 from utils.files import load_array, save_array, save_text
 
 IMAGE_SHAPE = (3, 32, 32)
+TRAIN_IMAGES, TRAIN_LABELS = "x_train.npy", "y_shuffle_train.npy"
 NAMES_FILE = "label_names.txt"
 
 
@@ -73,19 +74,19 @@ def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
     if read_from and read_from.resolve() == folder.resolve():
         if other:
             raise UserError(f"true labels (--shuffle_label False) would overwrite the noisy ones in "
-                            f"{folder}/y_shuffle_train.npy; give another --output")
+                            f"{folder / TRAIN_LABELS}; give another --output")
         if not (folder / NAMES_FILE).exists():
             _save_names(folder, dataset.names)
         return
     if other:
         raise UserError(f"{folder} holds the data of another run, which its checkpoints and scores "
                         "need; give another --output, or remove them")
-    save_array(folder / "x_train.npy", dataset.images)
+    save_array(folder / TRAIN_IMAGES, dataset.images)
     if dataset.true_labels is None:
         (folder / "y_train.npy").unlink(missing_ok=True)
     else:
         save_array(folder / "y_train.npy", dataset.true_labels)
-    save_array(folder / "y_shuffle_train.npy", dataset.labels)
+    save_array(folder / TRAIN_LABELS, dataset.labels)
     save_array(folder / "x_val.npy", dataset.test.images)
     save_array(folder / "y_val.npy", dataset.test.labels)
     _save_names(folder, dataset.names)
@@ -108,7 +109,7 @@ def load(folder: Path, test: bool = False) -> Dataset:
     if not folder.is_dir():
         raise UserError(f"expected the folder of a training run at --input {folder}, found none; "
                         "give the --output of train.py")
-    train = _load_split(folder, "x_train.npy", "y_shuffle_train.npy")
+    train = _load_split(folder, TRAIN_IMAGES, TRAIN_LABELS)
     true_labels = None
     if (folder / "y_train.npy").exists():
         true_labels = _load_labels(folder / "y_train.npy", len(train.images))

@@ -238,6 +238,16 @@ def _read_file(path: Path, sha256: str | None) -> bytes:
     return content
 
 
+def digest(checkpoint: Checkpoint) -> str:
+    """SHA-256 of a checkpoint's parameter file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    recorded = checkpoint.description.get("parameters_sha256")
+    return hashlib.sha256(_read_file(checkpoint.parameters, recorded)).hexdigest()
+
+
 def load_parameters(checkpoint: Checkpoint):
     """Give the parameters in the current scope the values of a checkpoint.
 
@@ -256,6 +266,21 @@ def load_parameters(checkpoint: Checkpoint):
                             "trained with")
     for name, variable in expected.items():
         variable.d = found[name]
+
+
+def check_parameters(checkpoints: list[Checkpoint], prediction: Callable):
+    """Load the parameters of every checkpoint into a network, so as to find what is wrong with one.
+
+    Args:
+        checkpoints: the last one's parameters stay in the current scope.
+        prediction: ``prediction(image, test=True) -> (logits, h)``.
+
+    Raises:
+        UserError: as for `load_parameters`.
+    """
+    prediction(nn.Variable((1, 3, 32, 32)), test=True)  # creates the parameters
+    for checkpoint in checkpoints:
+        load_parameters(checkpoint)
 
 
 def load(checkpoint: Checkpoint, solver):

@@ -9,6 +9,14 @@ UNSET = object()
 class UserError(Exception):
     """A mistake the user can mend: one line saying what was expected, what was found, what to do."""
 
+    code = 2
+
+
+class RunError(UserError):
+    """What went wrong though the call was right: one line saying what happened and what to do."""
+
+    code = 1
+
 
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that takes long flags with hyphens and with underscores.
@@ -105,7 +113,7 @@ def take_recorded(args: argparse.Namespace, parser: Parser, names: Sequence[str]
 
 
 def run(main: Callable[[], object], after_interrupt: str = "run it again"):
-    """Run `main` and exit: 2 after a mistake told in one line, 130 after an interrupt.
+    """Run `main` and exit: 2 after a mistake told in one line, 1 after a mishap, 130 after an interrupt.
 
     Args:
         main: a script's main function.
@@ -116,7 +124,9 @@ def run(main: Callable[[], object], after_interrupt: str = "run it again"):
     # An OSError that nothing closer caught: a full disk, a folder without permission.
     except (UserError, OSError) as error:
         message = " ".join(str(error).split())
-        sys.exit(_fail(f"error: {message}", 2))
+        sys.exit(_fail(f"error: {message}", getattr(error, "code", UserError.code)))
+    except MemoryError:
+        sys.exit(_fail("error: out of memory; give a smaller --batch_size, or fewer --workers", 1))
     except KeyboardInterrupt:
         sys.exit(_fail(f"interrupted; {after_interrupt}", 130))
 

@@ -37,6 +37,11 @@ def set_context(context: str | None, device_id: int, type_config: str) -> str:
     return f"cudnn, GPU {device_id}, {type_config}"
 
 
+def current_context() -> str:
+    """``cpu`` or ``cudnn``, whichever is NNabla's default now."""
+    return nn.get_current_context().backend[0].partition(":")[0]
+
+
 def cudnn_problem(device_id: int) -> str | None:
     """What keeps the cuDNN context from working on a GPU, and the remedy; None where nothing does."""
     try:

@@ -1,5 +1,7 @@
 """The score files: written by calculate_score.py, read by mislabel_analysis.py."""
+import hashlib
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +16,11 @@ if TYPE_CHECKING:  # the analysis reads scores and never imports nnabla
 
 TOTAL = "influence_all_epoch.npy"
 EPOCH = "{:06d}_influence.npy"
+CHECKPOINT = "{:06d}_scores.npz"
 PER_CHECKPOINT = "per_checkpoint.npz"
 COLUMNS = ("influence", "loss", "margin", "error_norm")
+# To be raised when the same content gives other scores.
+VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -33,39 +38,99 @@ class PerCheckpoint:
     probability: np.ndarray
 
 
-class Total:
-    """Gathers the scores of one checkpoint after the other."""
+def content_key(**content: object) -> str:
+    """SHA-256 of what decides the scores at a checkpoint (JSON values), to know them again by."""
+    return hashlib.sha256(json.dumps([VERSION, content], sort_keys=True).encode()).hexdigest()
 
-    def __init__(self, epochs: list[int], learning_rates: list[float], samples: int, classes: int):
-        self._epochs = np.array(epochs)
-        self._learning_rate = np.array(learning_rates)
-        self._columns = {name: np.empty((samples, len(epochs))) for name in COLUMNS}
-        self._probability = np.zeros((samples, classes))
-        self._done = 0
 
-    def add(self, scores: "Scores"):
-        """Add the scores at the next checkpoint."""
-        for name, column in self._columns.items():
-            column[:, self._done] = getattr(scores, name)
-        self._probability += scores.probability
-        self._done += 1
+class CheckpointScores:
+    """The scores of N samples at one checkpoint, as far as they are computed, and the file of them.
 
-    def save(self, folder: Path, digest: str):
-        """Write ``per_checkpoint.npz``, with the digest of the data, then the sums.
+    Args:
+        folder: where the file is.
+        epoch: the checkpoint's.
+        key: what the scores are known again by; those that the file holds under another key, or
+            a file that cannot be read, count for nothing.
+        samples: N.
+        classes: the number C of classes.
+
+    Attributes:
+        size: N.
+        stale: whether the file holds something else.
+    """
+
+    def __init__(self, folder: Path, epoch: int, key: str, samples: int, classes: int):
+        self.epoch, self.size, self._key = epoch, samples, key
+        self._path = folder / CHECKPOINT.format(epoch)
+        self._arrays = {name: np.full(samples, np.nan) for name in COLUMNS}
+        self._arrays["probability"] = np.full((samples, classes), np.nan, np.float32)
+        kept = self._read() if self._path.exists() else {}
+        self.stale = self._path.exists() and not kept
+        self._arrays |= kept
+
+    def _read(self) -> dict[str, np.ndarray]:
+        try:
+            with np.load(self._path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in self._arrays}
+                fits = str(file["key"]) == self._key
+        except Exception:  # noqa: BLE001  a damaged archive raises almost anything
+            return {}
+        fits = fits and all(arrays[name].shape == array.shape and arrays[name].dtype == array.dtype
+                            for name, array in self._arrays.items())
+        return arrays if fits else {}
+
+    def missing(self, start: int = 0, stop: int | None = None) -> int:
+        """How many of the samples from `start` up to `stop` have no scores yet."""
+        return int(np.isnan(self._arrays["influence"][start:stop]).sum())
+
+    def add(self, start: int, stop: int, scores: "Scores"):
+        """Take the scores of samples `start` up to `stop`."""
+        for name, array in self._arrays.items():
+            array[start:stop] = getattr(scores, name)
+
+    def save(self):
+        """Write the file.
 
         Raises:
-            UserError: a file cannot be written.
+            UserError: it cannot be written.
         """
-        content = io.BytesIO()
-        np.savez(content, epochs=self._epochs, learning_rate=self._learning_rate,
-                 **self._columns, probability=self._probability / self._done, data_sha256=digest)
-        save_bytes(folder / PER_CHECKPOINT, content.getbuffer())
-        save_array(folder / TOTAL, self._columns["influence"].sum(axis=1))
+        _save_archive(self._path, **self._arrays, key=self._key)
+
+    def remove(self):
+        """Remove the file."""
+        self._path.unlink(missing_ok=True)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """One of ``COLUMNS``, (N,), or ``probability``, (N, C)."""
+        return self._arrays[name]
 
 
-def save_epoch(folder: Path, epoch: int, influence: np.ndarray):
-    """Write the self-influence (N,) at one checkpoint."""
-    save_array(folder / EPOCH.format(epoch), influence)
+def save_epoch(folder: Path, checkpoint: CheckpointScores):
+    """Write the self-influence at one checkpoint."""
+    save_array(folder / EPOCH.format(checkpoint.epoch), checkpoint["influence"])
+
+
+def save_total(folder: Path, checkpoints: list[CheckpointScores], learning_rates: list[float],
+               digest: str):
+    """Write ``per_checkpoint.npz``, with the digest of the data, then the sums.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    columns = {name: np.stack([checkpoint[name] for checkpoint in checkpoints], axis=1)
+               for name in COLUMNS}
+    probability = sum(checkpoint["probability"].astype(float) for checkpoint in checkpoints)
+    _save_archive(folder / PER_CHECKPOINT,
+                  epochs=np.array([checkpoint.epoch for checkpoint in checkpoints]),
+                  learning_rate=np.array(learning_rates), **columns,
+                  probability=probability / len(checkpoints), data_sha256=digest)
+    save_array(folder / TOTAL, columns["influence"].sum(axis=1))
+
+
+def _save_archive(path: Path, **arrays: object):
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    save_bytes(path, content.getbuffer())
 
 
 def load_total(folder: Path, samples: int) -> np.ndarray:

@@ -1,0 +1,81 @@
+"""Tasks spread over processes."""
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
+
+from utils.cli import RunError
+
+_state: dict[str, Callable] = {}
+
+
+def available_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_tasks(make: Callable[[object], Callable], setup: object, tasks: Iterable[tuple],
+              workers: int) -> Iterator[tuple[tuple, object]]:
+    """Give every task with its result, in the order in which they end.
+
+    Args:
+        make: ``make(setup)`` gives the function that is called as ``function(*task)``; each process
+            makes its own, once.
+        setup: what it is made with.
+        tasks: the arguments of the calls; they are begun in this order.
+        workers: number of processes; with 1 this process does all itself.
+
+    Raises:
+        RunError: a process died.
+        Exception: whatever the function raises.
+    """
+    if workers == 1:
+        function = make(setup)
+        for task in tasks:
+            yield task, function(*task)
+        return
+    # Forked, a process would inherit the threads' locks of NNabla and OpenMP, but not the threads.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin,
+                             (make, setup)) as pool:
+        # An interrupt from the keyboard reaches all processes: until `_begin` they ignore it.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            futures = {pool.submit(_call, *task): task for task in tasks}
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        broken = False
+        try:
+            for future in as_completed(futures):
+                task = futures.pop(future)
+                try:
+                    result = future.result()
+                except BrokenProcessPool:  # and so will be all that follow, but those done before
+                    broken = True
+                else:
+                    yield task, result
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    if broken:
+        raise RunError("a worker process died (killed, or out of memory); what was done is kept: run "
+                       "again to go on, with fewer --workers or a smaller --batch_size if memory is "
+                       "short")
+
+
+def _begin(make: Callable, setup: object):
+    """Prepare a worker to end with its parent, and at an interrupt without a word."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+    _state.clear()
+    _state.update(make=make, setup=setup)
+
+
+def _call(*task):
+    # Made here and not in `_begin`, whose exceptions a pool does not pass on.
+    if "function" not in _state:
+        _state["function"] = _state["make"](_state["setup"])
+    return _state["function"](*task)
