@@ -6,6 +6,7 @@ The second of three steps: train.py comes before, mislabel_analysis.py after.
 """
 import argparse
 import datetime
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -65,18 +66,18 @@ def main(argv=None):
     model, classes, nmaps = network_of(args, checkpoints[0])
     check(args, checkpoints[0], dataset, classes)
     where = set_context(args.context, args.device_id, args.type_config)
-    setup, workers = prepare(args, build_prediction(model, classes, nmaps), len(dataset.images))
+    setup = prepare(args, build_prediction(model, classes, nmaps), len(dataset.images))
     checkpoint.check_parameters(checkpoints, setup.prediction)
     print(f"{model} on {where}: {setup.layers} layer{'s' * (setup.layers == 'all')} by {setup.engine}, "
-          f"{workers or setup.threads} {'processes' if workers else 'threads'}, {len(checkpoints)} "
-          f"checkpoints, {len(dataset.images):,} samples{unfinished(found[-1])}", flush=True)
+          f"--workers {setup.workers}, {len(checkpoints)} checkpoint{'s' * (len(checkpoints) > 1)}, "
+          f"{len(dataset.images):,} samples{unfinished(found[-1])}", flush=True)
     digest = dataset.digest()
     results = [CheckpointScores(args.output, current.epoch, scores.content_key(
         data=digest, parameters=checkpoint.digest(current), network=[model, classes, nmaps],
         layers=setup.layers, engine=setup.engine, context=setup.context,
         type_config=setup.type_config), len(dataset.images), classes) for current in checkpoints]
     report_kept(args, results)
-    complete(setup, workers or 1, checkpoints, results,
+    complete(setup, checkpoints, results,
              finished=lambda result, left: write_epoch(args, result, left))
     scores.save_total(args.output, results, [
         current.description.get("learning_rate", np.nan) for current in checkpoints], digest)
@@ -137,8 +138,8 @@ def check(args: argparse.Namespace, first: Checkpoint, dataset: Dataset, classes
                         f"are, found {args.batch_size}")
 
 
-def prepare(args: argparse.Namespace, prediction, samples: int) -> tuple[Setup, int]:
-    """The flags and their defaults as a setup, and the number of processes; 0: threads instead."""
+def prepare(args: argparse.Namespace, prediction: Callable, samples: int) -> Setup:
+    """The flags, and what they are by default."""
     context = current_context()
     possible = args.layers == "last" and context == "cpu"
     engine = args.engine or ("onnxruntime" if possible else "nnabla")
@@ -147,9 +148,8 @@ def prepare(args: argparse.Namespace, prediction, samples: int) -> tuple[Setup, 
                         f"--layers {args.layers} and the context {context}; leave --engine out")
     workers = args.workers or (available_cores() if context == "cpu" else 1)
     batch_size = args.batch_size or min(BATCH_SIZES[context, args.layers], samples)
-    setup = Setup(prediction, args.input / arrays.TRAIN_IMAGES, args.input / arrays.TRAIN_LABELS,
-                  args.layers, engine, batch_size, workers, context, args.device_id, args.type_config)
-    return setup, 0 if engine == "onnxruntime" else workers
+    return Setup(prediction, args.input / arrays.TRAIN_IMAGES, args.input / arrays.TRAIN_LABELS,
+                 args.layers, engine, batch_size, workers, context, args.device_id, args.type_config)
 
 
 def write_epoch(args: argparse.Namespace, result: CheckpointScores, left: float):

@@ -3,6 +3,7 @@ import io
 import pickle
 import shutil
 import tarfile
+import time
 from pathlib import Path
 
 import nnabla as nn
@@ -75,6 +76,29 @@ def finished_run(tmp_path_factory) -> Path:
 def run(finished_run: Path, tmp_path: Path) -> Path:
     """A copy of `finished_run` to change."""
     return shutil.copytree(finished_run, tmp_path / "run")
+
+
+def children(process: int) -> list[int]:
+    """The processes that `process` has started, their helpers aside, where the system tells (Linux)."""
+    path = Path(f"/proc/{process}/task/{process}/children")
+    started = [int(child) for child in path.read_text().split()] if path.exists() else []
+    return [child for child in started
+            if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def gone(processes: list[int], seconds: float = 10) -> bool:
+    """Whether all these processes end within some seconds."""
+    deadline = time.monotonic() + seconds
+    while any(_alive(process) for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(_alive(process) for process in processes)
+
+
+def _alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def write_batch(content: object) -> bytes:

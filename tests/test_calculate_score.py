@@ -1,4 +1,11 @@
+import hashlib
+import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import h5py
 import nnabla as nn
@@ -6,8 +13,9 @@ import numpy as np
 import pytest
 
 import calculate_score
+import train
 from datasets import arrays
-from tests.conftest import make_dataset
+from tests.conftest import ROOT, children, gone, make_dataset
 from utils.cli import UserError
 
 
@@ -20,10 +28,36 @@ def total(folder):
     return np.load(folder / "influence_all_epoch.npy")
 
 
-@pytest.mark.parametrize("more", [["--batch_size", "7"], ["--model", "resnet23"], ["--layers", "last"]])
+@pytest.mark.parametrize("more", [
+    ["--batch_size", "7"], ["--model", "resnet23"], ["--layers", "last"], ["--workers", "1"],
+    ["--workers", "3"], ["--engine", "onnxruntime"]])
 def test_scores_do_not_depend_on_flags_that_change_nothing(run, tmp_path, more):
     score(run, tmp_path / "again", *more)
     np.testing.assert_allclose(total(tmp_path / "again"), total(run), rtol=1e-6)
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_scores_of_nnabla_do_not_depend_on_workers_or_batch(run, tmp_path, layers):
+    """Two processes and batches of 4, the last one of 2, against one process and one batch."""
+    flags = ["--layers", layers, "--engine", "nnabla"]
+    score(run, tmp_path / "one", *flags, "--workers", "1", "--batch_size", "30")
+    score(run, tmp_path / "two", *flags, "--workers", "2", "--batch_size", "4")
+    np.testing.assert_allclose(total(tmp_path / "two"), total(tmp_path / "one"), rtol=1e-6)
+    ratio = total(tmp_path / "one") / total(run)
+    if layers == "all":
+        assert (ratio > 2).all()
+    else:  # the engine of `run` is the other one
+        np.testing.assert_allclose(ratio, 1, rtol=1e-5)
+
+
+def test_epochs_choose_checkpoints(run, tmp_path, capsys):
+    score(run, tmp_path / "some", "--epochs", "3", "1")
+    expected = np.load(run / "000001_influence.npy") + np.load(run / "000003_influence.npy")
+    assert np.array_equal(total(tmp_path / "some"), expected)
+    assert not (tmp_path / "some" / "000002_influence.npy").exists()
+    with np.load(tmp_path / "some" / "per_checkpoint.npz") as file:
+        assert file["epochs"].tolist() == [1, 3]
+    assert "2 checkpoints, 30 samples\n" in capsys.readouterr().out
 
 
 def test_single_checkpoint_is_scored_alone(run, tmp_path):
@@ -69,6 +103,11 @@ def test_data_of_another_run_are_refused(run, tmp_path):
 @pytest.mark.parametrize(("more", "message"), [
     (["--batch_size", "31"], "--batch_size of at most 30, .* found 31"),
     (["--batch_size", "0"], "expected an integer from 1, found '0'"),
+    (["--workers", "0"], "workers: expected an integer from 1, found '0'"),
+    (["--epochs", "2", "9", "7"], "--epochs among those of .*run, 1, 2, 3; found 7, 9"),
+    (["--epochs"], "--epochs: expected at least one argument"),
+    (["--layers", "all", "--engine", "onnxruntime"],
+     "--engine onnxruntime computes --layers last .* found --layers all and the context cpu"),
     (["--layers", "first"], "--layers: invalid choice: 'first'"),
     (["--checkpoint", "nowhere"], "nowhere, found nothing"),
     (["--input", "nowhere"], "nowhere, found none"),
@@ -77,6 +116,20 @@ def test_data_of_another_run_are_refused(run, tmp_path):
 def test_bad_calls_are_refused(run, tmp_path, more, message):
     with pytest.raises(UserError, match=message):
         score(run, tmp_path / "new", *more)
+    assert not (tmp_path / "new").exists()
+
+
+def test_parameters_that_are_not_finite_name_the_checkpoint(run, tmp_path):
+    old = tmp_path / "old"
+    old.mkdir()
+    for epoch in (1, 2):
+        shutil.copy(run / f"params_00000{epoch}.h5", old / f"params_{epoch}.h5")
+    for value in (np.nan, np.inf):
+        with h5py.File(old / "params_2.h5", "r+") as file:
+            file["conv2/conv1/bn/beta"][0, 1] = value
+        with pytest.raises(UserError, match="params_2.h5, found others in conv2/conv1/bn/beta"):
+            calculate_score.main(["--input", str(run), "--checkpoint", str(old), "--output",
+                                  str(tmp_path / "new"), "--model", "resnet23", "-c", "cpu"])
     assert not (tmp_path / "new").exists()
 
 
@@ -109,3 +162,141 @@ def test_scores_that_are_not_finite_are_refused(run, tmp_path):
         calculate_score.main(["--input", str(run), "--checkpoint", str(old), "--output", str(old),
                               "--model", "resnet23", "-c", "cpu"])
     assert [path.name for path in old.iterdir()] == ["params_1.h5"]
+
+
+ORDER = ["influence_all_epoch.npy", "per_checkpoint.npz", "000001_influence.npy",
+         "000001_scores.npz", "000002_influence.npy", "000002_scores.npz", "000003_influence.npy",
+         "000003_scores.npz"]
+
+
+def contents(folder):
+    return {name: (folder / name).read_bytes() for name in ORDER}
+
+
+def test_second_run_computes_nothing_and_ends_with_the_same_bytes(run, monkeypatch, capsys):
+    expected = contents(run)
+    (run / "000002_influence.npy").unlink()
+    monkeypatch.setattr("utils.scoring.SliceScorer", None)  # not to be made
+    score(run, run)
+    assert contents(run) == expected
+    assert "going on: 3 of 3 checkpoints, 90 of 90 scores are kept" in capsys.readouterr().out
+
+
+def change_parameters(run):
+    """New parameters at epoch 2, as from a second training: description and all."""
+    path, description = run / "params_000002.h5", run / "checkpoint_000002.json"
+    with h5py.File(path, "r+") as file:
+        file["affine/b"][0] += 0.5
+    text = json.loads(description.read_text())
+    text["parameters_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    description.write_text(json.dumps(text))
+
+
+def change_data(name, place):
+    def change(run):
+        array = np.load(run / name)
+        array[place] = (array[place] + 1) % 3
+        np.save(run / name, array)
+        digest = arrays.load(run).digest()
+        for path in run.glob("checkpoint_*.json"):
+            path.write_text(json.dumps({**json.loads(path.read_text()), "data_sha256": digest}))
+    return change
+
+
+@pytest.mark.parametrize(("change", "more", "stale"), [
+    (change_parameters, [], [2]),
+    (change_data("x_train.npy", (7, 1, 3, 3)), [], [1, 2, 3]),
+    (change_data("y_shuffle_train.npy", (7, 0)), [], [1, 2, 3]),
+    (lambda run: None, ["--layers", "all"], [1, 2, 3]),
+    (lambda run: None, ["--engine", "nnabla"], [1, 2, 3]),
+    (lambda run: (run / "000003_scores.npz").write_bytes(b"damaged"), [], [3]),
+    (lambda run: None, ["--batch_size", "7", "--workers", "1"], []),
+])
+def test_kept_scores_of_something_else_are_recognized(run, tmp_path, capsys, change, more, stale):
+    change(run)
+    score(run, run, *more)
+    said = capsys.readouterr().out
+    assert (f"computed anew: epoch {', '.join(map(str, stale))}, kept in" in said) == bool(stale)
+    nn.clear_parameters()
+    score(run, tmp_path / "fresh", *more)
+    np.testing.assert_allclose(total(run), total(tmp_path / "fresh"), rtol=0 if stale else 1e-6)
+
+
+@pytest.fixture(scope="module")
+def larger_run(tmp_path_factory):
+    """Data and two checkpoints of 600 samples, and their scores by all layers."""
+    folder = tmp_path_factory.mktemp("larger")
+    arrays.save(folder / "data", make_dataset(600))
+    run = folder / "run"
+    nn.clear_parameters()
+    train.main(["--model", "resnet23", "--nmaps", "8", "--train_epochs", "2", "--train_batch_size",
+                "100", "-c", "cpu", "--input", str(folder / "data"), "--output", str(run),
+                "--monitor-path", str(run)])
+    nn.clear_parameters()
+    score(run, folder / "scores", "--layers", "all")
+    return folder
+
+
+def start(larger_run, output):
+    return subprocess.Popen(
+        [sys.executable, "-u", ROOT / "calculate_score.py", "--input", larger_run / "run",
+         "--checkpoint", larger_run / "run", "--output", output, "--layers", "all", "-c", "cpu",
+         "--workers", "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 60
+    while not condition() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def compare_after_going_on(larger_run, output):
+    process = start(larger_run, output)
+    said, complaints = process.communicate(timeout=120)
+    assert (process.returncode, complaints) == (0, "")
+    names = [path.name for path in (larger_run / "scores").iterdir()]
+    assert sorted(path.name for path in output.iterdir()) == sorted(names)
+    for name in names:
+        assert (output / name).read_bytes() == (larger_run / "scores" / name).read_bytes(), name
+    return said
+
+
+@pytest.mark.parametrize(("moment", "kept"), [
+    (lambda output, process: len(children(process)) == 2, 0),
+    (lambda output, process: (output / "000001_scores.npz").exists(), 1),
+    (lambda output, process: (output / "000002_scores.npz").exists(), 2),
+], ids=["workers started", "first checkpoint", "last checkpoint"])
+def test_killed_run_goes_on_and_ends_with_the_same_bytes(larger_run, tmp_path, moment, kept):
+    output = tmp_path / "scores"
+    process = start(larger_run, output)
+    wait_for(lambda: moment(output, process.pid), process)
+    workers = children(process.pid)
+    process.kill()
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGKILL
+    assert gone(workers)
+    said = compare_after_going_on(larger_run, output)
+    assert (f"going on: {kept} of 2 checkpoints" in said) == bool(kept)
+
+
+def test_killed_worker_ends_the_run_with_one_line_and_nothing_lost(larger_run, tmp_path):
+    output = tmp_path / "scores"
+    process = start(larger_run, output)
+    wait_for(lambda: (output / "000001_scores.npz").exists(), process)
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    _, complaints = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert complaints.count("\n") == 1 and "a worker process died" in complaints
+    assert not (output / "influence_all_epoch.npy").exists()
+    assert "going on: 1 of 2 checkpoints" in compare_after_going_on(larger_run, output)
+
+
+def test_interrupt_ends_the_run_in_silence(larger_run, tmp_path):
+    output = tmp_path / "scores"
+    process = start(larger_run, output)
+    wait_for(lambda: (output / "000001_scores.npz").exists(), process)
+    process.send_signal(signal.SIGINT)
+    _, complaints = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert complaints.count("\n") == 1 and "interrupted; run it again" in complaints
+    assert "going on: 1 of 2 checkpoints" in compare_after_going_on(larger_run, output)

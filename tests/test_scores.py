@@ -5,6 +5,8 @@ import pytest
 from datasets import arrays
 from utils import scores
 from utils.cli import UserError
+from utils.scores import CheckpointScores
+from utils.self_influence import Scores
 
 
 def load(run):
@@ -66,3 +68,43 @@ def test_scores_of_other_labels_are_recognized(run):
     np.save(run / "y_shuffle_train.npy", labels)
     with pytest.raises(UserError, match="scores of other images or labels"):
         load(run)
+
+
+def fill(result, value):
+    size = result.size
+    result.add(0, size, Scores(*(np.full(size, value + number, float) for number in range(4)),
+                               np.full((size, 3), value, np.float32)))
+    return result
+
+
+def test_scores_of_a_checkpoint_are_known_again(tmp_path):
+    fill(CheckpointScores(tmp_path, 5, "key", 8, 3), 0.5).save()
+    again = CheckpointScores(tmp_path, 5, "key", 8, 3)
+    assert (again.missing(), again.stale) == (0, False)
+    assert again["margin"].tolist() == [2.5] * 8
+    assert again["probability"].shape == (8, 3)
+    other = CheckpointScores(tmp_path, 5, "other key", 8, 3)
+    assert (other.missing(), other.stale) == (8, True)
+    assert CheckpointScores(tmp_path, 6, "key", 8, 3).stale is False
+
+
+@pytest.mark.parametrize("damage", [
+    lambda path: path.write_bytes(b""), lambda path: path.write_bytes(path.read_bytes()[:-40]),
+    lambda path: np.savez(path, key="key"),
+    lambda path: np.savez(path, **{**np.load(path), "loss": np.zeros(7)}),
+    lambda path: np.savez(path, **{**np.load(path), "loss": np.zeros(8, object)}),
+    lambda path: np.savez(path, **{**np.load(path), "loss": np.zeros(8, complex)}),
+])
+def test_scores_that_cannot_be_read_count_for_nothing(tmp_path, damage):
+    fill(CheckpointScores(tmp_path, 5, "key", 8, 3), 0.5).save()
+    damage(tmp_path / "000005_scores.npz")
+    result = CheckpointScores(tmp_path, 5, "key", 8, 3)
+    assert (result.missing(), result.stale) == (8, True)
+
+
+def test_key_tells_every_content_apart():
+    keys = {scores.content_key(**content) for content in [
+        {"data": "a", "parameters": "b"}, {"data": "b", "parameters": "a"}, {"data": "a"},
+        {"data": "a", "parameters": "b", "network": ["resnet23", 10, 64]}]}
+    assert len(keys) == 4
+    assert scores.content_key(a=1, b=2) == scores.content_key(b=2, a=1)

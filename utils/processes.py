@@ -3,7 +3,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
@@ -18,7 +18,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_tasks(make: Callable[[object], Callable], setup: object, tasks: Iterable[tuple],
+def run_tasks(make: Callable[[object], Callable], setup: object, tasks: list[tuple],
               workers: int) -> Iterator[tuple[tuple, object]]:
     """Give every task with its result, in the order in which they end.
 
@@ -27,12 +27,15 @@ def run_tasks(make: Callable[[object], Callable], setup: object, tasks: Iterable
             makes its own, once.
         setup: what it is made with.
         tasks: the arguments of the calls; they are begun in this order.
-        workers: number of processes; with 1 this process does all itself.
+        workers: number of processes, if there are as many tasks; with 1 this process does all itself.
 
     Raises:
         RunError: a process died.
         Exception: whatever the function raises.
     """
+    workers = min(workers, len(tasks))
+    if not tasks:
+        return
     if workers == 1:
         function = make(setup)
         for task in tasks:

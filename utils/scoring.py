@@ -38,7 +38,7 @@ class Setup:
         layers: ``last`` or ``all``.
         engine: ``nnabla`` or ``onnxruntime``.
         batch_size: samples in a pass.
-        threads: those of ONNX Runtime.
+        workers: threads of ONNX Runtime, which knows no faster way, or processes of NNabla.
         context: ``cpu`` or ``cudnn``, with `device_id` and `type_config` as for `set_context`.
     """
 
@@ -48,10 +48,15 @@ class Setup:
     layers: str
     engine: str
     batch_size: int
-    threads: int
+    workers: int
     context: str
     device_id: int
     type_config: str
+
+    @property
+    def processes(self) -> int:
+        """How many processes share the slices."""
+        return 1 if self.engine == "onnxruntime" else self.workers
 
 
 def slices(samples: int, batch_size: int) -> list[tuple[int, int]]:
@@ -71,7 +76,7 @@ class SliceScorer:
         set_context(setup.context, setup.device_id, setup.type_config)
         self._setup = setup
         if setup.engine == "onnxruntime":
-            self._engine = OnnxRuntimeEngine(setup.prediction, setup.batch_size, setup.threads)
+            self._engine = OnnxRuntimeEngine(setup.prediction, setup.batch_size, setup.workers)
         else:
             self._engine = NnablaEngine(setup.prediction, setup.batch_size, setup.layers)
         self._loaded = None
@@ -93,20 +98,18 @@ class SliceScorer:
         with np.errstate(all="ignore"):
             result = self._engine.score(images, labels)
         if not np.isfinite(result.influence).all():
-            raise UserError(f"expected finite scores, found others at {current.parameters}; leave "
-                            "this checkpoint out with --epochs, or train again with a lower "
+            raise UserError(f"the scores at {current.parameters} are not finite; leave this "
+                            "checkpoint out with --epochs, or train again with a lower "
                             "--learning_rate")
         return result
 
 
-def complete(setup: Setup, workers: int, checkpoints: list[Checkpoint],
-             results: list[CheckpointScores],
+def complete(setup: Setup, checkpoints: list[Checkpoint], results: list[CheckpointScores],
              finished: Callable[[CheckpointScores, float], object]):
     """Compute what is missing in the results, and keep it on the disk.
 
     Args:
         setup: how.
-        workers: number of processes.
         checkpoints: those to score.
         results: one for each checkpoint.
         finished: called with each result that was not complete, as soon as it is complete and
@@ -124,7 +127,7 @@ def complete(setup: Setup, workers: int, checkpoints: list[Checkpoint],
     begin = saved = time.monotonic()
     unsaved = set()
     with (tqdm(total=total, unit="sample", leave=False, disable=None) as bar,
-          closing(run_tasks(SliceScorer, setup, tasks, workers)) as ended):
+          closing(run_tasks(SliceScorer, setup, tasks, setup.processes)) as ended):
         try:
             for (current, start, stop), scores in ended:
                 result = by_epoch[current.epoch]
