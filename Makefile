@@ -1,10 +1,11 @@
 # make demo   find mislabelled digits, from nothing, in a few minutes
 # make test   the tests
+# make bench  how fast the scores are computed, in two minutes or three
 # make setup  only make .venv, with Python 3.10, and install what the suite needs
 
 PYTHON = .venv/bin/python
 
-.PHONY: setup demo test
+.PHONY: setup demo test bench
 
 setup: .venv/installed
 
@@ -18,6 +19,9 @@ demo: .venv/installed
 test: .venv/tested
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m pytest
+
+bench: .venv/installed
+	$(PYTHON) -m tests.benchmarks.scoring
 
 .venv/installed: requirements.txt | .venv/bin/python
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 10))' || \

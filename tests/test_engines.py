@@ -13,7 +13,6 @@ from datasets.digits import NAMES, load_digits
 from models import build_prediction
 from utils import checkpoint
 from utils.engines import NnablaEngine, OnnxRuntimeEngine
-from utils.graph import Unsupported
 from utils.self_influence import output_error
 
 ALL = ("influence", "loss", "margin", "error_norm", "probability")
@@ -96,7 +95,7 @@ def test_batched_scores_are_those_of_one_sample_at_a_time(network, layers):
 def float64_scores(prediction, images, labels):
     """The last layer's scores from a forward pass in float64, written for this test, and its logits."""
     image = nn.Variable((1, 3, 32, 32))
-    logits, h = prediction(image, test=True)
+    logits, _ = prediction(image, test=True)
     values, last = {image: images.astype(np.float64)}, []
 
     def compute(function):

@@ -42,12 +42,12 @@ def run_tasks(make: Callable[[object], Callable], setup: object, tasks: list[tup
             yield task, function(*task)
         return
     # Forked, a process would inherit the threads' locks of NNabla and OpenMP, but not the threads.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin,
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin,
                              (make, setup)) as pool:
-        # An interrupt from the keyboard reaches all processes: until `_begin` they ignore it.
+        # An interrupt from the keyboard reaches all processes: until `begin` they ignore it.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            futures = {pool.submit(_call, *task): task for task in tasks}
+            futures = {pool.submit(call, *task): task for task in tasks}
         finally:
             signal.signal(signal.SIGINT, handler)
         broken = False
@@ -68,7 +68,7 @@ def run_tasks(make: Callable[[object], Callable], setup: object, tasks: list[tup
                        "short")
 
 
-def _begin(make: Callable, setup: object):
+def begin(make: Callable, setup: object):
     """Prepare a worker to end with its parent, and at an interrupt without a word."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
@@ -77,8 +77,9 @@ def _begin(make: Callable, setup: object):
     _state.update(make=make, setup=setup)
 
 
-def _call(*task):
-    # Made here and not in `_begin`, whose exceptions a pool does not pass on.
+def call(*task):
+    """Compute a task in a worker."""
+    # Made here and not in `begin`, whose exceptions a pool does not pass on.
     if "function" not in _state:
         _state["function"] = _state["make"](_state["setup"])
     return _state["function"](*task)

@@ -1,0 +1,202 @@
+"""Time of a score, an image and a checkpoint, by every way to it and beside the bare passes.
+
+    python -m tests.benchmarks.scoring
+
+Every row is measured once in each round, so that what else the machine does strikes all rows alike.
+"""
+import argparse
+import multiprocessing
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import nnabla as nn
+import nnabla.functions as F
+import numpy as np
+import onnxruntime
+from tqdm import tqdm
+
+from models import build_prediction
+from utils import checkpoint
+from utils.onnx_export import INPUT, to_onnx
+from utils.processes import available_cores, begin, call
+from utils.scoring import BATCH_SIZES, Setup, SliceScorer
+
+SAMPLES = 1024
+# As NNabla's example, which back-propagates through all of ResNet23, but through ResNet56's last
+# layer only.
+STOPS_AT_FEATURES = {"resnet23": False, "resnet56": True}
+
+
+def plain_loop(prediction: Callable, images: np.ndarray, labels: np.ndarray,
+               stop_at_features: bool) -> Callable[[int], object]:
+    """As NNabla's example scores: forward and backward through the graph, one sample at a time."""
+    image, label = nn.Variable((1, 3, 32, 32)), nn.Variable((1, 1))
+    logits, h = prediction(image, test=True)
+    h.need_grad = not stop_at_features
+    loss = F.mean(F.softmax_cross_entropy(logits, label))
+    parameters = nn.get_parameters()
+    affine = [parameters[name] for name in ("affine/W", "affine/b")]
+
+    def run(count: int):
+        scores = []
+        for index in range(count):
+            for parameter in parameters.values():
+                parameter.grad.zero()
+            image.d, label.d = images[index], labels[index]
+            loss.forward()
+            loss.backward()
+            scores.append(sum(float(np.square(parameter.g).sum()) for parameter in affine))
+        return scores
+    return run
+
+
+def bare_inference(prediction: Callable, images: np.ndarray, batch_size: int) -> Callable[[int], None]:
+    """NNabla's forward pass in inference mode, and nothing else."""
+    image = nn.Variable((batch_size, 3, 32, 32))
+    logits, _ = prediction(image, test=True)
+    image.d = images[:batch_size]
+
+    def run(count: int):
+        for _ in range(count // batch_size):
+            logits.forward(clear_buffer=True)
+    return run
+
+
+def bare_training(prediction: Callable, images: np.ndarray, labels: np.ndarray,
+                  batch_size: int) -> Callable[[int], None]:
+    """NNabla's forward and backward pass in training mode, without the update."""
+    image, label = nn.Variable((batch_size, 3, 32, 32)), nn.Variable((batch_size, 1))
+    logits, _ = prediction(image, test=False)
+    loss = F.mean(F.softmax_cross_entropy(logits, label))
+    image.d, label.d = images[:batch_size], labels[:batch_size]
+    parameters = nn.get_parameters()
+
+    def run(count: int):
+        for _ in range(count // batch_size):
+            for parameter in parameters.values():
+                parameter.grad.zero()
+            loss.forward(clear_no_need_grad=True)
+            loss.backward(clear_buffer=True)
+    return run
+
+
+def bare_onnxruntime(prediction: Callable, images: np.ndarray, batch_size: int,
+                     threads: int) -> Callable[[int], None]:
+    """ONNX Runtime's forward pass, and nothing else."""
+    image = nn.Variable((1, 3, 32, 32))
+    logits, _ = prediction(image, test=True)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(to_onnx(image, logits).SerializeToString(), options,
+                                           providers=["CPUExecutionProvider"])
+    batch = {INPUT: images[:batch_size].astype(np.float32)}
+
+    def run(count: int):
+        for _ in range(count // batch_size):
+            session.run(None, batch)
+    return run
+
+
+def scorer(folder: Path, prediction: Callable, layers: str, engine: str, workers: int,
+           stack: ExitStack) -> Callable[[int], object]:
+    """The suite's own scoring, the images read from the disk's memory map, by however many workers."""
+    batch_size = BATCH_SIZES["cpu", layers]
+    setup = Setup(prediction, folder / "images.npy", folder / "labels.npy", layers, engine, batch_size,
+                  workers, "cpu", 0, "float")
+    current, = checkpoint.find(folder)
+    if setup.processes == 1:
+        score = SliceScorer(setup)
+        return lambda count: score(current, 0, count)
+    pool = stack.enter_context(ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), begin, (SliceScorer, setup)))
+
+    def run(count: int):
+        futures = [pool.submit(call, current, start, start + 2 * batch_size)
+                   for start in range(0, count, 2 * batch_size)]
+        return [future.result() for future in futures]
+    return run
+
+
+def rows(model: str, folder: Path, stack: ExitStack) -> dict[str, tuple[Callable, int]]:
+    """What is measured, and over how many images."""
+    nn.clear_parameters()
+    fresh = build_prediction(model, 10, rng=np.random.default_rng(0))
+    fresh(nn.Variable((1, 3, 32, 32)), test=True)
+    nn.save_parameters(str(folder / "params_1.h5"))
+    prediction, cores = build_prediction(model, 10), available_cores()
+    images, labels = np.load(folder / "images.npy"), np.load(folder / "labels.npy")
+    last, every = BATCH_SIZES["cpu", "last"], BATCH_SIZES["cpu", "all"]
+
+    def ours(layers: str, engine: str, workers: int) -> Callable:
+        return scorer(folder, prediction, layers, engine, workers, stack)
+    return {
+        "plain loop, batch 1": (plain_loop(prediction, images, labels, STOPS_AT_FEATURES[model]), 16),
+        "last layer: NNabla, 1 process": (ours("last", "nnabla", 1), 128),
+        f"last layer: NNabla, {cores} processes": (ours("last", "nnabla", cores), 256),
+        "last layer: ONNX Runtime, 1 thread": (ours("last", "onnxruntime", 1), 1024),
+        f"last layer: ONNX Runtime, {cores} threads": (ours("last", "onnxruntime", cores), 1024),
+        "all layers: NNabla, 1 process": (ours("all", "nnabla", 1), 64),
+        f"all layers: NNabla, {cores} processes": (ours("all", "nnabla", cores), 128),
+        "bare NNabla inference pass": (bare_inference(prediction, images, last), 128),
+        "bare ONNX Runtime pass, 1 thread": (bare_onnxruntime(prediction, images, last, 1), 1024),
+        f"bare ONNX Runtime pass, {cores} threads": (
+            bare_onnxruntime(prediction, images, last, cores), 1024),
+        "bare NNabla training pass": (bare_training(prediction, images, labels, every), 64),
+    }
+
+
+def measure(model: str, folder: Path, rounds: int) -> dict[str, np.ndarray]:
+    """Milliseconds an image, of every row in every round, (rounds,)."""
+    with ExitStack() as stack:
+        measured = rows(model, folder, stack)
+        times: dict[str, list[float]] = {name: [] for name in measured}
+        for round_ in tqdm(range(rounds + 1), desc=model, leave=False, disable=None):
+            for name, (run, count) in measured.items():
+                begun = time.perf_counter()
+                run(count)
+                if round_:  # the first warms up
+                    times[name].append((time.perf_counter() - begun) / count * 1000)
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def floor_of(name: str) -> str | None:
+    """The bare pass that a row contains, if it is measured with as many cores."""
+    if name.startswith("bare"):
+        return None
+    if "ONNX Runtime" in name:
+        return f"bare ONNX Runtime pass, {name.rpartition(', ')[2]}"
+    if name.endswith("1 process"):
+        return "bare NNabla inference pass" if name.startswith("last") else "bare NNabla training pass"
+    return None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7, help="repeats (default: %(default)s)")
+    rounds, cores = parser.parse_args().rounds, available_cores()
+    print(f"{platform.machine()}, {cores} cores; milliseconds an image and checkpoint, median of "
+          f"{rounds} rounds (least to most)\n")
+    with tempfile.TemporaryDirectory() as name:
+        folder, rng = Path(name), np.random.default_rng(0)
+        np.save(folder / "images.npy", rng.integers(0, 256, (SAMPLES, 3, 32, 32)).astype(np.uint8))
+        np.save(folder / "labels.npy", rng.integers(0, 10, (SAMPLES, 1)))
+        for model in STOPS_AT_FEATURES:
+            times = measure(model, folder, rounds)
+            print(f"| {model} | ms | plain loop / this | this / its bare pass |\n|---|---|---|---|")
+            for row, values in times.items():
+                # Ratios within a round, whose rows were measured side by side.
+                faster = np.median(times["plain loop, batch 1"] / values)
+                floor = floor_of(row)
+                above = f"{np.median(values / times[floor]):.2f}" if floor else ""
+                print(f"| {row} | {np.median(values):.3g} ({values.min():.3g} to {values.max():.3g}) | "
+                      f"{faster:.3g} | {above} |")
+            print(flush=True)
+
+
+if __name__ == "__main__":
+    main()
