@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.cli import UserError
-from utils.files import load_array, save_array, save_text
+from utils.files import load_array, release, save_array, save_text
 
 IMAGE_SHAPE = (3, 32, 32)
 TRAIN_IMAGES, TRAIN_LABELS = "x_train.npy", "y_shuffle_train.npy"
@@ -56,8 +56,10 @@ class Dataset:
     def digest(self) -> str:
         """SHA-256 of the training images and the labels trained on: what a run recognizes them by."""
         digest = hashlib.sha256(repr((self.images.shape, self.labels.shape)).encode())
-        for array in (self.images, self.labels.astype("<i8")):
-            digest.update(np.ascontiguousarray(array))
+        for start in range(0, len(self.images), 1000):
+            digest.update(np.ascontiguousarray(self.images[start:start + 1000]))
+            release(self.images)
+        digest.update(np.ascontiguousarray(self.labels, "<i8"))
         return digest.hexdigest()
 
 

@@ -9,12 +9,15 @@ import time
 
 import h5py
 import nnabla as nn
+import nnabla.functions as F
+import nnabla.parametric_functions as PF
 import numpy as np
 import pytest
 
 import calculate_score
 import train
 from datasets import arrays
+from models import MODELS
 from tests.conftest import ROOT, children, gone, make_dataset
 from utils.cli import UserError
 
@@ -162,6 +165,53 @@ def test_scores_that_are_not_finite_are_refused(run, tmp_path):
         calculate_score.main(["--input", str(run), "--checkpoint", str(old), "--output", str(old),
                               "--model", "resnet23", "-c", "cpu"])
     assert [path.name for path in old.iterdir()] == ["params_1.h5"]
+
+
+def strided(image, classes, test=False, rng=None):
+    """A network that the registry does not have."""
+    with nn.parameter_scope("conv1"):
+        h = PF.convolution(image, 8, (5, 5), stride=(4, 4), rng=rng)
+        h = F.relu(PF.batch_normalization(h, batch_stat=not test))
+    return PF.affine(h, classes, rng=rng), h
+
+
+def unknown(image, classes, test=False, rng=None):
+    """One with a function that is not translated."""
+    logits, h = strided(F.elu(image), classes, test, rng)
+    return logits, h
+
+
+def test_added_network_is_scored_with_no_further_work(dataset_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "strided", strided)
+    run = tmp_path / "run"
+    train.main(["--model", "strided", "--train_epochs", "1", "--train_batch_size", "8", "-c", "cpu",
+                "--input", str(dataset_folder), "--output", str(run), "--monitor-path", str(run)])
+    assert (run / "strided_result.onnx").exists()
+    for name, more in [("default", []), ("nnabla", ["--engine", "nnabla"]), ("all", ["--layers", "all"])]:
+        nn.clear_parameters()
+        score(run, tmp_path / name, *more)
+    np.testing.assert_allclose(total(tmp_path / "default"), total(tmp_path / "nnabla"), rtol=1e-5,
+                               atol=1e-2)
+    assert (total(tmp_path / "all") > total(tmp_path / "default")).all()
+
+
+def test_added_network_that_cannot_be_taken_is_refused_by_name(dataset_folder, tmp_path, monkeypatch,
+                                                               capsys):
+    monkeypatch.setitem(MODELS, "unknown", unknown)
+    run = tmp_path / "run"
+    train.main(["--model", "unknown", "--train_epochs", "1", "--train_batch_size", "8", "-c", "cpu",
+                "--input", str(dataset_folder), "--output", str(run), "--monitor-path", str(run)])
+    said = capsys.readouterr().out
+    assert "not written: unknown_result.onnx: the translation to ONNX can take Add2, " in said
+    assert "found ELU at the image" in said
+    assert not (run / "unknown_result.onnx").exists() and (run / "unknown_result.nnp").exists()
+    for more, remedy in [([], "--engine nnabla"), (["--layers", "all"], "--layers last")]:
+        nn.clear_parameters()
+        with pytest.raises(UserError, match=f"found ELU at the image; give {remedy}"):
+            score(run, tmp_path / "scores", *more)
+    nn.clear_parameters()
+    score(run, tmp_path / "scores", "--engine", "nnabla", "--workers", "1")
+    assert len(total(tmp_path / "scores")) == 30
 
 
 ORDER = ["influence_all_epoch.npy", "per_checkpoint.npz", "000001_influence.npy",

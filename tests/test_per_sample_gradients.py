@@ -18,11 +18,11 @@ def varied(image, test):
         x = PF.batch_normalization(PF.convolution(x, 6, (3, 3), stride=(2, 2), rng=rng),
                                    batch_stat=not test)
     with nn.parameter_scope("twice"):  # a second normalization of the same convolution
-        x = PF.batch_normalization(F.relu(x), batch_stat=not test)
+        x = PF.batch_normalization(F.relu(x, inplace=True), batch_stat=not test)
         x = F.max_pooling(x, (3, 3))
     with nn.parameter_scope("shared"):  # its output is used with and without normalization
         x = PF.convolution(x, 6, (3, 3), pad=(2, 2), dilation=(2, 2), with_bias=False, rng=rng)
-        x = F.add2(x, PF.batch_normalization(x, batch_stat=not test))
+        x = F.add2(PF.batch_normalization(x, batch_stat=not test), x, inplace=True)
     with nn.parameter_scope("grouped"):
         x = F.relu(PF.convolution(x, 12, (1, 1), group=3, rng=rng))
         x = F.average_pooling(x, (2, 2))

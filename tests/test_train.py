@@ -248,6 +248,7 @@ def test_cifar10_from_an_archive_with_noise_and_without(tmp_path):
     assert np.array_equal(noisy.true_labels, clean.true_labels)
     assert clean.names[:2] == ["airplane", "automobile"] and len(clean.test.images) == 8
     assert (tmp_path / "noisy" / "resnet23_result.nnp").exists()
+    assert (tmp_path / "noisy" / "resnet23_result.onnx").exists()
 
 
 def test_training_on_earlier_files_without_their_noise(dataset_folder, tmp_path):

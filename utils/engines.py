@@ -52,7 +52,12 @@ class NnablaEngine:
         self._probability = F.exp(F.log_softmax(self._logits))
         for variable in (self._logits, self._h):
             variable.persistent = True
-        self._per_sample = PerSampleNetwork(self._image, logits) if layers == "all" else None
+        self._per_sample = None
+        if layers == "all":
+            try:
+                self._per_sample = PerSampleNetwork(self._image, logits)
+            except Unsupported as error:
+                raise Unsupported(f"{error}; give --layers last") from None
 
     def load_parameters(self):
         """Take the parameters that the current scope has now."""
@@ -98,6 +103,10 @@ class OnnxRuntimeEngine:
         self._batch_size = batch_size
         self._image = nn.Variable((1, 3, 32, 32))
         _, self._h = prediction(self._image, test=True)
+        try:
+            to_onnx(self._image, self._h)
+        except Unsupported as error:
+            raise Unsupported(f"{error}; give --engine nnabla") from None
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = threads
         self._options.log_severity_level = 3

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and arrays read with distrust."""
 import errno
 import json
+import mmap
 import os
 import shutil
 from collections.abc import Iterator
@@ -119,3 +120,9 @@ def load_array(path: Path) -> np.ndarray:
     except Exception as error:  # a damaged header raises almost anything
         raise UserError(f"cannot read {path} as an array of numbers: {error}; write it again") \
             from error
+
+
+def release(array: np.ndarray):
+    """Let go of what has been read of a memory-mapped array, which else counts as memory in use."""
+    if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        array.base.madvise(mmap.MADV_DONTNEED)
