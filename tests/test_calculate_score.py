@@ -187,7 +187,8 @@ def test_added_network_is_scored_with_no_further_work(dataset_folder, tmp_path, 
     train.main(["--model", "strided", "--train_epochs", "1", "--train_batch_size", "8", "-c", "cpu",
                 "--input", str(dataset_folder), "--output", str(run), "--monitor-path", str(run)])
     assert (run / "strided_result.onnx").exists()
-    for name, more in [("default", []), ("nnabla", ["--engine", "nnabla"]), ("all", ["--layers", "all"])]:
+    for name, more in [("default", []), ("nnabla", ["--engine", "nnabla"]),
+                       ("all", ["--layers", "all"])]:
         nn.clear_parameters()
         score(run, tmp_path / name, *more)
     np.testing.assert_allclose(total(tmp_path / "default"), total(tmp_path / "nnabla"), rtol=1e-5,
