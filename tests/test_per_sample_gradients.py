@@ -18,8 +18,9 @@ def varied(image, test):
         x = PF.batch_normalization(PF.convolution(x, 6, (3, 3), stride=(2, 2), rng=rng),
                                    batch_stat=not test)
     with nn.parameter_scope("twice"):  # a second normalization of the same convolution
-        x = PF.batch_normalization(F.relu(x, inplace=True), batch_stat=not test)
-        x = F.max_pooling(x, (3, 3))
+        x = F.relu(PF.batch_normalization(x, batch_stat=not test), inplace=True)
+    with nn.parameter_scope("late"):  # one that does not follow a convolution
+        x = F.max_pooling(PF.batch_normalization(x, batch_stat=not test), (3, 3))
     with nn.parameter_scope("shared"):  # its output is used with and without normalization
         x = PF.convolution(x, 6, (3, 3), pad=(2, 2), dilation=(2, 2), with_bias=False, rng=rng)
         x = F.add2(PF.batch_normalization(x, batch_stat=not test), x, inplace=True)
@@ -56,7 +57,7 @@ def test_network_with_every_kind_of_layer_is_scored(varied_parameters):
 def test_gradient_by_each_parameter_alone(varied_parameters):
     """A large gradient by one parameter must not hide a wrong one by another."""
     images, labels = random_samples(4)
-    assert len(varied_parameters) == 19
+    assert len(varied_parameters) == 21
     for alone in varied_parameters:
         for name, parameter in varied_parameters.items():
             parameter.need_grad = name == alone

@@ -1,6 +1,6 @@
 import numpy as np
 
-from utils.self_influence import Scores, output_error, scores
+from utils.self_influence import Scores, make_scores, output_error
 
 
 def test_scores_by_hand():
@@ -9,7 +9,7 @@ def test_scores_by_hand():
     labels = np.array([[0], [1]])
     error = output_error(logits, labels)
     np.testing.assert_allclose(error, [[-0.5, 0.5], [0.75, -0.75]], rtol=1e-6)
-    result = scores(logits, labels, error, np.array([26, 1]))
+    result = make_scores(logits, labels, error, np.array([26, 1]))
     np.testing.assert_allclose(result.influence, [0.5 * 26, 1.125], rtol=1e-6)
     np.testing.assert_allclose(result.error_norm, [0.5**0.5, 1.125**0.5], rtol=1e-6)
     np.testing.assert_allclose(result.loss, [np.log(2), np.log(4)], rtol=1e-6)
@@ -20,13 +20,13 @@ def test_scores_by_hand():
 
 def test_margin_is_the_lead_of_the_given_label_over_the_best_other():
     logits, labels = np.array([[5, 2, 3]] * 3, np.float32), np.array([[0], [1], [2]])
-    result = scores(logits, labels, output_error(logits, labels), np.ones(3))
+    result = make_scores(logits, labels, output_error(logits, labels), np.ones(3))
     assert result.margin.tolist() == [2, -3, -2]
 
 
 def test_large_logits_do_not_overflow():
     logits, labels = np.array([[800, -800]], np.float32), np.array([[1]])
-    result = scores(logits, labels, output_error(logits, labels), np.array([2]))
+    result = make_scores(logits, labels, output_error(logits, labels), np.array([2]))
     assert result.loss.tolist() == [1600] and result.influence.tolist() == [4]
 
 
@@ -37,6 +37,6 @@ def test_error_is_exact_where_softmax_is_all_but_one():
 
 
 def test_slices_are_put_together_in_order():
-    parts = [scores(logits, np.array([[0]]), np.array([[0, 0]]), np.array([1]))
+    parts = [make_scores(logits, np.array([[0]]), np.array([[0, 0]]), np.array([1]))
              for logits in (np.array([[1, 0]]), np.array([[2, 0]]))]
     assert Scores.concatenate(parts).margin.tolist() == [1, 2]

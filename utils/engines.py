@@ -9,7 +9,7 @@ import onnxruntime
 from utils.graph import Unsupported
 from utils.onnx_export import INPUT, to_onnx
 from utils.per_sample_gradients import PerSampleNetwork
-from utils.self_influence import Scores, output_error, scores
+from utils.self_influence import Scores, make_scores, output_error
 
 
 def affine_one_by_one(h: nn.Variable) -> nn.Variable:
@@ -84,7 +84,7 @@ class NnablaEngine:
         else:
             h = self._h.d.reshape(len(error), -1)
             gain = np.square(h, dtype=np.float64).sum(axis=1) + 1
-        return scores(self._logits.d[:count], labels, error[:count], gain[:count])
+        return make_scores(self._logits.d[:count], labels, error[:count], gain[:count])
 
 
 class OnnxRuntimeEngine:
@@ -124,5 +124,6 @@ class OnnxRuntimeEngine:
             INPUT: images[start:start + self._batch_size].astype(np.float32)})[0] for start in starts])
         h = h.reshape(len(h), -1).astype(np.float64)
         logits = h @ self._weight + self._bias
-        return scores(logits, labels, output_error(logits, labels), np.square(h).sum(axis=1) + 1)
+        gain = np.square(h).sum(axis=1) + 1
+        return make_scores(logits, labels, output_error(logits, labels), gain)
 

@@ -70,7 +70,7 @@ def output_error(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return probability
 
 
-def scores(logits: np.ndarray, labels: np.ndarray, error: np.ndarray, gain: np.ndarray) -> Scores:
+def make_scores(logits: np.ndarray, labels: np.ndarray, error: np.ndarray, gain: np.ndarray) -> Scores:
     """The scores of a batch.
 
     Args:
