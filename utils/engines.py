@@ -18,7 +18,7 @@ def affine_one_by_one(h: nn.Variable) -> nn.Variable:
     Where the network is sure of a label, the error is the small difference of almost equal numbers,
     and the rounding of a product of whole matrices, which depends on the batch, would show.
     """
-    parameters = nn.get_parameters()
+    parameters = nn.get_parameters(grad_only=False)
     weight, bias = parameters["affine/W"], parameters["affine/b"]
     batch_size, (inputs, classes) = h.shape[0], weight.shape
     product = F.batch_matmul(
@@ -115,7 +115,7 @@ class OnnxRuntimeEngine:
         self._session = onnxruntime.InferenceSession(
             to_onnx(self._image, self._h).SerializeToString(), self._options,
             providers=["CPUExecutionProvider"])
-        self._weight, self._bias = (nn.get_parameters()[name].d.astype(np.float64)
+        self._weight, self._bias = (nn.get_parameters(grad_only=False)[name].d.astype(np.float64)
                                     for name in ("affine/W", "affine/b"))
 
     def score(self, images: np.ndarray, labels: np.ndarray) -> Scores:

@@ -58,6 +58,8 @@ class Layer:
                  shape: tuple[int, ...], batch_size: int):
         self._weight, self._bias, self._shape = weight, bias, shape
         self._batch_size = batch_size
+        # The scope's word on it: the variables of a graph may have another `need_grad`.
+        self._trainable = frozenset(nn.get_parameters().values())
         self.normalization: Normalization | None = None
         self.weights = nn.Variable((batch_size * shape[0], *shape[1:]), need_grad=True)
         self.biases = nn.Variable((batch_size * shape[0],), need_grad=True)
@@ -90,13 +92,13 @@ class Layer:
         by_weight = self.weights.g.reshape(self._batch_size, *self._filters.shape)
         by_bias = self.biases.g.reshape(self._batch_size, -1).astype(np.float64)
         total = np.zeros(self._batch_size)
-        if self._weight is not None and self._weight.need_grad:
+        if self._weight in self._trainable:
             total += np.einsum("bfi,bfi->bf", by_weight, by_weight) @ self._scale**2
-        if self._bias is not None and self._bias.need_grad:
+        if self._bias in self._trainable:
             total += np.square(self._scale * by_bias).sum(axis=1)
-        if self.normalization and self.normalization.beta.need_grad:
+        if self.normalization and self.normalization.beta in self._trainable:
             total += np.square(by_bias).sum(axis=1)
-        if self.normalization and self.normalization.gamma.need_grad:
+        if self.normalization and self.normalization.gamma in self._trainable:
             by_gamma = np.einsum("bfi,fi->bf", by_weight, self._filters) + self._shifted * by_bias
             total += np.square(by_gamma / self._sigma).sum(axis=1)
         return total
