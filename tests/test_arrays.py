@@ -1,3 +1,4 @@
+import hashlib
 import os
 from dataclasses import replace
 
@@ -102,3 +103,16 @@ def test_missing_folder_is_named(tmp_path):
 def test_labels_without_a_second_axis_are_read_too(dataset_folder):
     np.save(dataset_folder / "y_shuffle_train.npy", make_dataset().labels[:, 0])
     assert np.array_equal(arrays.load(dataset_folder).labels, make_dataset().labels)
+
+
+def test_digest_is_that_of_every_image_and_label():
+    dataset = make_dataset(1100)
+    digests = [dataset.digest()]
+    for array, place in [(dataset.images, (1099, 2, 31, 31)), (dataset.images, (0, 0, 0, 0)),
+                         (dataset.labels, (1099, 0))]:
+        array[place] += 1
+        digests.append(dataset.digest())
+    assert len(set(digests)) == 4
+    expected = hashlib.sha256(b"((1100, 3, 32, 32), (1100, 1))" + dataset.images.tobytes()
+                              + dataset.labels.astype("<i8").tobytes())
+    assert digests[-1] == expected.hexdigest()

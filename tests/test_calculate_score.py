@@ -260,11 +260,14 @@ def change_data(name, place):
     (change_data("y_shuffle_train.npy", (7, 0)), [], [1, 2, 3]),
     (lambda run: None, ["--layers", "all"], [1, 2, 3]),
     (lambda run: None, ["--engine", "nnabla"], [1, 2, 3]),
+    (lambda run: score(run, run, "--engine", "nnabla"), ["--layers", "all"], [1, 2, 3]),
     (lambda run: (run / "000003_scores.npz").write_bytes(b"damaged"), [], [3]),
     (lambda run: None, ["--batch_size", "7", "--workers", "1"], []),
 ])
 def test_kept_scores_of_something_else_are_recognized(run, tmp_path, capsys, change, more, stale):
     change(run)
+    nn.clear_parameters()
+    capsys.readouterr()
     score(run, run, *more)
     said = capsys.readouterr().out
     assert (f"computed anew: epoch {', '.join(map(str, stale))}, kept in" in said) == bool(stale)

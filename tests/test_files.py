@@ -1,5 +1,7 @@
+import mmap
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from utils.cli import UserError
 from utils.files import (
     check_folder,
     load_array,
+    release,
     save_array,
     save_json,
     save_text,
@@ -110,3 +113,17 @@ def test_missing_and_truncated_arrays_are_told_in_one_line(tmp_path):
     (tmp_path / "b.npy").touch()
     with pytest.raises(UserError, match="cannot read .*b.npy"):
         load_array(tmp_path / "b.npy")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_released_pages_are_no_memory_in_use(tmp_path):
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+    np.save(tmp_path / "large.npy", np.ones(2**25, np.uint8))
+    array = load_array(tmp_path / "large.npy")
+    assert array.sum() == 2**25
+    before = resident()
+    release(array)
+    assert before - resident() > 2**24
+    assert array.sum() == 2**25
+    release(np.ones(3))  # nothing to do

@@ -39,6 +39,11 @@ def test_every_task_has_its_result(workers):
     assert (processes == {os.getpid()}) if workers == 1 else (os.getpid() not in processes)
 
 
+def test_one_task_is_not_worth_a_process():
+    assert list(run_tasks(Task, None, [(3,)], 5)) == [((3,), (9, os.getpid()))]
+    assert list(run_tasks(Task, "unusable", [], 5)) == []
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(("setup", "message"), [("refuse", "another number, found 2"),
                                                 ("unusable", "a setup, found none")])
