@@ -7,6 +7,7 @@ The second of three steps: train.py comes before, mislabel_analysis.py after.
 import argparse
 import datetime
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from utils.checkpoint import Checkpoint
 from utils.cli import Parser, UserError, boolean, number
 from utils.context import current_context, set_context
 from utils.files import check_folder
+from utils.graph import fingerprint
 from utils.processes import available_cores
 from utils.scores import CheckpointScores
 from utils.scoring import BATCH_SIZES, Setup, complete
@@ -46,7 +48,7 @@ def get_args(argv=None) -> argparse.Namespace:
                         help="score the checkpoints of these epochs (default: all)")
     parser.add_argument("--batch_size", type=number(int, 1), default=None,
                         help="samples in a pass (default: what is fastest)")
-    parser.add_argument("--workers", type=number(int, 1), metavar="N",
+    parser.add_argument("--workers", type=number(int, 1, 1024), metavar="N",
                         help="processes, or threads of onnxruntime (default: one a core on the CPU, "
                              "1 on a GPU)")
     parser.add_argument("--save_every_epoch", type=boolean, default=True,
@@ -64,17 +66,18 @@ def main(argv=None):
     checkpoints = select(found, args)
     dataset = arrays.load(args.input)
     model, classes, nmaps = network_of(args, checkpoints[0])
-    check(args, checkpoints[0], dataset, classes)
+    digest = dataset.digest()
+    check(args, checkpoints[0], dataset, classes, digest)
     where = set_context(args.context, args.device_id, args.type_config)
     setup = prepare(args, build_prediction(model, classes, nmaps), len(dataset.images))
     checkpoint.check_parameters(checkpoints, setup.prediction)
     print(f"{model} on {where}: {setup.layers} layer{'s' * (setup.layers == 'all')} by {setup.engine}, "
           f"--workers {setup.workers}, {len(checkpoints)} checkpoint{'s' * (len(checkpoints) > 1)}, "
           f"{len(dataset.images):,} samples{unfinished(found[-1])}", flush=True)
-    digest = dataset.digest()
+    network = fingerprint(setup.prediction)
     results = [CheckpointScores(args.output, current.epoch, scores.content_key(
-        data=digest, parameters=checkpoint.digest(current), network=[model, classes, nmaps],
-        layers=setup.layers, engine=setup.engine, context=setup.context,
+        data=digest, parameters=checkpoint.digest(current), network=network, layers=setup.layers,
+        engine=[setup.engine, version(setup.engine)], context=setup.context,
         type_config=setup.type_config), len(dataset.images), classes) for current in checkpoints]
     report_kept(args, results)
     complete(setup, checkpoints, results,
@@ -124,9 +127,10 @@ def network_of(args: argparse.Namespace, first: Checkpoint) -> tuple[str, int, i
     return model, first.description["classes"], nmaps
 
 
-def check(args: argparse.Namespace, first: Checkpoint, dataset: Dataset, classes: int):
+def check(args: argparse.Namespace, first: Checkpoint, dataset: Dataset, classes: int,
+          digest: str):
     """Refuse data that the checkpoints were not trained on, and batches larger than the data."""
-    if first.description and first.description["data_sha256"] != dataset.digest():
+    if first.description and first.description["data_sha256"] != digest:
         raise UserError(f"the images and labels in {args.input} are not those that "
                         f"{args.checkpoint} was trained on; give that run's --output")
     largest = int(dataset.labels.max())

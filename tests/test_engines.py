@@ -4,6 +4,7 @@ import nnabla.functions as F
 import nnabla.parametric_functions as PF
 import numpy as np
 import pytest
+from nnabla.ext_utils import get_extension_context
 from numpy.lib.stride_tricks import sliding_window_view
 
 import train
@@ -205,3 +206,16 @@ def test_new_parameters_give_new_scores(name):
     engine.load_parameters()
     expected = make_engine(name, prediction, 13).score(images, labels)
     assert np.array_equal(engine.score(images, labels).influence, expected.influence)
+
+
+def test_half_precision_does_not_overflow():
+    """Squared gradients of hundreds leave the range of half; the passes themselves do not."""
+    prediction = build_prediction("resnet23", 10, rng=np.random.default_rng(0))
+    images, labels = random_samples(8)
+    prediction(nn.Variable((1, 3, 32, 32)), test=True)
+    nn.get_parameters(grad_only=False)["conv1/bn/var"].d = 1e4
+    expected = make_engine("all", prediction, 8).score(images, labels).influence
+    with nn.context_scope(get_extension_context("cpu", type_config="half")):
+        scores = make_engine("all", prediction, 8).score(images, labels).influence
+    assert expected.max() > 1000
+    np.testing.assert_allclose(scores, expected, rtol=0.2)

@@ -93,19 +93,6 @@ def test_scale_of_zero_is_no_obstacle():
                                gradient_norms(prediction, images, labels, "all"), rtol=1e-5)
 
 
-def shared_weight(image, test):
-    with nn.parameter_scope("tied"):
-        h = PF.convolution(image, 3, (3, 3), pad=(1, 1), with_bias=False)
-        h = PF.convolution(F.relu(h), 3, (3, 3), pad=(1, 1), with_bias=False)
-    return head(h)
-
-
-def other_features(image, test):
-    with nn.parameter_scope("second"):
-        h = PF.convolution(image, 4, (3, 3))
-    return PF.affine(F.relu(h), 10), F.relu(h)
-
-
 def unknown_function(image, test):
     with nn.parameter_scope("third"):
         h = PF.convolution(image, 4, (3, 3))
@@ -137,25 +124,124 @@ def added_parameter(image, test):
     return head(F.add2(image, nn.parameter.get_parameter_or_create("offset", (1, 3, 32, 32))))
 
 
-@pytest.mark.parametrize(("prediction", "layers", "onnx"), [
-    (shared_weight, "tied/conv/W used 2 times", None),
-    (other_features, "expected the h that a model returns to be the input of its affine layer", None),
-    (unknown_function, "--layers all can take .*; found LeakyReLU at third/conv/W",
-     "the translation to ONNX can take .*; found LeakyReLU at third/conv/W"),
-    (computed_weight, "found MulScalar at weight", "found MulScalar at weight"),
-    (channel_last, "channel_last False, found True; found Convolution at conv/W", "channel_last"),
-    (batch_statistics, "batch_stat False, found True; found BatchNormalization at fourth/bn/beta",
-     "batch_stat"),
-    (scale_alone, "no_bias False, found True; found BatchNormalization at fifth/bn/gamma", "no_bias"),
-    (added_parameter, "parameters of Affine, .*; found Add2 at offset", "found Add2 at offset"),
-])
-def test_what_cannot_be_taken_is_named(prediction, layers, onnx):
-    with pytest.raises(Unsupported, match=layers):
-        make_engine("all", prediction, 2)
-    if onnx:
-        nn.clear_parameters()
+def three_dimensional_pooling(image, test):
+    with nn.parameter_scope("sixth"):
+        h = PF.convolution(image, 4, (3, 3))
+    return head(F.average_pooling(h, (2, 2, 2)))
 
-        def features(image, test):
-            return (prediction(image, test)[0],) * 2
-        with pytest.raises(Unsupported, match=onnx):
-            make_engine("onnxruntime", features, 2)
+
+def broadcast_sum(image, test):
+    with nn.parameter_scope("seventh"):
+        h = PF.convolution(image, 1, (3, 3), pad=(1, 1))
+    return head(F.add2(image, h))
+
+
+def wide_weight(image, test):
+    with nn.parameter_scope("eighth"):
+        h = PF.affine(image, (4, 2))
+    return head(h)
+
+
+@pytest.mark.parametrize(("prediction", "message"), [
+    (unknown_function, "ReLU; found LeakyReLU at third/conv/W"),
+    (computed_weight, "ReLU; found MulScalar at weight"),
+    (channel_last, "channel_last False, found True; found Convolution at conv/W"),
+    (batch_statistics, "batch_stat False, found True; found BatchNormalization at fourth/bn/beta"),
+    (scale_alone, "no_bias False, found True; found BatchNormalization at fifth/bn/gamma"),
+    (added_parameter, "parameters only as they are, .*; found Add2 at offset"),
+    (three_dimensional_pooling,
+     r"two dimensions, found \[2, 2, 2\]; found AveragePooling at sixth/conv/W"),
+    (broadcast_sum, r"inputs of one shape, found .*; found Add2 at the image"),
+    (wide_weight, r"two dimensions, found \(3072, 4, 2\); found Affine at eighth/affine/W"),
+])
+def test_what_cannot_be_taken_is_named(prediction, message):
+    with pytest.raises(Unsupported, match=f"--layers all can take .*{message}; give --layers last"):
+        make_engine("all", prediction, 2)
+    nn.clear_parameters()
+    with pytest.raises(Unsupported, match=f"translation to ONNX can take .*{message}; give --engine"):
+        make_engine("onnxruntime", prediction, 2)
+
+
+def shared_weight(image, test):
+    with nn.parameter_scope("tied"):
+        h = PF.convolution(image, 3, (3, 3), pad=(1, 1), with_bias=False)
+        h = PF.convolution(F.relu(h), 3, (3, 3), pad=(1, 1), with_bias=False)
+    return head(h)
+
+
+def cut(image, test):
+    with nn.parameter_scope("cut"):
+        h = PF.convolution(image, 4, (3, 3))
+    h.need_grad = False
+    return head(F.relu(h))
+
+
+@pytest.mark.parametrize(("prediction", "message"), [
+    (shared_weight, "used once, found tied/conv/W used 2 times"),
+    (cut, "found need_grad = False at the output of a Convolution"),
+])
+def test_gradients_that_would_be_wrong_are_refused(prediction, message):
+    with pytest.raises(Unsupported, match=f"--layers all can take .*{message}"):
+        make_engine("all", prediction, 2)
+
+
+def other_features(h):
+    return PF.affine(F.relu(h), 10), F.relu(h)
+
+
+def scaled(h):
+    return F.mul_scalar(PF.affine(h, 10), 0.01), h
+
+
+def rectified(h):
+    return F.relu(PF.affine(h, 10)), h
+
+
+def scaled_weight(h):
+    weight = nn.parameter.get_parameter_or_create("affine/W", (h.shape[1] * 900, 10))
+    return F.affine(h, F.mul_scalar(weight, 2), PF.affine(h, 10).parent.inputs[2]), h
+
+
+def another_name(h):
+    return PF.affine(h, 10, name="fc"), h
+
+
+def without_bias(h):
+    return PF.affine(h, 10, with_bias=False), h
+
+
+def used_twice(h):
+    h = PF.affine(PF.affine(h, 10, name="narrow"), 10)
+    return PF.affine(h, 10), h
+
+
+@pytest.mark.parametrize("name", ["last", "all", "onnxruntime"])
+@pytest.mark.parametrize("end", [other_features, scaled, rectified, scaled_weight, another_name,
+                                 without_bias, used_twice])
+def test_model_that_does_not_end_in_its_last_layer_is_refused(end, name):
+    def prediction(image, test):
+        with nn.parameter_scope("first"):
+            h = PF.convolution(image, 2, (3, 3))
+        return end(h)
+    with pytest.raises(Unsupported, match="expected a model to return PF.affine"):
+        make_engine(name, prediction, 2)
+
+
+def test_fixed_parameters_do_not_count():
+    """Fixed by the graph, whatever the scope says; of the last layer, nothing is left to score."""
+    def prediction(image, test):
+        with nn.parameter_scope("first"):
+            h = PF.convolution(image, 4, (3, 3), stride=(4, 4), fix_parameters=True, rng=rng)
+        h = PF.batch_normalization(h, batch_stat=not test, fix_parameters=fixed)
+        return PF.affine(h, 10, rng=rng, fix_parameters=fixed), h
+    images, labels = random_samples()
+    for fixed in (False, True):
+        rng = np.random.default_rng(0)
+        nn.clear_parameters()
+        scores = make_engine("all", prediction, 13).score(images, labels).influence
+        np.testing.assert_allclose(scores, gradient_norms(prediction, images, labels, "all"), rtol=1e-5,
+                                   atol=1e-30)
+        assert (scores > 0).any() != fixed
+    for name in ("last", "onnxruntime"):
+        with pytest.raises(Unsupported, match="a layer that is trained, found affine/W fixed"):
+            make_engine(name, prediction, 2)

@@ -24,6 +24,11 @@ class Task:
             raise UserError("expected another number, found 2")
         if self._setup == "die" and number == 2:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self._setup == "slow":
+            (folder / str(number)).touch()
+            time.sleep(0.1)
+            if number == 2:
+                raise UserError("expected another number, found 2")
         if self._setup == "wait":
             (folder / str(os.getpid())).touch()
             time.sleep(60)
@@ -53,6 +58,20 @@ def test_what_a_task_refuses_is_passed_on(setup, message, workers):
     assert gone(children(os.getpid()))
 
 
+@pytest.mark.parametrize("who", ["task", "consumer"])
+def test_tasks_that_are_left_are_not_computed_for_nothing(tmp_path, who):
+    tasks = [(number + (10 if who == "consumer" else 0), tmp_path) for number in range(60)]
+    results = run_tasks(Task, "slow", tasks, 2)
+    if who == "task":
+        with pytest.raises(UserError, match="another number, found 2"):
+            list(results)
+    else:
+        next(results)
+        results.close()
+    assert gone(children(os.getpid()))
+    assert 1 <= len(list(tmp_path.iterdir())) < 20
+
+
 def test_death_of_a_worker_is_told_after_what_was_done():
     results = []
     with pytest.raises(RunError, match="a worker process died .* run again to go on, with fewer"):
@@ -63,8 +82,9 @@ def test_death_of_a_worker_is_told_after_what_was_done():
     assert RunError.code == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_workers_end_with_their_parent(tmp_path, number):
+@pytest.mark.parametrize(("number", "send"), [(signal.SIGKILL, os.kill), (signal.SIGTERM, os.kill),
+                                              (signal.SIGINT, os.kill), (signal.SIGINT, os.killpg)])
+def test_workers_end_with_their_parent(tmp_path, number, send):
     """Killed or interrupted: the workers, a minute of work before them, end too."""
     code = ("from pathlib import Path; from tests.test_processes import Task; from utils.processes "
             f"import run_tasks\nlist(run_tasks(Task, 'wait', [(n, Path({str(tmp_path)!r})) "
@@ -76,10 +96,7 @@ def test_workers_end_with_their_parent(tmp_path, number):
         time.sleep(0.05)
     workers = [int(path.name) for path in tmp_path.iterdir()]
     assert len(workers) == 2
-    if number == signal.SIGINT:  # from the keyboard it reaches all
-        os.killpg(parent.pid, number)
-    else:
-        parent.send_signal(number)
+    send(parent.pid, number)  # an interrupt from the keyboard reaches all
     parent.wait(10)
     assert gone(workers)
 

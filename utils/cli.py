@@ -125,8 +125,6 @@ def run(main: Callable[[], object], after_interrupt: str = "run it again"):
     except (UserError, OSError) as error:
         message = " ".join(str(error).split())
         sys.exit(_fail(f"error: {message}", getattr(error, "code", UserError.code)))
-    except MemoryError:
-        sys.exit(_fail("error: out of memory; give a smaller --batch_size, or fewer --workers", 1))
     except KeyboardInterrupt:
         sys.exit(_fail(f"interrupted; {after_interrupt}", 130))
 

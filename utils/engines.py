@@ -6,7 +6,7 @@ import nnabla.functions as F
 import numpy as np
 import onnxruntime
 
-from utils.graph import Unsupported
+from utils.graph import Unsupported, check_last_layer
 from utils.onnx_export import INPUT, to_onnx
 from utils.per_sample_gradients import PerSampleNetwork
 from utils.self_influence import Scores, make_scores, output_error
@@ -37,15 +37,13 @@ class NnablaEngine:
         layers: ``last`` takes a forward pass, ``all`` a forward and a backward pass.
 
     Raises:
-        Unsupported: the network has something of which all layers cannot be scored; it is named.
+        Unsupported: the network has something that cannot be scored; it is named.
     """
 
     def __init__(self, prediction: Callable, batch_size: int, layers: str):
         self._image = nn.Variable((batch_size, 3, 32, 32))
         logits, self._h = prediction(self._image, test=True)
-        if logits.parent.inputs[0] != self._h:
-            raise Unsupported("expected the h that a model returns to be the input of its affine layer, "
-                              f"found that of {logits.parent.info.type_name} to be another")
+        check_last_layer(logits, self._h, trained=layers == "last")
         self._logits = affine_one_by_one(self._h)
         # By way of log_softmax, as NNabla's softmax_cross_entropy computes the error that it
         # back-propagates.
@@ -96,13 +94,14 @@ class OnnxRuntimeEngine:
         threads: how many compute a pass; it does not decide the scores.
 
     Raises:
-        Unsupported: a function of the network has no translation; it is named.
+        Unsupported: the network has something that cannot be translated; it is named.
     """
 
     def __init__(self, prediction: Callable, batch_size: int, threads: int):
         self._batch_size = batch_size
         self._image = nn.Variable((1, 3, 32, 32))
-        _, self._h = prediction(self._image, test=True)
+        logits, self._h = prediction(self._image, test=True)
+        check_last_layer(logits, self._h, trained=True)
         try:
             to_onnx(self._image, self._h)
         except Unsupported as error:

@@ -8,7 +8,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from utils.files import save_bytes
-from utils.graph import functions
+from utils.graph import Unsupported, functions
 
 OPERATOR_SET, FORMAT_VERSION = 17, 8
 INPUT, OUTPUT = "x", "y"
@@ -72,7 +72,10 @@ def to_onnx(image: nn.Variable, output: nn.Variable) -> onnx.ModelProto:
         numpy_helper.from_array(value, name) for name, value in parameters.items()])
     model = helper.make_model(network, opset_imports=[helper.make_opsetid("", OPERATOR_SET)],
                               ir_version=FORMAT_VERSION)
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # of several modules' own types
+        raise Unsupported(f"the translation to ONNX is not valid: {error}") from error
     return model
 
 

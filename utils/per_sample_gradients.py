@@ -19,6 +19,7 @@ and the chain rule gives the gradients by the network's parameters from those by
           \partial_\gamma = (\langle W, \partial_{W'} \rangle + (b - \mu) \, \partial_{b'}) / \sigma .
 """
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 
 import nnabla as nn
@@ -52,14 +53,13 @@ class Layer:
         bias: its parameter, (O,), or None.
         shape: (O, I, k, k), the shape of the filters.
         batch_size: samples B.
+        trained: the parameters whose gradient counts.
     """
 
     def __init__(self, weight: nn.Variable | None, bias: nn.Variable | None,
-                 shape: tuple[int, ...], batch_size: int):
+                 shape: tuple[int, ...], batch_size: int, trained: Container[nn.Variable]):
         self._weight, self._bias, self._shape = weight, bias, shape
-        self._batch_size = batch_size
-        # The scope's word on it: the variables of a graph may have another `need_grad`.
-        self._trainable = frozenset(nn.get_parameters().values())
+        self._batch_size, self._trained = batch_size, trained
         self.normalization: Normalization | None = None
         self.weights = nn.Variable((batch_size * shape[0], *shape[1:]), need_grad=True)
         self.biases = nn.Variable((batch_size * shape[0],), need_grad=True)
@@ -83,22 +83,23 @@ class Layer:
             self._scale, self._shifted = gamma / self._sigma, bias - mean
             bias = self._scale * self._shifted + beta
         self._filters = weight.reshape(filters, -1).astype(np.float32)
-        weight = weight * self._scale.reshape(-1, 1, 1, 1)
+        weight = (weight * self._scale.reshape(-1, 1, 1, 1)).astype(np.float32)
         self.weights.d = np.tile(weight, (self._batch_size, 1, 1, 1))
         self.biases.d = np.tile(bias, self._batch_size)
 
     def squared_norms(self) -> np.ndarray:
         """Squared norm of the gradient by the layer's parameters, of each sample, float64 (B,)."""
         by_weight = self.weights.g.reshape(self._batch_size, *self._filters.shape)
+        by_weight = by_weight.astype(np.float32, copy=False)  # half would overflow
         by_bias = self.biases.g.reshape(self._batch_size, -1).astype(np.float64)
         total = np.zeros(self._batch_size)
-        if self._weight in self._trainable:
+        if self._weight in self._trained:
             total += np.einsum("bfi,bfi->bf", by_weight, by_weight) @ self._scale**2
-        if self._bias in self._trainable:
+        if self._bias in self._trained:
             total += np.square(self._scale * by_bias).sum(axis=1)
-        if self.normalization and self.normalization.beta in self._trainable:
+        if self.normalization and self.normalization.beta in self._trained:
             total += np.square(by_bias).sum(axis=1)
-        if self.normalization and self.normalization.gamma in self._trainable:
+        if self.normalization and self.normalization.gamma in self._trained:
             by_gamma = np.einsum("bfi,fi->bf", by_weight, self._filters) + self._shifted * by_bias
             total += np.square(by_gamma / self._sigma).sum(axis=1)
         return total
@@ -124,6 +125,10 @@ class PerSampleNetwork:
         found = functions(image, logits, {*CHANNELWISE, *LAYERS}, "--layers all")
         uses = Counter(variable for function in found for variable in function.inputs)
         _refuse_shared(uses)
+        _refuse_cuts(found)
+        # A parameter can be kept from training by the scope or by the graph.
+        self._trained = frozenset(nn.get_parameters().values()) & {
+            variable for function in found for variable in function.inputs if variable.need_grad}
         folded, layers = {image: _fold(image)}, {}
         for function in found:
             kind, args, first = function.info.type_name, function.info.args, function.inputs[0]
@@ -156,7 +161,7 @@ class PerSampleNetwork:
 
     def _convolve(self, x: nn.Variable, weight: nn.Variable | None, bias: nn.Variable | None,
                   shape: tuple[int, ...], group: int = 1, **options) -> tuple[Layer, nn.Variable]:
-        layer = Layer(weight, bias, shape, self._batch_size)
+        layer = Layer(weight, bias, shape, self._batch_size, self._trained)
         self._layers.append(layer)
         return layer, F.convolution(x, layer.weights, layer.biases,
                                     group=self._batch_size * group, **options)
@@ -197,3 +202,11 @@ def _refuse_shared(uses: Counter):
         if uses[parameter] > 1:
             raise Unsupported(f"--layers all can take parameters that are used once, found {name} "
                             f"used {uses[parameter]} times")
+
+
+def _refuse_cuts(found: list):
+    for function in found:
+        if any(variable.need_grad for variable in function.inputs) and \
+                not function.outputs[0].need_grad:
+            raise Unsupported("--layers all can take networks that are back-propagated through, found "
+                              f"need_grad = False at the output of a {function.info.type_name}")

@@ -42,26 +42,31 @@ def run_tasks(make: Callable[[object], Callable], setup: object, tasks: list[tup
             yield task, function(*task)
         return
     # Forked, a process would inherit the threads' locks of NNabla and OpenMP, but not the threads.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin,
-                             (make, setup)) as pool:
-        # An interrupt from the keyboard reaches all processes: until `begin` they ignore it.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            futures = {pool.submit(call, *task): task for task in tasks}
-        finally:
-            signal.signal(signal.SIGINT, handler)
-        broken = False
-        try:
-            for future in as_completed(futures):
-                task = futures.pop(future)
-                try:
-                    result = future.result()
-                except BrokenProcessPool:  # and so will be all that follow, but those done before
-                    broken = True
-                else:
-                    yield task, result
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker,
+                               (make, setup))
+    before = set(multiprocessing.active_children())
+    # An interrupt from the keyboard reaches all processes: until `_begin_worker` they ignore it.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        futures = {pool.submit(call, *task): task for task in tasks}
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    broken = finished = False
+    try:
+        for future in as_completed(futures):
+            task = futures.pop(future)
+            try:
+                result = future.result()
+            except BrokenProcessPool:  # and so will be all that follow, but those done before
+                broken = True
+            else:
+                yield task, result
+        finished = True
+    finally:
+        if not finished:
+            for worker in set(multiprocessing.active_children()) - before:
+                worker.terminate()
+        pool.shutdown(cancel_futures=True)
     if broken:
         raise RunError("a worker process died (killed, or out of memory); what was done is kept: run "
                        "again to go on, with fewer --workers or a smaller --batch_size if memory is "
@@ -69,17 +74,22 @@ def run_tasks(make: Callable[[object], Callable], setup: object, tasks: list[tup
 
 
 def begin(make: Callable, setup: object):
-    """Prepare a worker to end with its parent, and at an interrupt without a word."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+    """Prepare a process for `call`."""
     _state.clear()
     _state.update(make=make, setup=setup)
 
 
 def call(*task):
-    """Compute a task in a worker."""
+    """Compute a task in a process that is prepared."""
     # Made here and not in `begin`, whose exceptions a pool does not pass on.
     if "function" not in _state:
         _state["function"] = _state["make"](_state["setup"])
     return _state["function"](*task)
+
+
+def _begin_worker(make: Callable, setup: object):
+    """Prepare a worker, which ends with its parent, and at an interrupt without a word."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+    begin(make, setup)

@@ -1,7 +1,8 @@
 """The score files: written by calculate_score.py, read by mislabel_analysis.py."""
 import hashlib
-import io
 import json
+import zipfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils.cli import UserError
-from utils.files import load_array, save_array, save_bytes
+from utils.files import load_array, save_array, whole_file
 
 if TYPE_CHECKING:  # the analysis reads scores and never imports nnabla
     from utils.self_influence import Scores
@@ -46,6 +47,8 @@ def content_key(**content: object) -> str:
 class CheckpointScores:
     """The scores of N samples at one checkpoint, as far as they are computed, and the file of them.
 
+    They are in memory only while they are being computed.
+
     Args:
         folder: where the file is.
         epoch: the checkpoint's.
@@ -60,33 +63,48 @@ class CheckpointScores:
     """
 
     def __init__(self, folder: Path, epoch: int, key: str, samples: int, classes: int):
-        self.epoch, self.size, self._key = epoch, samples, key
+        self.epoch, self.size, self._key, self._classes = epoch, samples, key, classes
         self._path = folder / CHECKPOINT.format(epoch)
-        self._arrays = {name: np.full(samples, np.nan) for name in COLUMNS}
-        self._arrays["probability"] = np.full((samples, classes), np.nan, np.float32)
-        kept = self._read() if self._path.exists() else {}
-        self.stale = self._path.exists() and not kept
-        self._arrays |= kept
+        kept = self._read() if self._path.exists() else None
+        self.stale = self._path.exists() and kept is None
+        self._todo = np.ones(samples, bool) if kept is None else ~np.isfinite(kept["influence"])
+        self._arrays: dict[str, np.ndarray] | None = None
 
-    def _read(self) -> dict[str, np.ndarray]:
+    def _empty(self) -> dict[str, np.ndarray]:
+        arrays = {name: np.full(self.size, np.nan) for name in COLUMNS}
+        return arrays | {"probability": np.full((self.size, self._classes), np.nan, np.float32)}
+
+    def _read(self) -> dict[str, np.ndarray] | None:
+        """The arrays in the file, or None where it is not what it should be."""
+        arrays = {**self._empty(), "key": np.array(self._key)}
         try:
             with np.load(self._path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in self._arrays}
-                fits = str(file["key"]) == self._key
+                for name, array in arrays.items():
+                    # Before a stranger's bomb is unpacked.
+                    if file.zip.getinfo(f"{name}.npy").file_size > array.nbytes + 999:
+                        return None
+                    found = file[name]
+                    if (found.shape, found.dtype) != (array.shape, array.dtype):
+                        return None
+                    arrays[name] = found
         except Exception:  # noqa: BLE001  a damaged archive raises almost anything
-            return {}
-        fits = fits and all(arrays[name].shape == array.shape and arrays[name].dtype == array.dtype
-                            for name, array in self._arrays.items())
-        return arrays if fits else {}
+            return None
+        return arrays if arrays.pop("key") == self._key else None
 
     def missing(self, start: int = 0, stop: int | None = None) -> int:
         """How many of the samples from `start` up to `stop` have no scores yet."""
-        return int(np.isnan(self._arrays["influence"][start:stop]).sum())
+        return int(self._todo[start:stop].sum())
 
     def add(self, start: int, stop: int, scores: "Scores"):
         """Take the scores of samples `start` up to `stop`."""
+        if self._arrays is None:
+            self._arrays = self._empty()
+            kept = None if self._todo.all() else self._read()
+            self._arrays |= kept or {}
+            self._todo[:] = ~np.isfinite(self._arrays["influence"])
         for name, array in self._arrays.items():
             array[start:stop] = getattr(scores, name)
+        self._todo[start:stop] = False
 
     def save(self):
         """Write the file.
@@ -94,15 +112,24 @@ class CheckpointScores:
         Raises:
             UserError: it cannot be written.
         """
-        _save_archive(self._path, **self._arrays, key=self._key)
+        _save_archive(self._path, {**self._arrays, "key": self._key}.items())
+        if not self.missing():
+            self._arrays = None
 
     def remove(self):
         """Remove the file."""
         self._path.unlink(missing_ok=True)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """One of ``COLUMNS``, (N,), or ``probability``, (N, C)."""
-        return self._arrays[name]
+        """One of ``COLUMNS``, (N,), or ``probability``, (N, C), once it is saved.
+
+        Raises:
+            UserError: the file has changed.
+        """
+        arrays = self._read()
+        if arrays is None:
+            raise UserError(f"{self._path} has been changed or removed; run again")
+        return arrays[name]
 
 
 def save_epoch(folder: Path, checkpoint: CheckpointScores):
@@ -117,20 +144,29 @@ def save_total(folder: Path, checkpoints: list[CheckpointScores], learning_rates
     Raises:
         UserError: a file cannot be written.
     """
-    columns = {name: np.stack([checkpoint[name] for checkpoint in checkpoints], axis=1)
-               for name in COLUMNS}
-    probability = sum(checkpoint["probability"].astype(float) for checkpoint in checkpoints)
-    _save_archive(folder / PER_CHECKPOINT,
-                  epochs=np.array([checkpoint.epoch for checkpoint in checkpoints]),
-                  learning_rate=np.array(learning_rates), **columns,
-                  probability=probability / len(checkpoints), data_sha256=digest)
-    save_array(folder / TOTAL, columns["influence"].sum(axis=1))
+    total = np.zeros(checkpoints[0].size)
+    probability = 0.0
+    for checkpoint in checkpoints:
+        total += checkpoint["influence"]
+        probability = probability + checkpoint["probability"].astype(float)
+
+    def arrays() -> Iterator[tuple[str, object]]:  # one at a time, for the sake of the memory
+        yield "epochs", [checkpoint.epoch for checkpoint in checkpoints]
+        yield "learning_rate", np.array(learning_rates, float)
+        for name in COLUMNS:
+            yield name, np.stack([checkpoint[name] for checkpoint in checkpoints], axis=1)
+        yield "probability", probability / len(checkpoints)
+        yield "data_sha256", digest
+    _save_archive(folder / PER_CHECKPOINT, arrays())
+    save_array(folder / TOTAL, total)
 
 
-def _save_archive(path: Path, **arrays: object):
-    content = io.BytesIO()
-    np.savez(content, **arrays)
-    save_bytes(path, content.getbuffer())
+def _save_archive(path: Path, arrays: Iterable[tuple[str, object]]):
+    # As np.savez, which would want all arrays at once.
+    with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in arrays:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
 
 
 def load_total(folder: Path, samples: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from utils import checkpoint
 from utils.checkpoint import Checkpoint
-from utils.cli import UserError
+from utils.cli import RunError, UserError
 from utils.context import set_context
 from utils.engines import NnablaEngine, OnnxRuntimeEngine
 from utils.files import load_array
@@ -22,7 +22,7 @@ from utils.self_influence import Scores
 SAMPLES = 256
 # Samples in a pass, by context and layers.  On the CPU they are what the caches hold (measured: 4 to
 # 32 differ by a few per cent); on a GPU, what keeps it busy.
-BATCH_SIZES = {("cpu", "last"): 16, ("cpu", "all"): 8, ("cudnn", "last"): 100, ("cudnn", "all"): 100}
+BATCH_SIZES = {("cpu", "last"): 16, ("cpu", "all"): 8, ("cudnn", "last"): 100, ("cudnn", "all"): 32}
 # Seconds of work on a checkpoint that a killed run may lose.
 SAVE_EVERY = 10
 
@@ -38,7 +38,7 @@ class Setup:
         layers: ``last`` or ``all``.
         engine: ``nnabla`` or ``onnxruntime``.
         batch_size: samples in a pass.
-        workers: threads of ONNX Runtime, which knows no faster way, or processes of NNabla.
+        workers: threads of ONNX Runtime, or processes of NNabla.
         context: ``cpu`` or ``cudnn``, with `device_id` and `type_config` as for `set_context`.
     """
 
@@ -86,7 +86,17 @@ class SliceScorer:
 
         Raises:
             UserError: the checkpoint cannot be read, or gives scores that are not finite.
+            RunError: the memory does not suffice.
         """
+        try:
+            return self._score(current, start, stop)
+        except (MemoryError, RuntimeError) as error:  # NNabla's is a RuntimeError
+            if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+                raise
+            raise RunError(f"out of memory at --batch_size {self._setup.batch_size}; what was done is "
+                           "kept: run again with a smaller one, or fewer --workers") from error
+
+    def _score(self, current: Checkpoint, start: int, stop: int) -> Scores:
         if current.parameters != self._loaded:
             self._loaded = None
             checkpoint.load_parameters(current)

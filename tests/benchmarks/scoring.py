@@ -26,7 +26,7 @@ from utils.onnx_export import INPUT, to_onnx
 from utils.processes import available_cores, begin, call
 from utils.scoring import BATCH_SIZES, Setup, SliceScorer
 
-SAMPLES = 1024
+SAMPLES = max(1024, 128 * available_cores())
 # As NNabla's example, which back-propagates through all of ResNet23, but through ResNet56's last
 # layer only.
 STOPS_AT_FEATURES = {"resnet23": False, "resnet56": True}
@@ -137,11 +137,11 @@ def rows(model: str, folder: Path, stack: ExitStack) -> dict[str, tuple[Callable
     return {
         "plain loop, batch 1": (plain_loop(prediction, images, labels, STOPS_AT_FEATURES[model]), 16),
         "last layer: NNabla, 1 process": (ours("last", "nnabla", 1), 128),
-        f"last layer: NNabla, {cores} processes": (ours("last", "nnabla", cores), 256),
+        f"last layer: NNabla, {cores} processes": (ours("last", "nnabla", cores), 128 * cores),
         "last layer: ONNX Runtime, 1 thread": (ours("last", "onnxruntime", 1), 1024),
         f"last layer: ONNX Runtime, {cores} threads": (ours("last", "onnxruntime", cores), 1024),
         "all layers: NNabla, 1 process": (ours("all", "nnabla", 1), 64),
-        f"all layers: NNabla, {cores} processes": (ours("all", "nnabla", cores), 128),
+        f"all layers: NNabla, {cores} processes": (ours("all", "nnabla", cores), 64 * cores),
         "bare NNabla inference pass": (bare_inference(prediction, images, last), 128),
         "bare ONNX Runtime pass, 1 thread": (bare_onnxruntime(prediction, images, last, 1), 1024),
         f"bare ONNX Runtime pass, {cores} threads": (
