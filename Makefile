@@ -1,6 +1,6 @@
 # make demo   find mislabelled digits, from nothing, in a few minutes
 # make test   the tests
-# make bench  how fast the scores are computed, in two minutes or three
+# make bench  how fast the scores are computed, in three minutes
 # make setup  only make .venv, with Python 3.10, and install what the suite needs
 
 PYTHON = .venv/bin/python

@@ -48,7 +48,7 @@ def get_args(argv=None) -> argparse.Namespace:
                         help="score the checkpoints of these epochs (default: all)")
     parser.add_argument("--batch_size", type=number(int, 1), default=None,
                         help="samples in a pass (default: what is fastest)")
-    parser.add_argument("--workers", type=number(int, 1, 1024), metavar="N",
+    parser.add_argument("--workers", type=number(int, 1, 256), metavar="N",
                         help="processes, or threads of onnxruntime (default: one a core on the CPU, "
                              "1 on a GPU)")
     parser.add_argument("--save_every_epoch", type=boolean, default=True,
@@ -159,7 +159,7 @@ def prepare(args: argparse.Namespace, prediction: Callable, samples: int) -> Set
 def write_epoch(args: argparse.Namespace, result: CheckpointScores, left: float):
     """Write the scores at one checkpoint, and say so."""
     if args.save_every_epoch:
-        scores.save_epoch(args.output, result)
+        result.save_influence()
     tqdm.write(f"epoch {result.epoch}: mean self-influence {result['influence'].mean():.4g}, "
                f"{datetime.timedelta(seconds=round(left))} left")
 
@@ -169,7 +169,7 @@ def report_kept(args: argparse.Namespace, results: list[CheckpointScores]):
     stale = [str(result.epoch) for result in results if result.stale]
     if stale:
         print(f"computed anew: epoch {', '.join(stale)}, kept in {args.output} for other parameters, "
-              "data or settings", flush=True)
+              "data or settings, or damaged", flush=True)
     finished = [result for result in results if not result.missing()]
     kept = sum(result.size - result.missing() for result in results)
     if kept:
@@ -177,7 +177,7 @@ def report_kept(args: argparse.Namespace, results: list[CheckpointScores]):
               f"{sum(result.size for result in results):,} scores are kept from before", flush=True)
     if args.save_every_epoch:
         for result in finished:
-            scores.save_epoch(args.output, result)
+            result.save_influence()
 
 
 if __name__ == "__main__":

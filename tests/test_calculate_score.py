@@ -70,6 +70,7 @@ def test_single_checkpoint_is_scored_alone(run, tmp_path):
 
 
 def test_scores_of_every_epoch_can_be_left_out(run, tmp_path):
+    score(run, tmp_path / "new")
     score(run, tmp_path / "new", "--save_every_epoch", "False")
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == \
         ["influence_all_epoch.npy", "per_checkpoint.npz"]
@@ -106,7 +107,7 @@ def test_data_of_another_run_are_refused(run, tmp_path):
 @pytest.mark.parametrize(("more", "message"), [
     (["--batch_size", "31"], "--batch_size of at most 30, .* found 31"),
     (["--batch_size", "0"], "expected an integer from 1, found '0'"),
-    (["--workers", "0"], "workers: expected an integer from 1 to 1024, found '0'"),
+    (["--workers", "0"], "workers: expected an integer from 1 to 256, found '0'"),
     (["--epochs", "2", "9", "7"], "--epochs among those of .*run, 1, 2, 3; found 7, 9"),
     (["--epochs"], "--epochs: expected at least one argument"),
     (["--layers", "all", "--engine", "onnxruntime"],

@@ -64,7 +64,7 @@ class CheckpointScores:
 
     def __init__(self, folder: Path, epoch: int, key: str, samples: int, classes: int):
         self.epoch, self.size, self._key, self._classes = epoch, samples, key, classes
-        self._path = folder / CHECKPOINT.format(epoch)
+        self._path, self._influence = (folder / name.format(epoch) for name in (CHECKPOINT, EPOCH))
         kept = self._read() if self._path.exists() else None
         self.stale = self._path.exists() and kept is None
         self._todo = np.ones(samples, bool) if kept is None else ~np.isfinite(kept["influence"])
@@ -116,9 +116,14 @@ class CheckpointScores:
         if not self.missing():
             self._arrays = None
 
+    def save_influence(self):
+        """Write the self-influence alone, as ``<epoch>_influence.npy``."""
+        save_array(self._influence, self["influence"])
+
     def remove(self):
-        """Remove the file."""
-        self._path.unlink(missing_ok=True)
+        """Remove both files."""
+        for path in (self._path, self._influence):
+            path.unlink(missing_ok=True)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """One of ``COLUMNS``, (N,), or ``probability``, (N, C), once it is saved.
@@ -130,11 +135,6 @@ class CheckpointScores:
         if arrays is None:
             raise UserError(f"{self._path} has been changed or removed; run again")
         return arrays[name]
-
-
-def save_epoch(folder: Path, checkpoint: CheckpointScores):
-    """Write the self-influence at one checkpoint."""
-    save_array(folder / EPOCH.format(checkpoint.epoch), checkpoint["influence"])
 
 
 def save_total(folder: Path, checkpoints: list[CheckpointScores], learning_rates: list[float],

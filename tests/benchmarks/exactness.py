@@ -1,0 +1,58 @@
+"""How far the scores at the checkpoints of a run are from their definition.
+
+    python -m tests.benchmarks.exactness demo
+
+Against back-propagation of one sample at a time through NNabla's graph, in float32 as everything there,
+and, for the last layer, against a forward pass in float64.
+"""
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from models import build_prediction
+from tests.test_engines import float64_scores, gradient_norms, make_engine
+from utils import checkpoint
+
+SURE = 0.01  # below this norm of the error, float32 has few digits of it
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="train.py's --output and --model_save_path")
+    parser.add_argument("--samples", type=int, default=300)
+    args = parser.parse_args()
+    images = np.load(args.run / "x_train.npy")[:args.samples]
+    labels = np.load(args.run / "y_shuffle_train.npy")[:args.samples].astype(np.int64)
+    checkpoints = checkpoint.find(args.run)
+    made_with = checkpoints[0].description
+    prediction = build_prediction(made_with["model"], made_with["classes"], made_with["nmaps"])
+    checkpoint.check_parameters(checkpoints, prediction)
+    engines = {name: make_engine(name, prediction, 16) for name in ("last", "all", "onnxruntime")}
+    rows: dict[str, list] = {}
+    for current in checkpoints:
+        checkpoint.load_parameters(current)
+        scores = {}
+        for name, engine in engines.items():
+            engine.load_parameters()
+            scores[name] = engine.score(images, labels)
+        loop = {layers: gradient_norms(prediction, images, labels, layers) for layers in ("last", "all")}
+        exact, _ = float64_scores(prediction, images, labels)
+        plain = scores["last"].error_norm > SURE
+        for row, found, expected in [
+                ("last layer by NNabla, from the loop", scores["last"].influence, loop["last"]),
+                ("all layers by NNabla, from the loop", scores["all"].influence, loop["all"]),
+                ("last layer by ONNX Runtime, from the loop", scores["onnxruntime"].influence,
+                 loop["last"]),
+                ("last layer by NNabla, from float64", scores["last"].influence, exact),
+                ("last layer by ONNX Runtime, from float64", scores["onnxruntime"].influence, exact)]:
+            difference = np.abs(found - expected) / expected
+            rows.setdefault(row, []).append((difference, difference[plain]))
+    print(f"relative difference: median, largest, and largest where the error's norm is above {SURE}")
+    for row, differences in rows.items():
+        both, plain = (np.concatenate(parts) for parts in zip(*differences))
+        print(f"{row:42} {np.median(both):.1e}  {both.max():.1e}  {plain.max():.1e}")
+
+
+if __name__ == "__main__":
+    main()
