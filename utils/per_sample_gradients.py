@@ -82,7 +82,7 @@ class Layer:
             self._sigma = np.sqrt(variance + self.normalization.epsilon)
             self._scale, self._shifted = gamma / self._sigma, bias - mean
             bias = self._scale * self._shifted + beta
-        self._filters = weight.reshape(filters, -1).astype(np.float32)
+        self._filters = weight.reshape(filters, -1)
         weight = (weight * self._scale.reshape(-1, 1, 1, 1)).astype(np.float32)
         self.weights.d = np.tile(weight, (self._batch_size, 1, 1, 1))
         self.biases.d = np.tile(bias, self._batch_size)
