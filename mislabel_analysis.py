@@ -11,10 +11,11 @@ import numpy as np
 
 from datasets import arrays
 from datasets.arrays import Dataset
-from utils import cli, figures, scores
-from utils.cli import Parser, boolean
-from utils.detection import detection_metrics
+from utils import cli, dynamics, figures, scores
+from utils.cli import Parser, UserError, boolean
+from utils.detection import PERCENTAGES, bootstrap_intervals, detection_metrics
 from utils.files import check_folder, save_json
+from utils.rankings import BASELINES, rankings
 from utils.scores import PerCheckpoint
 from utils.suspects import count_top_classes, save_extracted, save_suspects
 
@@ -33,6 +34,10 @@ def get_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--save_extracted", type=boolean, default=False,
                         help="write the images, sorted into ten folders by score "
                              "(default: %(default)s)")
+    parser.add_argument("--rank_by", metavar="NAME", default="tracin",
+                        help="the score that orders the suspects: tracin, tracin_weighted, "
+                             "tracin_norms, tracin_late, loss, margin, error_norm, self_confidence, "
+                             "aum, forgetting or random (default: %(default)s)")
     return parser.parse_args(argv)
 
 
@@ -43,18 +48,24 @@ def main(argv=None):
     score = scores.load_total(args.input, len(dataset.images))
     per_checkpoint = scores.load_per_checkpoint(args.input, score, len(dataset.names),
                                                dataset.digest())
-    analyse(args, dataset, score, per_checkpoint)
+    scores_by_name = rankings(score, per_checkpoint, dataset.labels,
+                              dynamics.load(args.input, dataset.digest()))
+    if args.rank_by not in scores_by_name:
+        raise UserError(f"expected --rank_by one of {', '.join(scores_by_name)}, which this run has; "
+                        f"found {args.rank_by}")
+    analyse(args, dataset, scores_by_name, per_checkpoint)
 
 
-def analyse(args: argparse.Namespace, dataset: Dataset, score: np.ndarray,
+def analyse(args: argparse.Namespace, dataset: Dataset, scores_by_name: dict[str, np.ndarray],
             per_checkpoint: PerCheckpoint):
     """Write everything that was asked for, and print the metrics."""
     mislabelled = None
     if dataset.true_labels is not None and (dataset.true_labels != dataset.labels).any():
         mislabelled = (dataset.true_labels != dataset.labels)[:, 0]
-    save_suspects(args.output / "suspects.csv", dataset, score,
+    save_suspects(args.output / "suspects.csv", dataset, scores_by_name, args.rank_by,
                   per_checkpoint.probability.argmax(axis=1))
-    figures.score_distribution(args.output / "score_distribution.png", score, mislabelled)
+    figures.score_distribution(args.output / "score_distribution.png", scores_by_name["tracin"],
+                               mislabelled)
     for old in args.output.glob(TOP_CLASSES.replace("{:06d}", "*")):
         old.unlink()  # an earlier analysis may have had other checkpoints
     if args.ckpt_analysis:
@@ -62,38 +73,58 @@ def analyse(args: argparse.Namespace, dataset: Dataset, score: np.ndarray,
             figures.top_classes(args.output / TOP_CLASSES.format(epoch), epoch, dataset.names,
                                 count_top_classes(dataset, influence))
     if args.save_extracted:
-        save_extracted(args.output / "extracted_samples", dataset, score)
-    metrics = report(args.output, dataset, score, mislabelled)
+        save_extracted(args.output / "extracted_samples", dataset, scores_by_name[args.rank_by])
+    metrics = report(args.output, dataset, scores_by_name, mislabelled)
     save_json(args.output / "metrics.json", metrics)
 
 
-def report(output: Path, dataset: Dataset, score: np.ndarray,
+def report(output: Path, dataset: Dataset, scores_by_name: dict[str, np.ndarray],
            mislabelled: np.ndarray | None) -> dict:
     """Print where the results are and what they say, and draw the curve; returns the metrics."""
-    count = 0 if mislabelled is None else int(mislabelled.sum())
-    metrics = {"samples": len(score), "mislabelled": count, "scores": {}}
+    samples, count = len(dataset.labels), 0 if mislabelled is None else int(mislabelled.sum())
+    metrics = {"samples": samples, "mislabelled": count, "scores": {}}
     curve = output / "score_curve.png"
     curve.unlink(missing_ok=True)  # an earlier analysis may have had one
     if dataset.true_labels is None:
         metrics["mislabelled"] = None
-        print(f"{len(score)} samples, true labels unknown: ranked only, no curve")
+        print(f"{samples} samples, true labels unknown: ranked only, no curve")
     elif mislabelled is None:
-        print(f"{len(score)} samples, none mislabelled: ranked only, no curve")
+        print(f"{samples} samples, none mislabelled: ranked only, no curve")
     elif mislabelled.all():
-        print(f"{len(score)} samples, all mislabelled: ranked only, no curve")
+        print(f"{samples} samples, all mislabelled: ranked only, no curve")
     else:
-        tracin = metrics["scores"]["tracin"] = detection_metrics(score, mislabelled)
-        figures.score_curve(curve, score, mislabelled)
-        print(f"{len(score)} samples, {count} mislabelled")
-        for name, value in tracin.items():
-            if name.startswith("recall_at_"):
-                percentage = name.removeprefix("recall_at_")
-                print(f"checking {percentage} % of the data finds {value:.3f} of the mislabelled")
-        print(f"AUROC {tracin['auroc']:.3f}, average precision {tracin['average_precision']:.3f}")
+        metrics["scores"] = measure(scores_by_name, mislabelled)
+        figures.score_curve(curve, {name: scores_by_name[name] for name in ("tracin", *BASELINES)
+                                    if name in scores_by_name}, mislabelled)
+        print(f"{samples} samples, {count} mislabelled")
+        print_metrics(metrics["scores"])
     written = [output / "score_distribution.png", *([curve] if metrics["scores"] else [])]
     print("figures: " + ", ".join(map(str, written)))
     print(f"suspects, most suspicious first: {output / 'suspects.csv'}")
     return metrics
+
+
+def measure(scores_by_name: dict[str, np.ndarray], mislabelled: np.ndarray) -> dict[str, dict]:
+    """The metrics of every score, with their 95 % intervals."""
+    intervals = bootstrap_intervals(scores_by_name, mislabelled)
+    return {name: {**detection_metrics(score, mislabelled),
+                   **{f"{metric}_interval": ends for metric, ends in intervals[name].items()}}
+            for name, score in scores_by_name.items()}
+
+
+def print_metrics(metrics: dict[str, dict]):
+    """Print what TracIn finds in words, and all scores in a table."""
+    tracin = metrics["tracin"]
+    for percentage in PERCENTAGES:
+        print(f"checking {percentage} % of the data finds {tracin[f'recall_at_{percentage}']:.3f} of "
+              "the mislabelled")
+    print(f"AUROC {tracin['auroc']:.3f}, average precision {tracin['average_precision']:.3f}")
+    print(f"\n{'found at':16}" + "".join(f"{f'{percentage} %':>7}" for percentage in PERCENTAGES)
+          + f"{'AUROC':>8}")
+    for name, values in metrics.items():
+        recalls = "".join(f"{values[f'recall_at_{percentage}']:7.3f}" for percentage in PERCENTAGES)
+        print(f"{name:16}{recalls}{values['auroc']:8.3f}")
+    print()
 
 
 if __name__ == "__main__":

@@ -19,14 +19,18 @@ from models import MODELS, build_prediction, default_nmaps
 from utils import checkpoint, cli, onnx_export
 from utils.cli import Parser, UserError, boolean, number
 from utils.context import set_context
+from utils.dynamics import FILE as DYNAMICS_FILE
+from utils.dynamics import TrainingDynamics
+from utils.engines import predict
 from utils.files import check_folder
 from utils.graph import Unsupported
 from utils.learning_rate import learning_rate
 from utils.monitor import TrainingLog
+from utils.self_influence import loss_and_margin
 from utils.training import Trainer
 
 # What a resumed run must have in common with the one that it goes on with.
-RUN = ("model", "nmaps", "seed", "dataset", "subset", "shuffle_label", "shuffle_rate",
+RUN = ("model", "nmaps", "seed", "dataset", "subset", "shuffle_label", "shuffle_rate", "noise",
        "augmentation", "train_epochs", "train_batch_size", "learning_rate", "type_config",
        "model_save_interval")
 
@@ -49,6 +53,12 @@ def build_parser() -> Parser:
                            "(default: %(default)s)")
     data.add_argument("--shuffle_rate", type=number(float, 0, 1), default=0.1,
                       help="share of every class that is mislabelled (default: %(default)s)")
+    data.add_argument("--noise", choices=datasets.NOISES, default="uniform",
+                      help="wrong labels: any other one; that of a class it is taken for; or the wrong "
+                           "one that --noise_model finds likeliest (default: %(default)s)")
+    data.add_argument("--noise_model", type=Path, metavar="PATH",
+                      help="checkpoints of an earlier run, or one checkpoint_<epoch>.json, for "
+                           "--noise hardest")
     data.add_argument("--augmentation", type=boolean, default=None,
                       help="scale and mirror training images at random (default: True, but False "
                            "for digits)")
@@ -88,11 +98,11 @@ def build_parser() -> Parser:
 def get_args(argv=None) -> argparse.Namespace:
     args = build_parser().parse_args(argv)
     if args.input:
-        clash = sorted(args.given & {"data", "subset", "shuffle_rate"})
+        clash = sorted(args.given & {"data", "subset", "shuffle_rate", "noise", "noise_model"})
         if clash:
             raise UserError(f"--input trains on the files of an earlier run, which --{clash[0]} "
                             "cannot change; leave one of them out")
-        args.shuffle_rate = None
+        args.shuffle_rate = args.noise = None
         if "dataset" not in args.given:
             args.dataset = None
     return args
@@ -120,6 +130,9 @@ def resume_from(args: argparse.Namespace) -> checkpoint.Checkpoint:
 def complete(args: argparse.Namespace):
     """Fill in the defaults that depend on other arguments, and check what can be checked early."""
     digits = args.dataset == "digits"
+    if (args.noise == "hardest") != (args.noise_model is not None):
+        raise UserError("--noise hardest and --noise_model PATH belong together, found one of them; "
+                        "give both or none")
     if args.nmaps is None:
         args.nmaps = default_nmaps(args.model)
     elif default_nmaps(args.model) is None:
@@ -146,7 +159,8 @@ def load_data(args: argparse.Namespace, rng: np.random.Generator) -> Dataset:
             dataset = dataset.without_noise()
     else:
         rate = args.shuffle_rate if args.shuffle_label else 0.0
-        dataset = datasets.load_dataset(args.dataset, args.data, args.subset, rate, rng)
+        dataset = datasets.load_dataset(args.dataset, args.data, args.subset, rate, rng, args.noise,
+                                        lambda images: probability(args, images))
     if args.val_batch_size is None:
         args.val_batch_size = min(100, len(dataset.test.images))
     for name, split in [("train_batch_size", dataset), ("val_batch_size", dataset.test)]:
@@ -154,6 +168,17 @@ def load_data(args: argparse.Namespace, rng: np.random.Generator) -> Dataset:
             raise UserError(f"expected --{name} of at most {len(split.images)}, the samples there "
                             f"are, found {getattr(args, name)}")
     return dataset
+
+
+def probability(args: argparse.Namespace, images: np.ndarray) -> np.ndarray:
+    """Of every class, (N, C), by the newest checkpoint of --noise_model."""
+    current = checkpoint.find(args.noise_model)[-1]
+    made_with, classes = current.description, len(datasets.DATASETS[args.dataset][1])
+    if made_with.get("classes") != classes:
+        raise UserError(f"expected a checkpoint_<epoch>.json of a network of {classes} classes in "
+                        f"{args.noise_model}, found {made_with.get('classes', 'none')}; give the "
+                        f"--model_save_path of a run with --dataset {args.dataset}")
+    return predict(current, build_prediction(made_with["model"], classes, made_with["nmaps"]), images)
 
 
 def train_and_evaluate(args: argparse.Namespace, resumed: checkpoint.Checkpoint | None):
@@ -175,13 +200,18 @@ def train_and_evaluate(args: argparse.Namespace, resumed: checkpoint.Checkpoint 
     if resumed:
         checkpoint.load(resumed, trainer.solver)
         history = resumed.description["history"]
+    dynamics = TrainingDynamics(len(dataset.images), args.train_epochs)
+    if resumed and not dynamics.resume(args.output, description["data_sha256"], len(history)):
+        print(f"no {args.output / DYNAMICS_FILE} of the first {len(history)} epochs: there will be no "
+              "ranking by what training saw", flush=True)
     log = TrainingLog(args.monitor_path, args.train_epochs, history)
     print(f"{args.model} on {where}: {dataset}, augmentation "
           f"{'on' if args.augmentation else 'off'}, batch {args.train_batch_size}, "
           f"{len(history)} of {args.train_epochs} epochs done", flush=True)
     for epoch in range(len(history), args.train_epochs):
-        rate = train_epoch(args, trainer, dataset, log, epoch)
+        rate = train_epoch(args, trainer, dataset, log, dynamics, epoch)
         if (epoch + 1) % args.model_save_interval == 0 or epoch + 1 == args.train_epochs:
+            dynamics.save(args.output, description["data_sha256"])
             checkpoint.save(args.model_save_path, trainer.solver,
                             {"epoch": epoch + 1, "learning_rate": rate, **description,
                              "history": log.history})
@@ -200,7 +230,7 @@ def save_network(folder: Path, model: str, prediction: Callable):
 
 
 def train_epoch(args: argparse.Namespace, trainer: Trainer, dataset: Dataset, log: TrainingLog,
-                epoch: int) -> float:
+                dynamics: TrainingDynamics, epoch: int) -> float:
     """Train and test once, show it and log it; returns the learning rate of the last update."""
     updates = math.ceil(len(dataset.images) / args.train_batch_size)
 
@@ -208,9 +238,12 @@ def train_epoch(args: argparse.Namespace, trainer: Trainer, dataset: Dataset, lo
         return learning_rate(args.learning_rate, args.train_batch_size, epoch * updates + update,
                              args.train_epochs * updates)
 
+    def observe(batch: np.ndarray, logits: np.ndarray):
+        dynamics.record(epoch, batch, *loss_and_margin(logits, dataset.labels[batch]))
+
     with log.epoch(len(dataset.images)) as progress:
         train_loss, train_error = trainer.train_epoch(
-            epoch, dataset.images, dataset.labels, args.train_batch_size, rate, progress)
+            epoch, dataset.images, dataset.labels, args.train_batch_size, rate, progress, observe)
         test_loss, test_error = trainer.evaluate(dataset.test.images, dataset.test.labels,
                                                  args.val_batch_size)
     if not math.isfinite(train_loss + test_loss):

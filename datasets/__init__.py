@@ -6,7 +6,7 @@ import numpy as np
 
 from datasets import cifar10, digits
 from datasets.arrays import Dataset, Split
-from datasets.label_noise import shuffle_labels
+from datasets.label_noise import asymmetric_labels, hardest_labels, shuffle_labels
 from utils.cli import UserError
 
 
@@ -17,15 +17,17 @@ def _load_digits(path: Path | None) -> tuple[Split, Split]:
     return digits.load_digits()
 
 
-# name -> (loader, class names)
-DATASETS: dict[str, tuple[Callable, tuple[str, ...]]] = {
-    "cifar10": (cifar10.load_cifar10, cifar10.NAMES),
-    "digits": (_load_digits, digits.NAMES),
+# name -> (loader, class names, which class is taken for which)
+DATASETS: dict[str, tuple[Callable, tuple[str, ...], dict[int, int]]] = {
+    "cifar10": (cifar10.load_cifar10, cifar10.NAMES, cifar10.CONFUSABLE),
+    "digits": (_load_digits, digits.NAMES, {digit: (digit + 1) % 10 for digit in range(10)}),
 }
+NOISES = ("uniform", "asymmetric", "hardest")
 
 
-def load_dataset(name: str, path: Path | None, subset: int | None,
-                 shuffle_rate: float, rng: np.random.Generator) -> Dataset:
+def load_dataset(name: str, path: Path | None, subset: int | None, shuffle_rate: float,
+                 rng: np.random.Generator, noise: str = "uniform",
+                 probability: Callable[[np.ndarray], np.ndarray] | None = None) -> Dataset:
     """The training set, with label noise, and the test set of a source.
 
     Args:
@@ -34,11 +36,13 @@ def load_dataset(name: str, path: Path | None, subset: int | None,
         subset: keep this many training samples, drawn at random, in their order; None keeps all.
         shuffle_rate: share of every class that is mislabelled.
         rng: draws the samples, then the noise.
+        noise: one of ``NOISES``; see `datasets.label_noise`.
+        probability: of every class (N, C) for images (N, 3, 32, 32), by a model; for ``hardest``.
 
     Raises:
         UserError: the source cannot be read, or is smaller than `subset`.
     """
-    loader, names = DATASETS[name]
+    loader, names, confusable = DATASETS[name]
     train, test = loader(path)
     if subset is not None:
         if subset > len(train.images):
@@ -46,5 +50,9 @@ def load_dataset(name: str, path: Path | None, subset: int | None,
                             f"samples there are, found {subset}")
         kept = np.sort(rng.choice(len(train.images), subset, replace=False))
         train = Split(train.images[kept], train.labels[kept])
-    labels = shuffle_labels(train.labels, shuffle_rate, len(names), rng)
+    labels = {
+        "uniform": lambda: shuffle_labels(train.labels, shuffle_rate, len(names), rng),
+        "asymmetric": lambda: asymmetric_labels(train.labels, shuffle_rate, confusable, rng),
+        "hardest": lambda: hardest_labels(train.labels, shuffle_rate, probability(train.images), rng),
+    }[noise]()
     return Dataset(train.images, labels, train.labels, test, list(names))

@@ -22,6 +22,9 @@ from utils.cli import UserError
 from utils.files import whole_file
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# Which class is taken for which: truck for automobile, bird for airplane, deer for horse, and cat and
+# dog for each other (Patrini et al. 2017, arXiv:1609.03683).
+CONFUSABLE = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 MD5 = "c58f30108f718f92721af3b95e74349a"
 TIMEOUT = 60  # seconds without a byte

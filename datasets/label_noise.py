@@ -1,13 +1,18 @@
-"""Wrong labels, put in on purpose, so that finding them can be measured."""
+"""Wrong labels, put in on purpose, so that finding them can be measured.
+
+In a class of n samples that is mislabelled at all, round(rate * n) at random positions are.
+"""
+from collections.abc import Callable, Iterable, Mapping
+
 import numpy as np
 
 
 def shuffle_labels(labels: np.ndarray, rate: float, classes: int,
                    rng: np.random.Generator) -> np.ndarray:
-    """Give a share of the samples of every class another label (uniform label noise).
+    """Give a share of the samples of every class any other label (uniform label noise).
 
-    In a class of n samples, round(rate * n) at random positions are mislabelled, and the other
-    classes are drawn evenly: the numbers of samples they get differ by one at the most.
+    The other classes are drawn evenly: the numbers of samples they get from a class differ by one at
+    the most.
 
     Args:
         labels: integers (N, 1) below `classes`.
@@ -18,11 +23,47 @@ def shuffle_labels(labels: np.ndarray, rate: float, classes: int,
     Returns:
         The noisy labels, of the shape and type of `labels`, which stays as it is.
     """
+    def others(label: int, chosen: np.ndarray) -> np.ndarray:
+        wrong = rng.permutation(np.delete(np.arange(classes), label))
+        return rng.permutation(np.resize(wrong, len(chosen)))
+    return _mislabel(labels, rate, range(classes), rng, others)
+
+
+def asymmetric_labels(labels: np.ndarray, rate: float, confusable: Mapping[int, int],
+                      rng: np.random.Generator) -> np.ndarray:
+    """Give a share of the samples of some classes the label of the class each is taken for.
+
+    The noise of Patrini et al. 2017, arXiv:1609.03683.  Arguments and result are those of
+    `shuffle_labels`.
+
+    Args:
+        confusable: class -> the class it is taken for; those that are no key keep their labels.
+    """
+    return _mislabel(labels, rate, sorted(confusable), rng,
+                     lambda label, chosen: np.full(len(chosen), confusable[label]))
+
+
+def hardest_labels(labels: np.ndarray, rate: float, probability: np.ndarray,
+                   rng: np.random.Generator) -> np.ndarray:
+    """Give a share of the samples of every class the wrong label that a model finds likeliest.
+
+    The noise of the TracIn paper (Pruthi et al. 2020, section 4.1).  Arguments and result are those
+    of `shuffle_labels`.
+
+    Args:
+        probability: the model's, of every class for every sample, (N, C).
+    """
+    wrong = probability.astype(float)
+    np.put_along_axis(wrong, labels, -np.inf, axis=1)
+    return _mislabel(labels, rate, range(probability.shape[1]), rng,
+                     lambda label, chosen: wrong[chosen].argmax(axis=1))
+
+
+def _mislabel(labels: np.ndarray, rate: float, classes: Iterable[int], rng: np.random.Generator,
+              wrong: Callable[[int, np.ndarray], np.ndarray]) -> np.ndarray:
     noisy = labels.copy()
-    for label in range(classes):
+    for label in classes:
         members = np.flatnonzero(labels[:, 0] == label)
-        count = round(rate * len(members))
-        chosen = rng.choice(members, count, replace=False)
-        others = rng.permutation(np.delete(np.arange(classes), label))
-        noisy[chosen, 0] = rng.permutation(np.resize(others, count))
+        chosen = rng.choice(members, round(rate * len(members)), replace=False)
+        noisy[chosen, 0] = wrong(label, chosen)
     return noisy

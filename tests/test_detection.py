@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from utils.detection import detection_metrics, rank, recall_at, recall_curve
+from utils.detection import (
+    _weighted_metrics,
+    bootstrap_intervals,
+    detection_metrics,
+    rank,
+    recall_at,
+    recall_curve,
+)
 
 # Ten samples, the second, fifth and eighth of them mislabelled.
 SCORE = np.array([0.1, 0.9, 0.2, 0.3, 0.8, 0.4, 0.85, 0.5, 0.0, 0.6])
@@ -40,3 +47,30 @@ def test_perfect_and_reversed_rankings():
     perfect = detection_metrics(MISLABELLED.astype(float), MISLABELLED)
     assert perfect["auroc"] == perfect["recall_at_30"] == perfect["average_precision"] == 1
     assert detection_metrics(-MISLABELLED.astype(float), MISLABELLED)["auroc"] == 0
+
+
+def test_weighted_metrics_are_those_of_the_resample():
+    """Against scikit-learn on the samples repeated, with equal scores among them."""
+    rng = np.random.default_rng(0)
+    score, mislabelled = rng.integers(0, 12, 60) / 4, rng.random(60) < 0.3
+    order = rank(score)
+    ends = np.flatnonzero(np.diff(score[order], append=np.nan) != 0)
+    for times in (np.ones(60, int), np.bincount(rng.integers(60, size=60), minlength=60)):
+        repeated = np.repeat(order, times[order])
+        expected = detection_metrics(score[repeated], mislabelled[repeated])
+        assert _weighted_metrics(times[order], mislabelled[order], ends) == \
+            pytest.approx(list(expected.values()))
+
+
+def test_intervals_hold_the_metrics_and_narrow_with_the_number_of_samples():
+    rng = np.random.default_rng(0)
+    widths = []
+    for count in (100, 1600):
+        mislabelled = np.arange(count) % 10 == 0
+        score = rng.normal(size=count) + 1.5 * mislabelled
+        metrics = detection_metrics(score, mislabelled)
+        intervals = bootstrap_intervals({"score": score}, mislabelled, 200)["score"]
+        assert list(intervals) == list(metrics)
+        assert all(low <= metrics[name] <= high for name, (low, high) in intervals.items())
+        widths.append(intervals["auroc"][1] - intervals["auroc"][0])
+    assert 2 < widths[0] / widths[1] < 8  # four: the square root of sixteen

@@ -37,8 +37,8 @@ def test_distribution_of_strange_scores_is_drawn(tmp_path, score):
 
 def test_curve_is_higher_for_the_better_ranking(tmp_path, score):
     mislabelled = np.arange(400) < 40
-    figures.score_curve(tmp_path / "good.png", score, mislabelled)
-    figures.score_curve(tmp_path / "bad.png", -score, mislabelled)
+    figures.score_curve(tmp_path / "good.png", {"tracin": score, "loss": -score}, mislabelled)
+    figures.score_curve(tmp_path / "bad.png", {"tracin": -score}, mislabelled)
 
     def height(name):
         pixels = np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int)

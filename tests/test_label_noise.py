@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from datasets.label_noise import shuffle_labels
+from datasets.cifar10 import CONFUSABLE, NAMES
+from datasets.label_noise import asymmetric_labels, hardest_labels, shuffle_labels
 
 
 def noisy(rate, seed=0, sizes=(100, 37, 5)):
@@ -42,3 +43,32 @@ def test_input_stays_as_it_is():
     labels = np.zeros((10, 1), np.int64)
     shuffle_labels(labels, 0.5, 3, np.random.default_rng(0))
     assert not labels.any()
+
+
+def test_asymmetric_noise_gives_confusable_labels_only():
+    labels = np.repeat([0, 1, 2], [100, 37, 50])[:, None]
+    result = asymmetric_labels(labels, 0.2, {2: 0, 0: 1}, np.random.default_rng(0))
+    changed = (labels != result)[:, 0]
+    pairs, counts = np.unique(labels[changed, 0] * 10 + result[changed, 0], return_counts=True)
+    assert dict(zip(pairs.tolist(), counts.tolist())) == {1: 20, 20: 10}
+    positions = np.flatnonzero(changed[:100])
+    assert positions.min() < 30 and positions.max() > 70
+
+
+def test_hardest_noise_gives_the_likeliest_wrong_label():
+    rng = np.random.default_rng(0)
+    labels, probability = rng.integers(0, 4, (400, 1)), rng.random((400, 4))
+    result = hardest_labels(labels, 0.25, probability, np.random.default_rng(1))
+    changed = np.flatnonzero((labels != result)[:, 0])
+    assert len(changed) == sum(round(0.25 * count) for count in np.bincount(labels[:, 0]))
+    for index in changed:
+        wrong = [label for label in range(4) if label != labels[index, 0]]
+        assert result[index, 0] == max(wrong, key=lambda label: probability[index, label])
+    other = hardest_labels(labels, 0.25, probability, np.random.default_rng(2))
+    assert not np.array_equal(result, other)
+
+
+def test_usual_map_of_cifar10():
+    names = {NAMES[given]: NAMES[taken] for given, taken in CONFUSABLE.items()}
+    assert names == {"truck": "automobile", "bird": "airplane", "deer": "horse", "cat": "dog",
+                     "dog": "cat"}

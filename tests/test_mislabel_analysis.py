@@ -13,6 +13,9 @@ from tests.conftest import ROOT, make_dataset
 from utils.cli import UserError
 from utils.suspects import count_top_classes
 
+RANKINGS = ["tracin", "tracin_weighted", "tracin_norms", "tracin_late", "loss", "margin", "error_norm",
+            "self_confidence", "aum", "forgetting", "random"]
+
 
 def analyse(run, output, *more):
     mislabel_analysis.main(["--input", str(run), "--output", str(output), *more])
@@ -28,8 +31,11 @@ def test_metrics_and_figures(run, tmp_path, capsys):
     metrics = analyse(run, tmp_path / "figure")
     assert (metrics["samples"], metrics["mislabelled"]) == (30, 6)
     tracin = metrics["scores"]["tracin"]
-    assert set(tracin) == {"recall_at_10", "recall_at_20", "recall_at_30", "auroc",
-                           "average_precision"}
+    names = {"recall_at_10", "recall_at_20", "recall_at_30", "auroc", "average_precision"}
+    assert set(tracin) == names | {f"{name}_interval" for name in names}
+    low, high = tracin["auroc_interval"]
+    assert low <= tracin["auroc"] <= high
+    assert list(metrics["scores"]) == RANKINGS
     ranked = np.argsort(-np.load(run / "influence_all_epoch.npy"))
     assert tracin["recall_at_30"] == pytest.approx((ranked[:9] % 5 == 0).sum() / 6)
     out = capsys.readouterr().out
@@ -37,6 +43,24 @@ def test_metrics_and_figures(run, tmp_path, capsys):
     assert f"{tmp_path / 'figure' / 'score_curve.png'}" in out
     for name in ("score_distribution.png", "score_curve.png"):
         assert Image.open(tmp_path / "figure" / name).size > (400, 300)
+
+
+@pytest.mark.parametrize("name", RANKINGS)
+def test_suspects_are_ranked_by_any_score_and_carry_all(run, tmp_path, name):
+    analyse(run, tmp_path, "--rank_by", name)
+    rows = suspects(tmp_path)
+    assert [row["score"] for row in rows] == [row[name] for row in rows]
+    values = [float(row["score"]) for row in rows]
+    assert values == sorted(values, reverse=True)
+    assert list(rows[0])[6:] == RANKINGS
+
+
+def test_ranking_that_the_run_does_not_have_is_named(run, tmp_path):
+    (run / "training_dynamics.npz").unlink()
+    with pytest.raises(UserError, match="--rank_by one of tracin, .*, random, which .*; found aum"):
+        analyse(run, tmp_path / "figure", "--rank_by", "aum")
+    assert not (tmp_path / "figure").exists()
+    assert "aum" not in analyse(run, tmp_path / "figure")["scores"]
 
 
 def test_suspects_are_in_order_and_complete(run, tmp_path):

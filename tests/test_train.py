@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import h5py
+import nnabla as nn
 import numpy as np
 import pytest
 
 import train
 from datasets import arrays
+from models import build_prediction
 from tests.conftest import ROOT, TRAIN_FLAGS, make_dataset, write_archive
 from utils import checkpoint
 from utils.cli import UserError
@@ -77,8 +79,8 @@ train.main(sys.argv[2:])
 """
 
 
-# The six files of data come first, then states, parameters and description of each epoch.
-@pytest.mark.parametrize("moment", [2, 7, 8, 9, 11, 15])
+# The six files of data come first, then dynamics, states, parameters, description of each epoch.
+@pytest.mark.parametrize("moment", [2, 7, 8, 9, 10, 11, 13, 18])
 def test_killed_run_resumes_bit_identical(finished_run, dataset_folder, tmp_path, moment):
     """Killed right after a file took its place, whichever: data, states, parameters, description."""
     run = tmp_path / "run"
@@ -86,14 +88,74 @@ def test_killed_run_resumes_bit_identical(finished_run, dataset_folder, tmp_path
                               *flags(dataset_folder, run)], cwd=ROOT, check=False)
     assert process.returncode == 9
     complete = len(list(run.glob("checkpoint_*.json")))
-    assert complete == max(0, moment - 6) // 3
+    assert complete == max(0, moment - 6) // 4
     train.main(flags(dataset_folder, run, *(["--checkpoint", str(run)] if complete else [])))
     assert_same(finished_run, run)
-    for name in ("x_train.npy", "y_train.npy", "y_shuffle_train.npy", "label_names.txt"):
+    for name in ("x_train.npy", "y_train.npy", "y_shuffle_train.npy", "label_names.txt",
+                 "training_dynamics.npz"):
         assert (run / name).read_bytes() == (finished_run / name).read_bytes()
     loss = (run / "Training-loss.series.txt").read_text()
     assert loss == (finished_run / "Training-loss.series.txt").read_text()
     assert not list(run.glob(".partial-*"))
+
+
+def test_dynamics_are_those_of_every_sample_in_every_epoch(finished_run):
+    """Its mean loss an epoch is the training loss that was logged."""
+    with np.load(finished_run / "training_dynamics.npz") as file:
+        assert file["loss"].shape == file["margin"].shape == file["correct"].shape == (30, 3)
+        logged = np.loadtxt(finished_run / "Training-loss.series.txt")[:, 1]
+        np.testing.assert_allclose(file["loss"].astype(float).mean(axis=0), logged, rtol=1e-3)
+        errors = np.loadtxt(finished_run / "Training-error.series.txt")[:, 1]
+        np.testing.assert_allclose(1 - file["correct"].mean(axis=0), errors, atol=1e-6)
+        assert np.array_equal(file["correct"], file["margin"] > 0)
+
+
+def test_resumed_run_without_its_dynamics_says_so(dataset_folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    train.main(flags(dataset_folder, run, "--model_save_interval", "2"))
+    for path in (*run.glob("*000003*"), run / "training_dynamics.npz"):
+        path.unlink()
+    train.main(flags(dataset_folder, run, "--checkpoint", str(run)))
+    assert "no ranking by what training saw" in capsys.readouterr().out
+    with np.load(run / "training_dynamics.npz") as file:
+        assert np.isnan(file["loss"][:, :2]).all() and np.isfinite(file["loss"][:, 2]).all()
+
+
+def test_hardest_noise_takes_the_likeliest_label_of_a_model(tmp_path):
+    common = ["--dataset", "digits", "--model", "resnet23", "--nmaps", "4", "--train_epochs", "1",
+              "--train_batch_size", "50", "-c", "cpu"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    train.main([*common, "--output", str(first), "--monitor-path", str(first)])
+    nn.clear_parameters()
+    train.main([*common, "--output", str(second), "--monitor-path", str(second), "--noise", "hardest",
+                "--noise_model", str(first), "--shuffle_rate", "0.2"])
+    nn.clear_parameters()
+    images, true, given = (np.load(second / name) for name in ("x_train.npy", "y_train.npy",
+                                                               "y_shuffle_train.npy"))
+    assert (true != given).sum() == sum(round(0.2 * count) for count in np.bincount(true[:, 0]))
+    image = nn.Variable((len(images), 3, 32, 32))
+    logits, _ = build_prediction("resnet23", 10, 4)(image, test=True)
+    checkpoint.load_parameters(checkpoint.find(first)[-1])
+    image.d = images
+    logits.forward()
+    np.put_along_axis(logits.d, true, -np.inf, axis=1)
+    wrong = (true != given)[:, 0]
+    assert (logits.d.argmax(axis=1) == given[:, 0])[wrong].mean() > 0.99  # but for what is equal
+
+
+@pytest.mark.parametrize("more", [["--noise", "hardest"], ["--noise_model", "somewhere"]])
+def test_hardest_noise_and_its_model_belong_together(tmp_path, more):
+    with pytest.raises(UserError, match="--noise hardest and --noise_model PATH belong together"):
+        train.main(["--dataset", "digits", "--output", str(tmp_path / "run"), *more])
+    assert not (tmp_path / "run").exists()
+
+
+def test_noise_model_of_other_classes_is_refused(finished_run, tmp_path):
+    with pytest.raises(UserError, match="network of 10 classes in .*, found 3; give the --model_save"):
+        train.main(["--dataset", "digits", "--output", str(tmp_path / "run"), "--noise", "hardest",
+                    "--noise_model", str(finished_run), "-c", "cpu", "--monitor-path",
+                    str(tmp_path / "run")])
+    assert not list(tmp_path.iterdir())
 
 
 def test_run_killed_in_the_middle_of_an_epoch_resumes_bit_identical(finished_run, dataset_folder,

@@ -45,3 +45,48 @@ def detection_metrics(score: np.ndarray, mislabelled: np.ndarray) -> dict[str, f
     metrics["auroc"] = float(roc_auc_score(mislabelled, score))
     metrics["average_precision"] = float(average_precision_score(mislabelled, score))
     return metrics
+
+
+def bootstrap_intervals(scores: dict[str, np.ndarray], mislabelled: np.ndarray,
+                        resamples: int = 1000) -> dict[str, dict[str, list[float]]]:
+    """95 % percentile intervals of the metrics, by resampling the samples (Efron 1979).
+
+    Args:
+        scores: by name, float (N,); higher is more suspicious.  All see the same resamples.
+        mislabelled: bool (N,), true for some samples and false for others.
+        resamples: how many.
+
+    Returns:
+        By name the low and the high end for each metric of `detection_metrics`.
+    """
+    rng, count = np.random.default_rng(0), len(mislabelled)
+    orders = {name: rank(score) for name, score in scores.items()}
+    # The last place of every run of equal scores.
+    ends = {name: np.flatnonzero(np.diff(scores[name][order], append=np.nan) != 0)
+            for name, order in orders.items()}
+    values: dict[str, list] = {name: [] for name in scores}
+    for _ in range(resamples):
+        times = np.bincount(rng.integers(count, size=count), minlength=count)
+        for name, order in orders.items():
+            values[name].append(_weighted_metrics(times[order], mislabelled[order], ends[name]))
+    names = list(detection_metrics(mislabelled.astype(float), mislabelled))
+    return {name: dict(zip(names, np.nanquantile(rows, [0.025, 0.975], axis=0).T.tolist()))
+            for name, rows in values.items()}
+
+
+def _weighted_metrics(times: np.ndarray, mislabelled: np.ndarray, ends: np.ndarray) -> list[float]:
+    """The values of `detection_metrics` where each sample, in ranked order, is there `times` times."""
+    checked, found = np.cumsum(times), np.cumsum(times * mislabelled)
+    total, wrong = checked[-1], found[-1]
+    metrics = []
+    for percentage in PERCENTAGES:
+        limit = total * percentage // 100
+        place = np.searchsorted(checked, limit)
+        metrics.append((found[place] - (checked[place] - limit) * mislabelled[place]) / wrong)
+    checked, found = checked[ends], found[ends]
+    new, passed = np.diff(found, prepend=0), checked - found
+    after = passed[-1] - passed + np.diff(passed, prepend=0) / 2
+    with np.errstate(invalid="ignore", divide="ignore"):  # a resample may lack one kind
+        metrics.append((new * after).sum() / (wrong * passed[-1]))
+        metrics.append((new * np.nan_to_num(found / checked)).sum() / wrong)
+    return metrics

@@ -6,6 +6,8 @@ import nnabla.functions as F
 import numpy as np
 import onnxruntime
 
+from utils import checkpoint
+from utils.checkpoint import Checkpoint
 from utils.graph import Unsupported, check_last_layer
 from utils.onnx_export import INPUT, to_onnx
 from utils.per_sample_gradients import PerSampleNetwork
@@ -126,3 +128,22 @@ class OnnxRuntimeEngine:
         gain = np.square(h).sum(axis=1) + 1
         return make_scores(logits, labels, output_error(logits, labels), gain)
 
+
+
+def predict(current: Checkpoint, prediction: Callable, images: np.ndarray) -> np.ndarray:
+    """softmax of the logits at a checkpoint, float32 (N, C); the current parameters stay as they are.
+
+    Args:
+        current: of the network that `prediction` makes.
+        prediction: ``prediction(image, test=True) -> (logits, h)``.
+        images: uint8 (N, 3, 32, 32).
+
+    Raises:
+        UserError: the checkpoint cannot be read, or is of another network.
+    """
+    with nn.parameter_scope("predict"):
+        checkpoint.check_parameters([current], prediction)
+        engine = NnablaEngine(prediction, min(100, len(images)), "last")
+        result = engine.score(images, np.zeros((len(images), 1), np.int64))
+        nn.clear_parameters()
+    return result.probability

@@ -54,28 +54,31 @@ def score_distribution(path: Path, score: np.ndarray, mislabelled: np.ndarray | 
     _save(figure, path)
 
 
-def score_curve(path: Path, score: np.ndarray, mislabelled: np.ndarray):
+def score_curve(path: Path, scores: dict[str, np.ndarray], mislabelled: np.ndarray):
     """Share of the mislabelled samples found against the share of the data checked.
 
     Args:
         path: PNG file to write.
-        score: float (N,); higher is more suspicious.
+        scores: by name, float (N,); higher is more suspicious.  The first stands out.
         mislabelled: bool (N,), true for at least one sample.
     """
-    checked = np.linspace(0, 1, len(score) + 1)
+    checked = np.linspace(0, 1, len(mislabelled) + 1)
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     axes.plot(checked, recall_curve(mislabelled.astype(float), mislabelled), color="tab:gray",
               linestyle="--", label="ideal")
-    recalls = [recall_at(score, mislabelled, percentage) for percentage in PERCENTAGES]
-    values = ", ".join(f"{recall:.3f}" for recall in recalls)
-    axes.plot(checked, recall_curve(score, mislabelled), color=CORRECT,
-              label=f"TracIn: {values} at {', '.join(map(str, PERCENTAGES))} %")
-    axes.plot(np.array(PERCENTAGES) / 100, recalls, "o", color=CORRECT)
+    for number, (name, score) in enumerate(scores.items()):
+        recalls = [recall_at(score, mislabelled, percentage) for percentage in PERCENTAGES]
+        values = " / ".join(f"{recall:.3f}" for recall in recalls)
+        axes.plot(checked, recall_curve(score, mislabelled), color=f"C{number}",
+                  linewidth=1 if number else 2, zorder=2 if number else 3, label=f"{name}: {values}")
+        if not number:
+            axes.plot(np.array(PERCENTAGES) / 100, recalls, "o", color="C0", zorder=3)
     axes.plot([0, 1], [0, 1], color="tab:gray", linestyle=":", label="random order")
     axes.set(xlabel="share of the training data checked", ylabel="share of the mislabelled found",
              xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", fontsize="small",
+                title=f"found at {' / '.join(map(str, PERCENTAGES))} %")
     _save(figure, path)
 
 

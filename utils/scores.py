@@ -3,7 +3,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,12 +30,21 @@ class PerCheckpoint:
 
     Attributes:
         epochs: integers (K,).
+        learning_rate: float (K,), NaN where a checkpoint does not tell it.
         influence: self-influence, float (N, K); higher is more suspicious.
+        loss: cross entropy, float (N, K); higher is more suspicious.
+        margin: logit of the given label less the largest other one, float (N, K); lower is more
+            suspicious.
+        error_norm: norm of softmax(logits) - onehot(label), float (N, K); higher is more suspicious.
         probability: mean over the checkpoints of the probability of each class, float (N, C).
     """
 
     epochs: np.ndarray
+    learning_rate: np.ndarray
     influence: np.ndarray
+    loss: np.ndarray
+    margin: np.ndarray
+    error_norm: np.ndarray
     probability: np.ndarray
 
 
@@ -200,7 +209,7 @@ def load_per_checkpoint(folder: Path, total: np.ndarray, classes: int,
     path = folder / PER_CHECKPOINT
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("epochs", "influence", "probability")}
+            arrays = {field.name: file[field.name] for field in fields(PerCheckpoint)}
             scored = str(file["data_sha256"])
     except FileNotFoundError:
         raise UserError(f"expected {path}, found nothing; run calculate_score.py first") from None
@@ -213,7 +222,9 @@ def load_per_checkpoint(folder: Path, total: np.ndarray, classes: int,
     if result.epochs.ndim != 1 or result.epochs.dtype.kind not in "iu":
         raise UserError(f"expected integers (K,) as epochs in {path}, found {result.epochs.dtype} "
                         f"{result.epochs.shape}; run calculate_score.py again")
-    _check(path, result.influence, (len(total), len(result.epochs)))
+    for name in COLUMNS:
+        _check(path, getattr(result, name), (len(total), len(result.epochs)))
+    _check(path, np.nan_to_num(result.learning_rate), result.epochs.shape)
     _check(path, result.probability, (len(total), classes))
     if not np.allclose(result.influence.sum(axis=1), total):
         raise UserError(f"{path} and {folder / TOTAL} are of different runs; run "

@@ -70,6 +70,21 @@ def output_error(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return probability
 
 
+def loss_and_margin(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cross entropy, and logit of the given label less the largest other one, float64 (B,) each.
+
+    Args:
+        logits: (B, C).
+        labels: integers (B, 1).
+    """
+    logits = logits.astype(np.float64)
+    given = np.take_along_axis(logits, labels, axis=1)[:, 0]
+    largest = logits.max(axis=1)
+    loss = np.log(np.exp(logits - largest[:, None]).sum(axis=1)) + largest - given
+    np.put_along_axis(logits, labels, -np.inf, axis=1)
+    return loss, given - logits.max(axis=1)
+
+
 def make_scores(logits: np.ndarray, labels: np.ndarray, error: np.ndarray, gain: np.ndarray) -> Scores:
     """The scores of a batch.
 
@@ -81,12 +96,7 @@ def make_scores(logits: np.ndarray, labels: np.ndarray, error: np.ndarray, gain:
             of `error`, (B,).
     """
     squared_error = np.square(error, dtype=np.float64).sum(axis=1)
-    logits = logits.astype(np.float64)
-    given = np.take_along_axis(logits, labels, axis=1)[:, 0]
-    largest = logits.max(axis=1)
-    loss = np.log(np.exp(logits - largest[:, None]).sum(axis=1)) + largest - given
-    np.put_along_axis(logits, labels, -np.inf, axis=1)
     probability = error.astype(np.float32)
     np.put_along_axis(probability, labels, np.take_along_axis(error, labels, axis=1) + 1, axis=1)
-    return Scores(squared_error * gain, loss, given - logits.max(axis=1), np.sqrt(squared_error),
-                  probability)
+    loss, margin = loss_and_margin(logits, labels)
+    return Scores(squared_error * gain, loss, margin, np.sqrt(squared_error), probability)

@@ -15,18 +15,28 @@ if TYPE_CHECKING:
     from datasets.arrays import Dataset
 
 
-def save_suspects(path: Path, dataset: "Dataset", score: np.ndarray, suggested: np.ndarray):
-    """Write all samples, most suspicious first; `suggested` (N,) holds a label for each."""
+def save_suspects(path: Path, dataset: "Dataset", scores: dict[str, np.ndarray], rank_by: str,
+                  suggested: np.ndarray):
+    """Write all samples, most suspicious first.
+
+    Args:
+        path: CSV file to write.
+        dataset: with N samples.
+        scores: by name, float (N,); higher is more suspicious.
+        rank_by: the name of the one that orders the samples, called ``score`` in the table too.
+        suggested: a label for each sample, (N,).
+    """
     known = dataset.true_labels is not None
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["rank", "index", "score", "given_label", "suggested_label"]
-                        + ["true_label"] * known)
-        for place, index in enumerate(rank(score), start=1):
+                        + ["true_label"] * known + list(scores))
+        for place, index in enumerate(rank(scores[rank_by]), start=1):
             labels = [dataset.labels[index, 0], suggested[index]]
             labels += [dataset.true_labels[index, 0]] if known else []
-            writer.writerow([place, index, float(score[index])]
-                            + [dataset.names[label] for label in labels])
+            writer.writerow([place, index, float(scores[rank_by][index])]
+                            + [dataset.names[label] for label in labels]
+                            + [float(score[index]) for score in scores.values()])
 
 
 def count_top_classes(dataset: "Dataset", influence: np.ndarray) -> dict[str, np.ndarray]:

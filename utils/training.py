@@ -68,7 +68,9 @@ class Trainer:
 
     def train_epoch(self, epoch: int, images: np.ndarray, labels: np.ndarray, batch_size: int,
                     rate: Callable[[int], float],
-                    progress: Callable[[int, float, float, float], None]) -> tuple[float, float]:
+                    progress: Callable[[int, float, float, float], None],
+                    observe: Callable[[np.ndarray, np.ndarray], object] = lambda batch, logits: None,
+                    ) -> tuple[float, float]:
         """Update the parameters once for every batch, every sample being in one of them.
 
         The order and the augmentation depend on (seed, epoch) alone; NNabla's augmentation keeps a
@@ -82,6 +84,8 @@ class Trainer:
             rate: learning rate by the number of the update within the epoch.
             progress: called after every update with the number of samples in it, its mean loss,
                 its error and its learning rate.
+            observe: called after every update with the numbers of its samples, (B,), and their
+                logits, (B, C), from before it.
 
         Returns:
             The mean loss and the error (share of wrong predictions) over the epoch, as seen while
@@ -114,6 +118,7 @@ class Trainer:
             total_loss += loss * len(batch)
             total_error += error * len(batch)
             progress(len(batch), loss, error, self.solver.learning_rate())
+            observe(batch, graph.logits.d)
         return total_loss / len(images), total_error / len(images)
 
     def evaluate(self, images: np.ndarray, labels: np.ndarray,
