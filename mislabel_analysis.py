@@ -37,7 +37,7 @@ def get_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--rank_by", metavar="NAME", default="tracin",
                         help="the score that orders the suspects: tracin, tracin_weighted, "
                              "tracin_norms, tracin_late, loss, margin, error_norm, self_confidence, "
-                             "aum, forgetting or random (default: %(default)s)")
+                             "aum, aum_late, forgetting or random (default: %(default)s)")
     return parser.parse_args(argv)
 
 

@@ -14,7 +14,7 @@ from utils.cli import UserError
 from utils.suspects import count_top_classes
 
 RANKINGS = ["tracin", "tracin_weighted", "tracin_norms", "tracin_late", "loss", "margin", "error_norm",
-            "self_confidence", "aum", "forgetting", "random"]
+            "self_confidence", "aum", "aum_late", "forgetting", "random"]
 
 
 def analyse(run, output, *more):

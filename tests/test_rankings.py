@@ -19,7 +19,7 @@ TOTAL, LABELS = np.array([29.0, 2]), np.array([[1], [0]])
 @pytest.fixture
 def dynamics():
     result = TrainingDynamics(2, 4)
-    for epoch, margin in enumerate([[1, -1], [-3, -1], [2, -1], [-4, -1]]):
+    for epoch, margin in enumerate([[1, -1], [-3, -1], [2, -2], [-4, -2]]):
         result.record(epoch, np.arange(2), np.zeros(2), np.array(margin))
     return result
 
@@ -28,7 +28,8 @@ def test_rankings_by_hand(dynamics):
     scores = rankings(TOTAL, PER_CHECKPOINT, LABELS, dynamics)
     expected = {"tracin": [29, 2], "tracin_weighted": [0.4 + 1.8 + 6.4, 0.5], "tracin_norms": [9, 2],
                 "tracin_late": [25, 1], "loss": [2, 6], "margin": [1, -3], "error_norm": [0.3, 0.1],
-                "self_confidence": [0.25, 0.5], "aum": [1, 1], "forgetting": [2, 4]}
+                "self_confidence": [0.25, 0.5], "aum": [1, 1.5],
+                "aum_late": [1, 2], "forgetting": [2, 4]}
     assert list(scores) == [*expected, "random"]
     for name, values in expected.items():
         assert scores[name] == pytest.approx(values), name
@@ -40,7 +41,7 @@ def test_what_is_not_known_is_left_out(dynamics):
     assert "tracin_weighted" not in rankings(TOTAL, without_rates, LABELS, dynamics)
     dynamics.margin[0, 0] = np.nan
     for gaps in (dynamics, None):
-        assert not {"aum", "forgetting"} & set(rankings(TOTAL, PER_CHECKPOINT, LABELS, gaps))
+        assert not {"aum", "aum_late", "forgetting"} & set(rankings(TOTAL, PER_CHECKPOINT, LABELS, gaps))
 
 
 def test_forgetting_events_by_hand():

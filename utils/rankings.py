@@ -16,6 +16,7 @@ self_confidence     1 less the mean probability of the given label (Northcutt et
                     arXiv:1911.00068, as cleanlab ranks)
 aum                 margin, averaged over all epochs of training instead: area under the margin
                     (Pleiss et al. 2020, arXiv:2001.10528)
+aum_late            aum of the second half of the epochs
 forgetting          how often training forgot the given label once learned; more than all that
                     where it never learned it (Toneva et al. 2019, arXiv:1812.05159)
 random              a random order
@@ -53,7 +54,9 @@ def rankings(total: np.ndarray, per_checkpoint: PerCheckpoint, labels: np.ndarra
         "error_norm": per_checkpoint.error_norm.mean(axis=1),
         "self_confidence": 1 - given}
     if dynamics is not None and np.isfinite(dynamics.margin).all():
-        scores["aum"] = -dynamics.margin.mean(axis=1, dtype=np.float64)
+        margin = -dynamics.margin.astype(np.float64)
+        scores["aum"] = margin.mean(axis=1)
+        scores["aum_late"] = margin[:, margin.shape[1] // 2:].mean(axis=1)
         scores["forgetting"] = forgetting(dynamics.correct)
     scores["random"] = np.random.default_rng(0).permutation(len(total)).astype(float)
     return scores
