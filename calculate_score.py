@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from datasets import arrays
 from datasets.arrays import Dataset
-from models import MODELS, build_prediction, default_nmaps
+from models import MODELS, build_prediction, default_nmaps, is_network
 from utils import checkpoint, cli, scores
 from utils.checkpoint import Checkpoint
 from utils.cli import Parser, UserError, boolean, number
@@ -83,7 +83,8 @@ def main(argv=None):
     complete(setup, checkpoints, results,
              finished=lambda result, left: write_epoch(args, result, left))
     scores.save_total(args.output, results, [
-        current.description.get("learning_rate", np.nan) for current in checkpoints], digest)
+        current.description.get("learning_rate", np.nan) for current in checkpoints], digest,
+        checkpoint.run_key(checkpoints[0].description))
     if not args.save_every_epoch:
         for result in results:
             result.remove()
@@ -121,7 +122,7 @@ def network_of(args: argparse.Namespace, first: Checkpoint) -> tuple[str, int, i
     if "model" in args.given and args.model != model:
         raise UserError(f"--model {args.model} contradicts {args.checkpoint}, which holds a {model}; "
                         "leave the flag out")
-    if model not in MODELS or (nmaps is None) != (default_nmaps(model) is None):
+    if not is_network(model, nmaps):
         raise UserError(f"{args.checkpoint} holds a network {model!r} with nmaps {nmaps}, expected "
                         f"one of {', '.join(MODELS)}; train again with this version")
     return model, first.description["classes"], nmaps

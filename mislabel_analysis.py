@@ -35,9 +35,8 @@ def get_args(argv=None) -> argparse.Namespace:
                         help="write the images, sorted into ten folders by score "
                              "(default: %(default)s)")
     parser.add_argument("--rank_by", metavar="NAME", default="tracin",
-                        help="the score that orders the suspects: tracin, tracin_weighted, "
-                             "tracin_norms, tracin_late, loss, margin, error_norm, self_confidence, "
-                             "aum, aum_late, forgetting or random (default: %(default)s)")
+                        help="the score that orders the suspects, such as loss or aum; the README "
+                             "lists them (default: %(default)s)")
     return parser.parse_args(argv)
 
 
@@ -49,7 +48,7 @@ def main(argv=None):
     per_checkpoint = scores.load_per_checkpoint(args.input, score, len(dataset.names),
                                                dataset.digest())
     scores_by_name = rankings(score, per_checkpoint, dataset.labels,
-                              dynamics.load(args.input, dataset.digest()))
+                              dynamics.load(args.input, str(per_checkpoint.run_sha256)))
     if args.rank_by not in scores_by_name:
         raise UserError(f"expected --rank_by one of {', '.join(scores_by_name)}, which this run has; "
                         f"found {args.rank_by}")

@@ -15,7 +15,7 @@ import numpy as np
 import datasets
 from datasets import arrays
 from datasets.arrays import Dataset
-from models import MODELS, build_prediction, default_nmaps
+from models import MODELS, build_prediction, default_nmaps, is_network
 from utils import checkpoint, cli, onnx_export
 from utils.cli import Parser, UserError, boolean, number
 from utils.context import set_context
@@ -52,10 +52,10 @@ def build_parser() -> Parser:
                       help="mislabel some training samples; False trains on the true labels "
                            "(default: %(default)s)")
     data.add_argument("--shuffle_rate", type=number(float, 0, 1), default=0.1,
-                      help="share of every class that is mislabelled (default: %(default)s)")
+                      help="share of a class that is mislabelled (default: %(default)s)")
     data.add_argument("--noise", choices=datasets.NOISES, default="uniform",
-                      help="wrong labels: any other one; that of a class it is taken for; or the wrong "
-                           "one that --noise_model finds likeliest (default: %(default)s)")
+                      help="wrong labels: any other one; that of the class it is taken for, if any; "
+                           "or the one that --noise_model finds likeliest (default: %(default)s)")
     data.add_argument("--noise_model", type=Path, metavar="PATH",
                       help="checkpoints of an earlier run, or one checkpoint_<epoch>.json, for "
                            "--noise hardest")
@@ -130,9 +130,10 @@ def resume_from(args: argparse.Namespace) -> checkpoint.Checkpoint:
 def complete(args: argparse.Namespace):
     """Fill in the defaults that depend on other arguments, and check what can be checked early."""
     digits = args.dataset == "digits"
-    if (args.noise == "hardest") != (args.noise_model is not None):
-        raise UserError("--noise hardest and --noise_model PATH belong together, found one of them; "
-                        "give both or none")
+    if not args.input and (args.noise == "hardest") != (args.noise_model is not None):
+        raise UserError("--noise hardest and --noise_model PATH belong together, found "
+                        f"{'no --noise_model' if args.noise == 'hardest' else 'another --noise'}; give "
+                        "both or none")
     if args.nmaps is None:
         args.nmaps = default_nmaps(args.model)
     elif default_nmaps(args.model) is None:
@@ -160,7 +161,7 @@ def load_data(args: argparse.Namespace, rng: np.random.Generator) -> Dataset:
     else:
         rate = args.shuffle_rate if args.shuffle_label else 0.0
         dataset = datasets.load_dataset(args.dataset, args.data, args.subset, rate, rng, args.noise,
-                                        lambda images: probability(args, images))
+                                        lambda images: noise_logits(args, images))
     if args.val_batch_size is None:
         args.val_batch_size = min(100, len(dataset.test.images))
     for name, split in [("train_batch_size", dataset), ("val_batch_size", dataset.test)]:
@@ -170,14 +171,15 @@ def load_data(args: argparse.Namespace, rng: np.random.Generator) -> Dataset:
     return dataset
 
 
-def probability(args: argparse.Namespace, images: np.ndarray) -> np.ndarray:
-    """Of every class, (N, C), by the newest checkpoint of --noise_model."""
+def noise_logits(args: argparse.Namespace, images: np.ndarray) -> np.ndarray:
+    """The logits (N, C) of the newest checkpoint of --noise_model."""
     current = checkpoint.find(args.noise_model)[-1]
     made_with, classes = current.description, len(datasets.DATASETS[args.dataset][1])
-    if made_with.get("classes") != classes:
+    if made_with.get("classes") != classes or not is_network(made_with["model"], made_with["nmaps"]):
         raise UserError(f"expected a checkpoint_<epoch>.json of a network of {classes} classes in "
-                        f"{args.noise_model}, found {made_with.get('classes', 'none')}; give the "
-                        f"--model_save_path of a run with --dataset {args.dataset}")
+                        f"{args.noise_model}, found {made_with.get('model', 'no network')} with "
+                        f"{made_with.get('classes', 'no')}; give the --model_save_path of a run with "
+                        f"--dataset {args.dataset}")
     return predict(current, build_prediction(made_with["model"], classes, made_with["nmaps"]), images)
 
 
@@ -200,8 +202,9 @@ def train_and_evaluate(args: argparse.Namespace, resumed: checkpoint.Checkpoint 
     if resumed:
         checkpoint.load(resumed, trainer.solver)
         history = resumed.description["history"]
+    run = checkpoint.run_key(description)
     dynamics = TrainingDynamics(len(dataset.images), args.train_epochs)
-    if resumed and not dynamics.resume(args.output, description["data_sha256"], len(history)):
+    if resumed and not dynamics.resume(args.output, run, len(history)):
         print(f"no {args.output / DYNAMICS_FILE} of the first {len(history)} epochs: there will be no "
               "ranking by what training saw", flush=True)
     log = TrainingLog(args.monitor_path, args.train_epochs, history)
@@ -211,7 +214,7 @@ def train_and_evaluate(args: argparse.Namespace, resumed: checkpoint.Checkpoint 
     for epoch in range(len(history), args.train_epochs):
         rate = train_epoch(args, trainer, dataset, log, dynamics, epoch)
         if (epoch + 1) % args.model_save_interval == 0 or epoch + 1 == args.train_epochs:
-            dynamics.save(args.output, description["data_sha256"])
+            dynamics.save(args.output, run)
             checkpoint.save(args.model_save_path, trainer.solver,
                             {"epoch": epoch + 1, "learning_rate": rate, **description,
                              "history": log.history})

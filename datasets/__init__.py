@@ -27,17 +27,17 @@ NOISES = ("uniform", "asymmetric", "hardest")
 
 def load_dataset(name: str, path: Path | None, subset: int | None, shuffle_rate: float,
                  rng: np.random.Generator, noise: str = "uniform",
-                 probability: Callable[[np.ndarray], np.ndarray] | None = None) -> Dataset:
+                 predict: Callable[[np.ndarray], np.ndarray] | None = None) -> Dataset:
     """The training set, with label noise, and the test set of a source.
 
     Args:
         name: a key of ``DATASETS``.
         path: where its files are, for sources that read files.
         subset: keep this many training samples, drawn at random, in their order; None keeps all.
-        shuffle_rate: share of every class that is mislabelled.
+        shuffle_rate: share that is mislabelled of every class that is; ``asymmetric`` noise spares some.
         rng: draws the samples, then the noise.
         noise: one of ``NOISES``; see `datasets.label_noise`.
-        probability: of every class (N, C) for images (N, 3, 32, 32), by a model; for ``hardest``.
+        predict: gives a model's logits (N, C) for images (N, 3, 32, 32); for ``hardest``.
 
     Raises:
         UserError: the source cannot be read, or is smaller than `subset`.
@@ -53,6 +53,6 @@ def load_dataset(name: str, path: Path | None, subset: int | None, shuffle_rate:
     labels = {
         "uniform": lambda: shuffle_labels(train.labels, shuffle_rate, len(names), rng),
         "asymmetric": lambda: asymmetric_labels(train.labels, shuffle_rate, confusable, rng),
-        "hardest": lambda: hardest_labels(train.labels, shuffle_rate, probability(train.images), rng),
+        "hardest": lambda: hardest_labels(train.labels, shuffle_rate, predict(train.images), rng),
     }[noise]()
     return Dataset(train.images, labels, train.labels, test, list(names))

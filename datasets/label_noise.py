@@ -43,7 +43,7 @@ def asymmetric_labels(labels: np.ndarray, rate: float, confusable: Mapping[int, 
                      lambda label, chosen: np.full(len(chosen), confusable[label]))
 
 
-def hardest_labels(labels: np.ndarray, rate: float, probability: np.ndarray,
+def hardest_labels(labels: np.ndarray, rate: float, logits: np.ndarray,
                    rng: np.random.Generator) -> np.ndarray:
     """Give a share of the samples of every class the wrong label that a model finds likeliest.
 
@@ -51,11 +51,11 @@ def hardest_labels(labels: np.ndarray, rate: float, probability: np.ndarray,
     of `shuffle_labels`.
 
     Args:
-        probability: the model's, of every class for every sample, (N, C).
+        logits: the model's, (N, C).
     """
-    wrong = probability.astype(float)
+    wrong = logits.astype(float)
     np.put_along_axis(wrong, labels, -np.inf, axis=1)
-    return _mislabel(labels, rate, range(probability.shape[1]), rng,
+    return _mislabel(labels, rate, range(logits.shape[1]), rng,
                      lambda label, chosen: wrong[chosen].argmax(axis=1))
 
 

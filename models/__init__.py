@@ -22,6 +22,11 @@ def default_nmaps(name: str) -> int | None:
     return nmaps.default if nmaps else None
 
 
+def is_network(name: str, nmaps: int | None) -> bool:
+    """Whether there is a network called `name` to which this `nmaps` can be given."""
+    return name in MODELS and (nmaps is None) == (default_nmaps(name) is None)
+
+
 def build_prediction(name: str, classes: int, nmaps: int | None = None,
                      rng: np.random.Generator | None = None) -> Callable:
     """``prediction(image, test=False) -> (logits, h)`` of the network called `name`.

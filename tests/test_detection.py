@@ -62,6 +62,13 @@ def test_weighted_metrics_are_those_of_the_resample():
             pytest.approx(list(expected.values()))
 
 
+@pytest.mark.filterwarnings("error")
+def test_resamples_without_a_mislabelled_sample_do_not_matter():
+    mislabelled = np.arange(50) == 7
+    ends = bootstrap_intervals({"score": np.arange(50.0)}, mislabelled, 100)["score"]
+    assert all(0 <= low <= high <= 1 for low, high in ends.values())
+
+
 def test_intervals_hold_the_metrics_and_narrow_with_the_number_of_samples():
     rng = np.random.default_rng(0)
     widths = []

@@ -33,38 +33,38 @@ def test_huge_numbers_stay_finite():
 
 
 def test_saved_epochs_are_read_again(recorded, tmp_path):
-    recorded.save(tmp_path, "digest")
-    again = dynamics.load(tmp_path, "digest")
+    recorded.save(tmp_path, "run")
+    again = dynamics.load(tmp_path, "run")
     assert again.epochs == 2
     for name in ("loss", "margin", "correct"):
         assert np.array_equal(getattr(again, name), getattr(recorded, name)[:, :2])
     assert again.loss.dtype == np.float16 and again.correct.dtype == bool
-    assert dynamics.load(tmp_path / "elsewhere", "digest") is None
+    assert dynamics.load(tmp_path / "elsewhere", "run") is None
 
 
 def test_interrupted_run_goes_on_from_any_recorded_epoch(recorded, tmp_path):
-    recorded.save(tmp_path, "digest")
+    recorded.save(tmp_path, "run")
     resumed = TrainingDynamics(4, 3)
-    assert resumed.resume(tmp_path, "digest", 1)
+    assert resumed.resume(tmp_path, "run", 1)
     assert np.array_equal(resumed.loss[:, 0], recorded.loss[:, 0])
     assert np.isnan(resumed.loss[:, 1:]).all() and not resumed.correct[:, 1:].any()
-    for folder, digest, epoch in [(tmp_path, "other", 1), (tmp_path, "digest", 3),
-                                  (tmp_path / "elsewhere", "digest", 1)]:
-        assert not TrainingDynamics(4, 3).resume(folder, digest, epoch)
-    assert not TrainingDynamics(5, 3).resume(tmp_path, "digest", 1)
+    for folder, run, epoch in [(tmp_path, "other", 1), (tmp_path, "run", 3),
+                                  (tmp_path / "elsewhere", "run", 1)]:
+        assert not TrainingDynamics(4, 3).resume(folder, run, epoch)
+    assert not TrainingDynamics(5, 3).resume(tmp_path, "run", 1)
 
 
 @pytest.mark.parametrize(("damage", "message"), [
     (lambda path: path.write_bytes(b"PK"), "cannot read .*training_dynamics.npz"),
     (lambda path: np.savez(path, loss=np.zeros(3)), "cannot read"),
-    (lambda path: np.savez(path, **{**np.load(path), "data_sha256": "other"}), "other images or labels"),
+    (lambda path: np.savez(path, **{**np.load(path), "run_sha256": "other"}), "another training run"),
     (lambda path: np.savez(path, **{**np.load(path), "loss": np.zeros((4, 2))}),
      r"expected float16, .* found float64 \(4, 2\)"),
     (lambda path: np.savez(path, **{**np.load(path), "margin": np.zeros((4, 1), np.float16)}),
      r"float16 \(4, 1\)"),
 ])
 def test_files_that_do_not_fit_are_refused(recorded, tmp_path, damage, message):
-    recorded.save(tmp_path, "digest")
+    recorded.save(tmp_path, "run")
     damage(tmp_path / "training_dynamics.npz")
     with pytest.raises(UserError, match=message):
-        dynamics.load(tmp_path, "digest")
+        dynamics.load(tmp_path, "run")

@@ -55,6 +55,13 @@ def test_suspects_are_ranked_by_any_score_and_carry_all(run, tmp_path, name):
     assert list(rows[0])[6:] == RANKINGS
 
 
+def test_dynamics_of_another_training_are_refused(run, tmp_path):
+    with np.load(run / "training_dynamics.npz") as file:
+        np.savez(run / "training_dynamics.npz", **{**file, "run_sha256": "other"})
+    with pytest.raises(UserError, match="training_dynamics.npz is of another training run than"):
+        analyse(run, tmp_path / "figure")
+
+
 def test_ranking_that_the_run_does_not_have_is_named(run, tmp_path):
     (run / "training_dynamics.npz").unlink()
     with pytest.raises(UserError, match="--rank_by one of tracin, .*, random, which .*; found aum"):

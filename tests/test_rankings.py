@@ -12,7 +12,7 @@ PER_CHECKPOINT = PerCheckpoint(
     epochs=np.array([1, 2, 3]), learning_rate=np.array([0.1, 0.2, 0.4]),
     influence=np.array([[4.0, 9, 16], [1, 0, 1]]), loss=np.array([[1.0, 2, 3], [4, 5, 9]]),
     margin=np.array([[-1.0, 0, -2], [3, 3, 3]]), error_norm=np.array([[0.1, 0.2, 0.6], [0, 0, 0.3]]),
-    probability=np.array([[0.25, 0.75], [0.5, 0.5]]))
+    probability=np.array([[0.25, 0.75], [0.5, 0.5]]), run_sha256=np.array(""))
 TOTAL, LABELS = np.array([29.0, 2]), np.array([[1], [0]])
 
 

@@ -165,8 +165,19 @@ def check_unused(folder: Path, except_for: Path | None):
 
 def run_of(description: dict) -> dict:
     """The part of a description that all checkpoints of a run have in common."""
-    return {key: description[key] for key in DESCRIPTION_TYPES
-            if key in ("model", "nmaps", "classes", "seed", "data_sha256", "arguments")}
+    run = {key: description[key] for key in DESCRIPTION_TYPES
+           if key in ("model", "nmaps", "classes", "seed", "data_sha256", "arguments")}
+    # Descriptions did not always have an argument `noise`.
+    run["arguments"] = {name: value for name, value in run["arguments"].items()
+                        if name != "noise" or value not in (None, "uniform")}
+    return run
+
+
+def run_key(description: dict) -> str:
+    """SHA-256 of what all checkpoints of a run have in common; empty for an empty description."""
+    if not description:
+        return ""
+    return hashlib.sha256(json.dumps(run_of(description), sort_keys=True).encode()).hexdigest()
 
 
 def _undescribed(folder: Path) -> list[Checkpoint]:

@@ -61,6 +61,7 @@ def bootstrap_intervals(scores: dict[str, np.ndarray], mislabelled: np.ndarray,
     """
     rng, count = np.random.default_rng(0), len(mislabelled)
     orders = {name: rank(score) for name, score in scores.items()}
+    wrong = {name: mislabelled[order] for name, order in orders.items()}
     # The last place of every run of equal scores.
     ends = {name: np.flatnonzero(np.diff(scores[name][order], append=np.nan) != 0)
             for name, order in orders.items()}
@@ -68,7 +69,7 @@ def bootstrap_intervals(scores: dict[str, np.ndarray], mislabelled: np.ndarray,
     for _ in range(resamples):
         times = np.bincount(rng.integers(count, size=count), minlength=count)
         for name, order in orders.items():
-            values[name].append(_weighted_metrics(times[order], mislabelled[order], ends[name]))
+            values[name].append(_weighted_metrics(times[order], wrong[name], ends[name]))
     names = list(detection_metrics(mislabelled.astype(float), mislabelled))
     return {name: dict(zip(names, np.nanquantile(rows, [0.025, 0.975], axis=0).T.tolist()))
             for name, rows in values.items()}
@@ -82,11 +83,12 @@ def _weighted_metrics(times: np.ndarray, mislabelled: np.ndarray, ends: np.ndarr
     for percentage in PERCENTAGES:
         limit = total * percentage // 100
         place = np.searchsorted(checked, limit)
-        metrics.append((found[place] - (checked[place] - limit) * mislabelled[place]) / wrong)
+        metrics.append(found[place] - (checked[place] - limit) * mislabelled[place])
     checked, found = checked[ends], found[ends]
     new, passed = np.diff(found, prepend=0), checked - found
     after = passed[-1] - passed + np.diff(passed, prepend=0) / 2
     with np.errstate(invalid="ignore", divide="ignore"):  # a resample may lack one kind
+        metrics = [count / wrong for count in metrics]
         metrics.append((new * after).sum() / (wrong * passed[-1]))
         metrics.append((new * np.nan_to_num(found / checked)).sum() / wrong)
     return metrics

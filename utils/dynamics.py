@@ -40,8 +40,8 @@ class TrainingDynamics:
         self.correct[batch, epoch] = margin > 0
         self.epochs = epoch + 1
 
-    def save(self, folder: Path, digest: str):
-        """Write ``training_dynamics.npz`` with the epochs so far and the digest of the data.
+    def save(self, folder: Path, run: str):
+        """Write ``training_dynamics.npz`` with the epochs so far and the key of the run.
 
         Raises:
             UserError: it cannot be written.
@@ -49,14 +49,14 @@ class TrainingDynamics:
         content = io.BytesIO()
         np.savez_compressed(content, loss=self.loss[:, :self.epochs],
                             margin=self.margin[:, :self.epochs],
-                            correct=self.correct[:, :self.epochs], data_sha256=digest)
+                            correct=self.correct[:, :self.epochs], run_sha256=run)
         save_bytes(folder / FILE, content.getbuffer())
 
-    def resume(self, folder: Path, digest: str, epoch: int) -> bool:
+    def resume(self, folder: Path, run: str, epoch: int) -> bool:
         """Take the first `epoch` epochs from the file of an interrupted run; whether they are there."""
         self.epochs = epoch
         try:
-            kept = load(folder, digest)
+            kept = load(folder, run)
         except UserError:
             kept = None
         if kept is None or kept.epochs < epoch or len(kept.loss) != len(self.loss):
@@ -66,15 +66,15 @@ class TrainingDynamics:
         return True
 
 
-def load(folder: Path, digest: str) -> TrainingDynamics | None:
+def load(folder: Path, run: str) -> TrainingDynamics | None:
     """What a run has recorded, or None where there is no file.
 
     Args:
         folder: ``train.py --output``.
-        digest: that of the data it must belong to.
+        run: the key of the run it must belong to (`checkpoint.run_key`).
 
     Raises:
-        UserError: the file is damaged, or of other data.
+        UserError: the file is damaged, or of another run.
     """
     path = folder / FILE
     if not path.exists():
@@ -82,13 +82,13 @@ def load(folder: Path, digest: str) -> TrainingDynamics | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             loss, margin, correct = (file[name] for name in ("loss", "margin", "correct"))
-            recorded = str(file["data_sha256"])
+            recorded = str(file["run_sha256"])
     except Exception as error:  # a damaged archive raises almost anything
         raise UserError(f"cannot read {path}: {error}; remove it to go without, or train again") \
             from error
-    if recorded != digest:
-        raise UserError(f"{path} is of other images or labels than those beside it; remove it to go "
-                        "without, or train again")
+    if recorded != run:
+        raise UserError(f"{path} is of another training run than the scores; remove it to go without, "
+                        "or train again")
     if not (loss.dtype == margin.dtype == np.float16 and correct.dtype == bool and loss.ndim == 2
             and loss.shape == margin.shape == correct.shape):
         raise UserError(f"expected float16, float16 and bool of one shape (N, E) in {path}, found "

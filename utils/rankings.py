@@ -11,9 +11,10 @@ tracin_norms        :math:`\sum_k \lVert g_k \rVert`, in which no checkpoint dro
 tracin_late         tracin of the second half of the checkpoints
 loss                mean cross entropy over the checkpoints
 margin              mean lead of the largest other logit over that of the given label
-error_norm          mean :math:`\lVert e_k \rVert`: EL2N (Paul et al. 2021, arXiv:2107.07075)
+error_norm          mean :math:`\lVert e_k \rVert`: EL2N (Paul et al. 2021, arXiv:2107.07075), but
+                    over the checkpoints of one training, not early in several
 self_confidence     1 less the mean probability of the given label (Northcutt et al. 2021,
-                    arXiv:1911.00068, as cleanlab ranks)
+                    arXiv:1911.00068, as cleanlab ranks), but by networks that were trained on it
 aum                 margin, averaged over all epochs of training instead: area under the margin
                     (Pleiss et al. 2020, arXiv:2001.10528)
 aum_late            aum of the second half of the epochs

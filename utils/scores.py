@@ -37,6 +37,7 @@ class PerCheckpoint:
             suspicious.
         error_norm: norm of softmax(logits) - onehot(label), float (N, K); higher is more suspicious.
         probability: mean over the checkpoints of the probability of each class, float (N, C).
+        run_sha256: the key of the training run, a string, empty where it is not known.
     """
 
     epochs: np.ndarray
@@ -46,6 +47,7 @@ class PerCheckpoint:
     margin: np.ndarray
     error_norm: np.ndarray
     probability: np.ndarray
+    run_sha256: np.ndarray
 
 
 def content_key(**content: object) -> str:
@@ -147,8 +149,8 @@ class CheckpointScores:
 
 
 def save_total(folder: Path, checkpoints: list[CheckpointScores], learning_rates: list[float],
-               digest: str):
-    """Write ``per_checkpoint.npz``, with the digest of the data, then the sums.
+               digest: str, run: str):
+    """Write ``per_checkpoint.npz``, with the digest of the data and the key of the run, then the sums.
 
     Raises:
         UserError: a file cannot be written.
@@ -166,6 +168,7 @@ def save_total(folder: Path, checkpoints: list[CheckpointScores], learning_rates
             yield name, np.stack([checkpoint[name] for checkpoint in checkpoints], axis=1)
         yield "probability", probability / len(checkpoints)
         yield "data_sha256", digest
+        yield "run_sha256", run
     _save_archive(folder / PER_CHECKPOINT, arrays())
     save_array(folder / TOTAL, total)
 
