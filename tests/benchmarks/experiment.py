@@ -106,6 +106,8 @@ def main():
         print(table({key: future.result() for key, future in futures.items()}))
     except subprocess.CalledProcessError as error:  # which has said why
         sys.exit(f"{error.cmd[2]} failed; run again to go on")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; run again to go on")
     finally:
         pool.shutdown(cancel_futures=True)
 
