@@ -83,7 +83,7 @@ def test_death_of_a_worker_is_told_after_what_was_done():
 
 
 @pytest.mark.parametrize(("number", "send"), [(signal.SIGKILL, os.kill), (signal.SIGTERM, os.kill),
-                                              (signal.SIGINT, os.kill), (signal.SIGINT, os.killpg)])
+                                              (signal.SIGINT, os.killpg)])
 def test_workers_end_with_their_parent(tmp_path, number, send):
     """Killed or interrupted: the workers, a minute of work before them, end too."""
     code = ("from pathlib import Path; from tests.test_processes import Task; from utils.processes "

@@ -44,14 +44,13 @@ def run_tasks(make: Callable[[object], Callable], setup: object, tasks: list[tup
     # Forked, a process would inherit the threads' locks of NNabla and OpenMP, but not the threads.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker,
                                (make, setup))
-    before = set(multiprocessing.active_children())
     # An interrupt from the keyboard reaches all processes: until `_begin_worker` they ignore it.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         futures = {pool.submit(call, *task): task for task in tasks}
     finally:
         signal.signal(signal.SIGINT, handler)
-    broken = finished = False
+    broken = False
     try:
         for future in as_completed(futures):
             task = futures.pop(future)
@@ -61,11 +60,8 @@ def run_tasks(make: Callable[[object], Callable], setup: object, tasks: list[tup
                 broken = True
             else:
                 yield task, result
-        finished = True
     finally:
-        if not finished:
-            for worker in set(multiprocessing.active_children()) - before:
-                worker.terminate()
+        # Not terminated, for one that was at its result would leave this process waiting for the rest.
         pool.shutdown(cancel_futures=True)
     if broken:
         raise RunError("a worker process died (killed, or out of memory); what was done is kept: run "
