@@ -6,17 +6,23 @@ It trains, scores and analyses run after run, as many at a time as there are cor
 was interrupted.  The settings were chosen on seed 0, which is not among those reported.
 """
 import argparse
+import csv
 import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 
 from datasets.cifar10 import load_cifar10
-from utils.detection import PERCENTAGES, detection_metrics
+from utils.detection import PERCENTAGES, detection_metrics, recall_curve
+from utils.files import whole_file
 from utils.processes import available_cores
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 SETTING = ["--dataset", "cifar10", "--model", "resnet23", "--nmaps", "16", "--subset", "10000",
            "--train_epochs", "30", "--train_batch_size", "50", "-c", "cpu"]
@@ -25,6 +31,11 @@ RUNS = [("uniform", 1), ("uniform", 2), ("uniform", 3), ("asymmetric", 1), ("har
 # images, in part.
 NOISE_MODEL = "correct_4"
 ALL_LAYERS = "all_layers"
+FIGURE = "experiment_curve.png"
+SHOWN = ("tracin", "tracin_all_layers", "error_norm", "loss", "aum")
+# By noise: what it is of, and recall at percentages.
+PUBLISHED = {"uniform": ("NNabla's example, 50,000 images", {10: 0.816, 20: 0.967, 30: 0.990}),
+             "hardest": ("TracIn paper, ResNet-56: over", {20: 0.80})}
 
 
 def script(name: str, *flags: object):
@@ -55,16 +66,20 @@ def run(folder: Path, data: Path | None, noise: str, seed: int) -> dict:
 
 
 def collect(run_folder: Path) -> dict:
-    """Test error, and the metrics of every ranking and of every checkpoint alone."""
+    """Test error, the metrics of every ranking and of every checkpoint alone, and curves of some."""
     metrics = json.loads((run_folder / "figure" / "metrics.json").read_text())["scores"]
     wrong = (np.load(run_folder / "y_train.npy") != np.load(run_folder / "y_shuffle_train.npy"))[:, 0]
-    metrics["tracin_all_layers"] = detection_metrics(
-        np.load(run_folder / ALL_LAYERS / "influence_all_epoch.npy"), wrong)
+    scores = {"tracin_all_layers": np.load(run_folder / ALL_LAYERS / "influence_all_epoch.npy")}
+    with (run_folder / "figure" / "suspects.csv").open(newline="") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: int(row["index"]))
+    scores |= {name: np.array([float(row[name]) for row in rows]) for name in SHOWN if name in rows[0]}
+    metrics["tracin_all_layers"] = detection_metrics(scores["tracin_all_layers"], wrong)
     with np.load(run_folder / "per_checkpoint.npz") as file:
         for epoch, influence in zip(file["epochs"], file["influence"].T):
             metrics[f"tracin_epoch_{epoch}"] = detection_metrics(influence, wrong)
     error = np.loadtxt(run_folder / "Test-error.series.txt")[-1, 1]
-    return {"test_error": float(error), "mislabelled": float(wrong.mean()), "scores": metrics}
+    return {"test_error": float(error), "mislabelled": float(wrong.mean()), "scores": metrics,
+            "curves": {name: recall_curve(scores[name], wrong) for name in SHOWN}}
 
 
 def table(results: dict[tuple[str, int], dict]) -> str:
@@ -87,6 +102,35 @@ def table(results: dict[tuple[str, int], dict]) -> str:
     return "\n".join([*lines, "", f"test error (mislabelled): {runs}"])
 
 
+def draw(path: Path, results: dict[tuple[str, int], dict]):
+    """The curves of each noise: their mean over the seeds, and the range."""
+    noises = list(dict.fromkeys(noise for noise, _ in results))
+    figure, panels = plt.subplots(1, len(noises), figsize=(4.2 * len(noises), 4.2), sharey=True,
+                                  layout="constrained")
+    for noise, axes in zip(noises, panels):
+        runs = [result for (name, _), result in results.items() if name == noise]
+        for number, name in enumerate(SHOWN):
+            curves = np.array([run["curves"][name] for run in runs])
+            checked = np.linspace(0, 100, curves.shape[1])
+            axes.plot(checked, curves.mean(axis=0), color=f"C{number}", label=name)
+            if len(runs) > 1:
+                axes.fill_between(checked, curves.min(axis=0), curves.max(axis=0), color=f"C{number}",
+                                  alpha=0.2, linewidth=0)
+        if noise in PUBLISHED:
+            what, recalls = PUBLISHED[noise]
+            axes.plot(*zip(*recalls.items()), "k^" if len(recalls) == 1 else "ko", label=what)
+        axes.plot([0, 100], [0, 1], color="tab:gray", linestyle=":", label="random order")
+        seeds = f"{len(runs)} seeds: mean, range" if len(runs) > 1 else "one seed"
+        share = np.mean([run["mislabelled"] for run in runs])
+        axes.set(title=f"{noise}, {share:.0%} mislabelled ({seeds})", xlim=(0, 50), ylim=(0, 1.02),
+                 xlabel="% of the training data checked")
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right", fontsize="small")
+    panels[0].set_ylabel("share of the mislabelled found")
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -103,7 +147,10 @@ def main():
             if noise == "hardest":
                 noise_model.result()
             futures[noise, seed] = pool.submit(run, args.output, args.data, noise, seed)
-        print(table({key: future.result() for key, future in futures.items()}))
+        results = {key: future.result() for key, future in futures.items()}
+        draw(args.output / FIGURE, results)
+        print(table(results))
+        print(f"figure: {args.output / FIGURE}")
     except subprocess.CalledProcessError as error:  # which has said why
         sys.exit(f"{error.cmd[2]} failed; run again to go on")
     except KeyboardInterrupt:
