@@ -24,8 +24,9 @@ from utils.processes import available_cores
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-SETTING = ["--dataset", "cifar10", "--model", "resnet23", "--nmaps", "16", "--subset", "10000",
-           "--train_epochs", "30", "--train_batch_size", "50", "-c", "cpu"]
+SETTING = ["--dataset", "cifar10", "--model", "resnet23", "--nmaps", "20", "--subset", "10000",
+           "--train_epochs", "30", "--train_batch_size", "50", "--augmentation", "False",
+           "-c", "cpu"]
 RUNS = [("uniform", 1), ("uniform", 2), ("uniform", 3), ("asymmetric", 1), ("hardest", 1)]
 # As in the paper, the hardest labels are chosen by a network trained on correct ones, here of other
 # images, in part.
