@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-import datasets
-from datasets import arrays
+from datasets import arrays, flags
 from datasets.arrays import Dataset
 from models import MODELS, build_prediction, default_nmaps, is_network
 from utils import checkpoint, cli, onnx_export
-from utils.cli import Parser, UserError, boolean, number
+from utils.cli import Parser, UserError, number
 from utils.context import set_context
 from utils.dynamics import FILE as DYNAMICS_FILE
 from utils.dynamics import TrainingDynamics
@@ -30,38 +29,14 @@ from utils.self_influence import loss_and_margin
 from utils.training import Trainer
 
 # What a resumed run must have in common with the one that it goes on with.
-RUN = ("model", "nmaps", "seed", "dataset", "subset", "shuffle_label", "shuffle_rate", "noise",
-       "augmentation", "train_epochs", "train_batch_size", "learning_rate", "type_config",
-       "model_save_interval")
+RUN = ("model", "nmaps", "seed", *flags.RUN, "augmentation", "train_epochs", "train_batch_size",
+       "learning_rate", "type_config", "model_save_interval")
+BATCH_SIZES = (16, 500)  # the smallest and the largest default
 
 
 def build_parser() -> Parser:
     parser = Parser(description=__doc__)
-    data = parser.add_argument_group("data")
-    data.add_argument("--dataset", choices=list(datasets.DATASETS), default="cifar10",
-                      help="images to train on (default: %(default)s)")
-    data.add_argument("--data", type=Path, metavar="PATH",
-                      help="cifar10: cifar-10-python.tar.gz or the folder extracted from it "
-                           "(default: NNabla's data home, downloaded if need be)")
-    data.add_argument("--subset", type=number(int, 1), metavar="N",
-                      help="train on N samples drawn at random")
-    data.add_argument("--input", type=Path, metavar="DIR",
-                      help="train on the .npy files of an earlier run instead; --dataset then only "
-                           "says what they are of")
-    data.add_argument("--shuffle_label", type=boolean, default=True,
-                      help="mislabel some training samples; False trains on the true labels "
-                           "(default: %(default)s)")
-    data.add_argument("--shuffle_rate", type=number(float, 0, 1), default=0.1,
-                      help="share of a class that is mislabelled (default: %(default)s)")
-    data.add_argument("--noise", choices=datasets.NOISES, default="uniform",
-                      help="wrong labels: any other one; that of the class it is taken for, if any; "
-                           "or the one that --noise_model finds likeliest (default: %(default)s)")
-    data.add_argument("--noise_model", type=Path, metavar="PATH",
-                      help="checkpoints of an earlier run, or one checkpoint_<epoch>.json, for "
-                           "--noise hardest")
-    data.add_argument("--augmentation", type=boolean, default=None,
-                      help="scale and mirror training images at random (default: True, but False "
-                           "for digits)")
+    flags.add_data_flags(parser)
     training = parser.add_argument_group("training")
     training.add_argument("--model", choices=list(MODELS), default="resnet56",
                           help="network (default: %(default)s)")
@@ -70,7 +45,7 @@ def build_parser() -> Parser:
     training.add_argument("--train_epochs", type=number(int, 1), default=270,
                           help="epochs (default: %(default)s)")
     training.add_argument("--train_batch_size", type=number(int, 1), default=None,
-                          help="samples an update (default: 500, but 16 for digits)")
+                          help="samples an update (default: a hundredth of all, from 16 to 500)")
     training.add_argument("--val_batch_size", type=number(int, 1), default=None,
                           help="samples at a time in tests (default: 100, or all where fewer)")
     training.add_argument("--learning_rate", type=number(float, 0, above=True), default=0.5,
@@ -98,13 +73,7 @@ def build_parser() -> Parser:
 def get_args(argv=None) -> argparse.Namespace:
     args = build_parser().parse_args(argv)
     if args.input:
-        clash = sorted(args.given & {"data", "subset", "shuffle_rate", "noise", "noise_model"})
-        if clash:
-            raise UserError(f"--input trains on the files of an earlier run, which --{clash[0]} "
-                            "cannot change; leave one of them out")
-        args.shuffle_rate = args.noise = None
-        if "dataset" not in args.given:
-            args.dataset = None
+        flags.check_with_input(args)
     return args
 
 
@@ -129,21 +98,13 @@ def resume_from(args: argparse.Namespace) -> checkpoint.Checkpoint:
 
 def complete(args: argparse.Namespace):
     """Fill in the defaults that depend on other arguments, and check what can be checked early."""
-    digits = args.dataset == "digits"
-    if not args.input and (args.noise == "hardest") != (args.noise_model is not None):
-        raise UserError("--noise hardest and --noise_model PATH belong together, found "
-                        f"{'no --noise_model' if args.noise == 'hardest' else 'another --noise'}; give "
-                        "both or none")
+    flags.complete_data_flags(args)
     if args.nmaps is None:
         args.nmaps = default_nmaps(args.model)
     elif default_nmaps(args.model) is None:
         raise UserError(f"--nmaps {args.nmaps}: {args.model} has a fixed width; leave --nmaps out")
     elif args.nmaps % 2:
         raise UserError(f"expected an even --nmaps, found {args.nmaps}")
-    if args.augmentation is None:
-        args.augmentation = not digits
-    if args.train_batch_size is None:
-        args.train_batch_size = 16 if digits else 500
     if args.model_save_interval is None:
         args.model_save_interval = max(1, round(args.train_epochs / 9))
     args.model_save_path = args.model_save_path or args.monitor_path
@@ -154,14 +115,10 @@ def complete(args: argparse.Namespace):
 
 def load_data(args: argparse.Namespace, rng: np.random.Generator) -> Dataset:
     """The data the arguments ask for, kept in the output."""
-    if args.input:
-        dataset = arrays.load(args.input, test=True)
-        if not args.shuffle_label:
-            dataset = dataset.without_noise()
-    else:
-        rate = args.shuffle_rate if args.shuffle_label else 0.0
-        dataset = datasets.load_dataset(args.dataset, args.data, args.subset, rate, rng, args.noise,
-                                        lambda images: noise_logits(args, images))
+    dataset = flags.load_data(args, rng, lambda images, classes: noise_logits(args, images, classes))
+    if args.train_batch_size is None:
+        samples, (smallest, largest) = len(dataset.images), BATCH_SIZES
+        args.train_batch_size = min(max(samples // 100, smallest), largest, samples)
     if args.val_batch_size is None:
         args.val_batch_size = min(100, len(dataset.test.images))
     for name, split in [("train_batch_size", dataset), ("val_batch_size", dataset.test)]:
@@ -171,10 +128,10 @@ def load_data(args: argparse.Namespace, rng: np.random.Generator) -> Dataset:
     return dataset
 
 
-def noise_logits(args: argparse.Namespace, images: np.ndarray) -> np.ndarray:
+def noise_logits(args: argparse.Namespace, images: np.ndarray, classes: int) -> np.ndarray:
     """The logits (N, C) of the newest checkpoint of --noise_model."""
     current = checkpoint.find(args.noise_model)[-1]
-    made_with, classes = current.description, len(datasets.DATASETS[args.dataset][1])
+    made_with = current.description
     if made_with.get("classes") != classes or not is_network(made_with["model"], made_with["nmaps"]):
         raise UserError(f"expected a checkpoint_<epoch>.json of a network of {classes} classes in "
                         f"{args.noise_model}, found {made_with.get('model', 'no network')} with "

@@ -1,38 +1,68 @@
-"""Sources of images, by name, each a function that gives a training and a test set."""
+"""Sources of images, and the training sets with label noise that are made of them."""
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from datasets import cifar10, digits
-from datasets.arrays import Dataset, Split
+from datasets import cifar, digits
+from datasets.arrays import Dataset, Source, Split
 from datasets.label_noise import asymmetric_labels, hardest_labels, shuffle_labels
+from datasets.own import load_own
 from utils.cli import UserError
 
 
-def _load_digits(path: Path | None) -> tuple[Split, Split]:
+def _cifar10(path: Path | None) -> Source:
+    return Source(*cifar.load_cifar(cifar.CIFAR10, path), list(cifar.CIFAR10.names),
+                  cifar.CIFAR10_CONFUSABLE)
+
+
+def _cifar100(path: Path | None) -> Source:
+    return Source(*cifar.load_cifar(cifar.CIFAR100, path), list(cifar.CIFAR100.names),
+                  next_class(len(cifar.CIFAR100.names)))
+
+
+def _digits(path: Path | None) -> Source:
     if path is not None:
         raise UserError(f"--dataset digits comes with scikit-learn and reads no --data, found {path}; "
                         "leave --data out")
-    return digits.load_digits()
+    return Source(*digits.load_digits(), list(digits.NAMES), next_class(len(digits.NAMES)))
 
 
-# name -> (loader, class names, which class is taken for which)
-DATASETS: dict[str, tuple[Callable, tuple[str, ...], dict[int, int]]] = {
-    "cifar10": (cifar10.load_cifar10, cifar10.NAMES, cifar10.CONFUSABLE),
-    "digits": (_load_digits, digits.NAMES, {digit: (digit + 1) % 10 for digit in range(10)}),
-}
+def next_class(classes: int) -> dict[int, int]:
+    """Each class taken for the next, for want of something better known."""
+    return {label: (label + 1) % classes for label in range(classes)}
+
+
+# name -> what reads its files, which are at a path or have a place of their own
+DATASETS: dict[str, Callable[[Path | None], Source]] = {
+    "cifar10": _cifar10, "cifar100": _cifar100, "digits": _digits}
 NOISES = ("uniform", "asymmetric", "hardest")
 
 
-def load_dataset(name: str, path: Path | None, subset: int | None, shuffle_rate: float,
-                 rng: np.random.Generator, noise: str = "uniform",
-                 predict: Callable[[np.ndarray], np.ndarray] | None = None) -> Dataset:
-    """The training set, with label noise, and the test set of a source.
+def load_source(name: str, path: Path | None, val_fraction: float | None, strict: bool,
+                rng: np.random.Generator) -> Source:
+    """A known set of images, or one's own.
 
     Args:
-        name: a key of ``DATASETS``.
-        path: where its files are, for sources that read files.
+        name: a key of ``DATASETS``, or the path of one's own images.
+        path: where the files of a known set are, for those that read files.
+        val_fraction, strict, rng: for one's own; see `datasets.own.load_own`.
+
+    Raises:
+        UserError: the source cannot be read.
+    """
+    if name in DATASETS:
+        return DATASETS[name](path)
+    return load_own(Path(name), val_fraction, strict, rng)
+
+
+def make_dataset(source: Source, subset: int | None, shuffle_rate: float, rng: np.random.Generator,
+                 noise: str = "uniform",
+                 predict: Callable[[np.ndarray], np.ndarray] | None = None) -> Dataset:
+    """The training set of a source, with label noise, and its test set.
+
+    Args:
+        source: where the images are from.
         subset: keep this many training samples, drawn at random, in their order; None keeps all.
         shuffle_rate: share that is mislabelled of every class that is; ``asymmetric`` noise spares some.
         rng: draws the samples, then the noise.
@@ -40,19 +70,22 @@ def load_dataset(name: str, path: Path | None, subset: int | None, shuffle_rate:
         predict: gives a model's logits (N, C) for images (N, 3, 32, 32); for ``hardest``.
 
     Raises:
-        UserError: the source cannot be read, or is smaller than `subset`.
+        UserError: the source is smaller than `subset`.
     """
-    loader, names, confusable = DATASETS[name]
-    train, test = loader(path)
+    train, paths = source.train, source.paths
     if subset is not None:
         if subset > len(train.images):
             raise UserError(f"expected --subset of at most {len(train.images)}, the training "
                             f"samples there are, found {subset}")
         kept = np.sort(rng.choice(len(train.images), subset, replace=False))
         train = Split(train.images[kept], train.labels[kept])
+        paths = paths and [paths[index] for index in kept]
     labels = {
-        "uniform": lambda: shuffle_labels(train.labels, shuffle_rate, len(names), rng),
-        "asymmetric": lambda: asymmetric_labels(train.labels, shuffle_rate, confusable, rng),
+        "uniform": lambda: shuffle_labels(train.labels, shuffle_rate, len(source.names), rng),
+        "asymmetric": lambda: asymmetric_labels(train.labels, shuffle_rate, source.confusable, rng),
         "hardest": lambda: hardest_labels(train.labels, shuffle_rate, predict(train.images), rng),
     }[noise]()
-    return Dataset(train.images, labels, train.labels, test, list(names))
+    # Labels that were shuffled on purpose are measured against those that were given.
+    known = source.trusted or shuffle_rate
+    return Dataset(train.images, labels, train.labels if known else None, source.test, source.names,
+                   paths)

@@ -10,7 +10,7 @@ from utils.files import load_array, release, save_array, save_text
 
 IMAGE_SHAPE = (3, 32, 32)
 TRAIN_IMAGES, TRAIN_LABELS = "x_train.npy", "y_shuffle_train.npy"
-NAMES_FILE = "label_names.txt"
+NAMES_FILE, PATHS_FILE = "label_names.txt", "paths.txt"
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,31 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Images as somebody labelled them.
+
+    Attributes:
+        train, test: the two sets.
+        names: those of the C classes.
+        confusable: class -> the class it is taken for, for some classes.
+        paths: the file of each training sample, or None where there are no files.
+        trusted: whether the labels are known to be the true ones.
+    """
+
+    train: Split
+    test: Split
+    names: list[str]
+    confusable: dict[int, int]
+    paths: list[str] | None = None
+    trusted: bool = True
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A training set, with the labels it is trained on beside the true ones, and a test set.
 
     `true_labels` is None where nobody knows them; `test` is None where only the training set was
-    asked for.
+    asked for; `paths` are the files of the training samples, None where there are no files.
     """
 
     images: np.ndarray
@@ -34,6 +54,7 @@ class Dataset:
     true_labels: np.ndarray | None
     test: Split | None
     names: list[str]
+    paths: list[str] | None = None
 
     def __str__(self) -> str:
         mislabelled = "an unknown number"
@@ -78,7 +99,7 @@ def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
             raise UserError(f"true labels (--shuffle_label False) would overwrite the noisy ones in "
                             f"{folder / TRAIN_LABELS}; give another --output")
         if not (folder / NAMES_FILE).exists():
-            _save_names(folder, dataset.names)
+            _save_lines(folder / NAMES_FILE, dataset.names)
         return
     if other:
         raise UserError(f"{folder} holds the data of another run, which its checkpoints and scores "
@@ -91,11 +112,15 @@ def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
     save_array(folder / TRAIN_LABELS, dataset.labels)
     save_array(folder / "x_val.npy", dataset.test.images)
     save_array(folder / "y_val.npy", dataset.test.labels)
-    _save_names(folder, dataset.names)
+    _save_lines(folder / NAMES_FILE, dataset.names)
+    if dataset.paths is None:
+        (folder / PATHS_FILE).unlink(missing_ok=True)
+    else:
+        _save_lines(folder / PATHS_FILE, dataset.paths)
 
 
-def _save_names(folder: Path, names: list[str]):
-    save_text(folder / NAMES_FILE, "".join(f"{name}\n" for name in names))
+def _save_lines(path: Path, lines: list[str]):
+    save_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def load(folder: Path, test: bool = False) -> Dataset:
@@ -119,11 +144,15 @@ def load(folder: Path, test: bool = False) -> Dataset:
     all_labels = [train.labels, train.labels if true_labels is None else true_labels,
                   held_out.labels if held_out else train.labels]
     largest = max(int(labels.max()) for labels in all_labels)
-    names = _load_names(folder / NAMES_FILE) or [str(label) for label in range(largest + 1)]
+    names = _load_lines(folder / NAMES_FILE) or [str(label) for label in range(largest + 1)]
     if largest >= len(names):
         raise UserError(f"expected labels below {len(names)}, the number of names in "
                         f"{folder / NAMES_FILE}, found {largest}; use the files of one run")
-    return Dataset(train.images, train.labels, true_labels, held_out, names)
+    paths = _load_lines(folder / PATHS_FILE) or None
+    if paths and len(paths) != len(train.images):
+        raise UserError(f"expected {len(train.images)} lines in {folder / PATHS_FILE}, a file an image, "
+                        f"found {len(paths)}; use the files of one run, or remove it to go without")
+    return Dataset(train.images, train.labels, true_labels, held_out, names, paths)
 
 
 def _load_split(folder: Path, images_name: str, labels_name: str) -> Split:
@@ -145,11 +174,11 @@ def _load_labels(path: Path, count: int) -> np.ndarray:
     return labels.astype(np.int64).reshape(-1, 1)
 
 
-def _load_names(path: Path) -> list[str]:
+def _load_lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} as UTF-8 text: {error}; write one class name a line") \
+        raise UserError(f"cannot read {path} as UTF-8 text: {error}; write one name a line") \
             from error

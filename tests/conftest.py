@@ -105,18 +105,19 @@ def write_batch(content: object) -> bytes:
     return pickle.dumps(content, protocol=2)
 
 
-def write_archive(path: Path, records: int = 4, **replaced: bytes | None) -> Path:
-    """A CIFAR-10 archive of random images; a batch can be `replaced` by bytes, or left out."""
+def write_archive(path: Path, records: int = 4, folder: str = "cifar-10-batches-py",
+                  **replaced: bytes | None) -> Path:
+    """A CIFAR-10 archive of random images; a batch can be `replaced` by bytes, left out or added."""
     rng = np.random.default_rng(0)
     names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
     with tarfile.open(path, "w:gz") as archive:
-        for name in names:
+        for name in dict.fromkeys([*names, *replaced]):
             content = write_batch({
                 b"data": rng.integers(0, 256, (records, 3072)).astype(np.uint8),
                 b"labels": [int(label) for label in rng.integers(0, 10, records)]})
             content = replaced.get(name, content)
             if content is not None:
-                member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+                member = tarfile.TarInfo(f"{folder}/{name}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
     return path

@@ -116,3 +116,16 @@ def test_digest_is_that_of_every_image_and_label():
     expected = hashlib.sha256(b"((1100, 3, 32, 32), (1100, 1))" + dataset.images.tobytes()
                               + dataset.labels.astype("<i8").tobytes())
     assert digests[-1] == expected.hexdigest()
+
+
+def test_paths_are_kept_and_must_fit(tmp_path):
+    dataset = replace(make_dataset(), paths=[f"{number}.png" for number in range(30)])
+    arrays.save(tmp_path, dataset)
+    assert arrays.load(tmp_path).paths == dataset.paths
+    (tmp_path / "paths.txt").write_text("0.png\n")
+    with pytest.raises(UserError, match="expected 30 lines in .*paths.txt, .* found 1; use the files"):
+        arrays.load(tmp_path)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    arrays.save(tmp_path, replace(dataset, paths=None))
+    assert not (tmp_path / "paths.txt").exists() and arrays.load(tmp_path).paths is None

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from datasets.cifar10 import CONFUSABLE, NAMES
+from datasets.cifar import CIFAR10, CIFAR10_CONFUSABLE
 from datasets.label_noise import asymmetric_labels, hardest_labels, shuffle_labels
 
 
@@ -69,6 +69,7 @@ def test_hardest_noise_gives_the_likeliest_wrong_label():
 
 
 def test_usual_map_of_cifar10():
-    names = {NAMES[given]: NAMES[taken] for given, taken in CONFUSABLE.items()}
+    names = {CIFAR10.names[given]: CIFAR10.names[taken]
+             for given, taken in CIFAR10_CONFUSABLE.items()}
     assert names == {"truck": "automobile", "bird": "airplane", "deer": "horse", "cat": "dog",
                      "dog": "cat"}

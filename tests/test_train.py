@@ -12,9 +12,12 @@ import h5py
 import nnabla as nn
 import numpy as np
 import pytest
+from PIL import Image
 
 import train
 from datasets import arrays
+from datasets.arrays import Dataset, Split
+from datasets.images import read_image
 from models import build_prediction
 from tests.conftest import ROOT, TRAIN_FLAGS, make_dataset, write_archive
 from utils import checkpoint
@@ -143,14 +146,14 @@ def test_hardest_noise_takes_the_likeliest_label_of_a_model(tmp_path):
     assert np.array_equal(logits.d.argmax(axis=1)[wrong], given[wrong, 0])
 
 
-def test_run_from_before_there_was_a_choice_of_noise_goes_on(dataset_folder, tmp_path):
+def test_run_from_before_there_were_all_arguments_goes_on(dataset_folder, tmp_path):
     run = tmp_path / "run"
     train.main(flags(dataset_folder, run, "--model_save_interval", "2"))
     for path in run.glob("*000003*"):
         path.unlink()
     path = run / "checkpoint_000002.json"
     description = json.loads(path.read_text())
-    del description["arguments"]["noise"]
+    del description["arguments"]["noise"], description["arguments"]["val_fraction"]
     path.write_text(json.dumps(description))
     train.main(flags(dataset_folder, run, "--checkpoint", str(run)))
     assert [one.epoch for one in checkpoint.find(run)] == [2, 3]
@@ -370,12 +373,85 @@ def test_defaults_are_those_of_the_design(tmp_path, monkeypatch):
     args = train.get_args([])
     train.complete(args)
     assert (args.model, args.dataset) == ("resnet56", "cifar10")
-    assert (args.train_epochs, args.train_batch_size) == (270, 500)
+    assert args.train_epochs == 270
     assert (args.monitor_path, args.model_save_path) == (Path("tmp.monitor"), Path("tmp.monitor"))
     assert (args.shuffle_label, args.shuffle_rate, args.model_save_interval) == (True, 0.1, 30)
     assert args.augmentation is True and args.nmaps is None
     args = train.get_args(["--dataset", "digits", "--model", "resnet23"])
     train.complete(args)
-    assert (args.augmentation, args.nmaps, args.train_batch_size) == (False, 64, 16)
-    with pytest.raises(UserError, match="--dataset: invalid choice: 'mnist'.*cifar10.*digits"):
-        train.get_args(["--dataset", "mnist"])
+    assert (args.augmentation, args.nmaps) == (False, 64)
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (["--dataset", "mnist"], "expected cifar10, cifar100, digits or the path .* found mnist"),
+    (["--dataset", "digits", "--val_fraction", "0.1"], "--val_fraction is for your own images"),
+    (["--dataset", ".", "--data", "somewhere"], "--data is for cifar10"),
+    (["--dataset", ".", "--val_fraction", "0"], "expected a number above 0"),
+    (["--input", ".", "--strict"], "which --strict cannot change")])
+def test_flags_of_the_data_that_make_no_sense_are_refused(tmp_path, monkeypatch, more, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        train.complete(train.get_args(more))
+
+
+@pytest.mark.parametrize(("samples", "batch"), [(9, 9), (1437, 16), (10_000, 100), (60_000, 500)])
+def test_default_batch_is_a_hundredth(monkeypatch, samples, batch):
+    images, labels = np.zeros((samples, 3, 32, 32), np.uint8), np.zeros((samples, 1), int)
+    dataset = Dataset(images, labels, labels, Split(images[:9], labels[:9]), ["a", "b"])
+    monkeypatch.setattr(train.flags, "load_data", lambda *_: dataset)
+    args = train.get_args([])
+    train.complete(args)
+    train.load_data(args, np.random.default_rng(0))
+    assert args.train_batch_size == batch
+
+
+OWN_FLAGS = ["--model", "resnet23", "--nmaps", "4", "--train_epochs", "2", "-c", "cpu",
+             "--model_save_interval", "1"]
+
+
+@pytest.fixture
+def own_images(tmp_path):
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(["cat", "dog"]):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = rng.integers(0, 100, (8, 8, 3)) + 100 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "images" / name / f"{number}.png")
+    return tmp_path / "images"
+
+
+def test_own_images_keep_their_labels_and_their_files(own_images, tmp_path):
+    run = tmp_path / "run"
+    train.main(["--dataset", str(own_images), "--output", str(run), "--monitor-path", str(run),
+                *OWN_FLAGS])
+    assert not (run / "y_train.npy").exists()
+    assert (run / "label_names.txt").read_text() == "cat\ndog\n"
+    paths = (run / "paths.txt").read_text().splitlines()
+    images, labels = np.load(run / "x_train.npy"), np.load(run / "y_shuffle_train.npy")[:, 0]
+    assert len(paths) == len(set(paths)) == len(images) == 32
+    assert [path.split("/")[0] for path in paths] == [["cat", "dog"][label] for label in labels]
+    for path, image in zip(paths, images):
+        assert np.array_equal(read_image(own_images / path), image)
+    result = [path.read_bytes() for path in sorted(run.glob("params_*"))]
+    for path in run.glob("*000002*"):
+        path.unlink()
+    nn.clear_parameters()
+    train.main(["--checkpoint", str(run), "--output", str(run), "--monitor-path", str(run), "-c", "cpu"])
+    assert [path.read_bytes() for path in sorted(run.glob("params_*"))] == result
+    nn.clear_parameters()
+    again = tmp_path / "again"
+    train.main(["--input", str(run), "--output", str(again), "--monitor-path", str(again), *OWN_FLAGS])
+    assert (again / "paths.txt").read_text().splitlines() == paths
+
+
+@pytest.mark.parametrize("more", [["--shuffle_label", "True"], ["--shuffle_rate", "0.1"],
+                                  ["--noise", "asymmetric"]])
+def test_own_labels_are_shuffled_when_asked_for(own_images, tmp_path, more):
+    run = tmp_path / "run"
+    train.main(["--dataset", str(own_images), "--output", str(run), "--monitor-path", str(run),
+                *OWN_FLAGS, "--subset", "20", *more])
+    given, labels = np.load(run / "y_train.npy")[:, 0], np.load(run / "y_shuffle_train.npy")[:, 0]
+    paths = (run / "paths.txt").read_text().splitlines()
+    assert [path.split("/")[0] for path in paths] == [["cat", "dog"][label] for label in given]
+    counts = np.bincount(given)
+    assert (given != labels).sum() == sum(round(0.1 * count) for count in counts) > 0

@@ -43,6 +43,8 @@ DESCRIPTION_TYPES = {
     "parameters_sha256": lambda value: isinstance(value, str),
     "states_sha256": lambda value: isinstance(value, str),
     "arguments": lambda value: isinstance(value, dict), "history": _history}
+# Arguments that older descriptions lack, and the values that say no more than their lack.
+LATER_ARGUMENTS = {"noise": (None, "uniform"), "val_fraction": (None,)}
 
 
 @dataclass(frozen=True)
@@ -167,9 +169,9 @@ def run_of(description: dict) -> dict:
     """The part of a description that all checkpoints of a run have in common."""
     run = {key: description[key] for key in DESCRIPTION_TYPES
            if key in ("model", "nmaps", "classes", "seed", "data_sha256", "arguments")}
-    # Descriptions did not always have an argument `noise`.
+    # Descriptions did not always have all arguments.
     run["arguments"] = {name: value for name, value in run["arguments"].items()
-                        if name != "noise" or value not in (None, "uniform")}
+                        if value not in LATER_ARGUMENTS.get(name, ())}
     return run
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from datasets.cifar10 import load_cifar10
+from datasets.cifar import CIFAR10, load_cifar
 from utils.detection import PERCENTAGES, detection_metrics, recall_curve
 from utils.files import whole_file
 from utils.processes import available_cores
@@ -138,7 +138,7 @@ def main():
     parser.add_argument("--data", type=Path, help="as for train.py")
     parser.add_argument("--output", type=Path, default=Path("experiment"))
     args = parser.parse_args()
-    load_cifar10(args.data)  # downloads it, if need be, before several would at once
+    load_cifar(CIFAR10, args.data)  # downloads it, if need be, before several would at once
     pool = ThreadPoolExecutor(available_cores())
     try:
         noise_model = pool.submit(train, args.output / NOISE_MODEL, args.data, 4, "--shuffle_label",

@@ -1,4 +1,5 @@
-"""CIFAR-10 from its official archive (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html).
+"""CIFAR-10 and CIFAR-100 from their official archives (Krizhevsky 2009,
+https://www.cs.toronto.edu/~kriz/cifar.html).
 
 The batches in it are pickles, which could run any code: they are read by an unpickler that builds
 lists, strings and arrays of integers alone.
@@ -12,6 +13,7 @@ import re
 import socket
 import tarfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,43 +23,88 @@ from datasets.arrays import IMAGE_SHAPE, Split
 from utils.cli import UserError
 from utils.files import whole_file
 
-NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-# Which class is taken for which: truck for automobile, bird for airplane, deer for horse, and cat and
-# dog for each other (Patrini et al. 2017, arXiv:1609.03683).
-CONFUSABLE = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
-URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
-MD5 = "c58f30108f718f92721af3b95e74349a"
+
+@dataclass(frozen=True)
+class Archive:
+    """An official archive: what is in it, and where it is to be had.
+
+    Attributes:
+        folder: the one that all its files are in.
+        train: the names of the batches that make the training set.
+        test: the name of the batch that is the test set.
+        label_key: what the labels are called in a batch.
+        names: those of the classes.
+        max_batch_bytes: a batch that is larger is no batch but a way to fill the memory.
+    """
+
+    url: str
+    md5: str
+    folder: str
+    train: tuple[str, ...]
+    test: str
+    label_key: str
+    names: tuple[str, ...]
+    max_batch_bytes: int
+
+    @property
+    def file(self) -> str:
+        return self.url.rsplit("/", 1)[-1]
+
+
+CIFAR10 = Archive(
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    md5="c58f30108f718f92721af3b95e74349a", folder="cifar-10-batches-py",
+    train=tuple(f"data_batch_{number}" for number in range(1, 6)), test="test_batch",
+    label_key="labels", names=(
+        "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    max_batch_bytes=64 * 2**20)
+CIFAR100 = Archive(
+    url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    md5="eb9058c3a382ffc7106e4002c42a8d85", folder="cifar-100-python",
+    train=("train",), test="test", label_key="fine_labels", names=(
+        "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle",
+        "bottle", "bowl", "boy", "bridge", "bus", "butterfly", "camel", "can", "castle",
+        "caterpillar", "cattle", "chair", "chimpanzee", "clock", "cloud", "cockroach", "couch",
+        "crab", "crocodile", "cup", "dinosaur", "dolphin", "elephant", "flatfish", "forest", "fox",
+        "girl", "hamster", "house", "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion",
+        "lizard", "lobster", "man", "maple_tree", "motorcycle", "mountain", "mouse", "mushroom",
+        "oak_tree", "orange", "orchid", "otter", "palm_tree", "pear", "pickup_truck", "pine_tree",
+        "plain", "plate", "poppy", "porcupine", "possum", "rabbit", "raccoon", "ray", "road",
+        "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk", "skyscraper", "snail", "snake",
+        "spider", "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank", "telephone",
+        "television", "tiger", "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale",
+        "willow_tree", "wolf", "woman", "worm"),
+    max_batch_bytes=320 * 2**20)
+# Which class is taken for which in CIFAR-10: truck for automobile, bird for airplane, deer for horse,
+# and cat and dog for each other (Patrini et al. 2017, arXiv:1609.03683).
+CIFAR10_CONFUSABLE = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
 TIMEOUT = 60  # seconds without a byte
-FOLDER = "cifar-10-batches-py"
-TRAIN_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
-TEST_BATCH = "test_batch"
-# An official batch has 31 million bytes; a larger one is no batch but a way to fill the memory.
-MAX_BATCH_BYTES = 64 * 2**20
 
 
-def load_cifar10(path: Path | None = None) -> tuple[Split, Split]:
+def load_cifar(archive: Archive, path: Path | None = None) -> tuple[Split, Split]:
     """The training and the test set.
 
     Args:
+        archive: which of the two.
         path: the archive, or the folder extracted from it, with any number of records; None for
             the official archive in NNabla's data home, downloaded if it is not there.
 
     Raises:
         UserError: it cannot be found, downloaded or read, or is not what it should be.
     """
-    path = fetch_archive() if path is None else path
+    path = fetch_archive(archive) if path is None else path
     read = read_folder if path.is_dir() else read_archive
-    batches = read(path)
-    missing = [name for name in (*TRAIN_BATCHES, TEST_BATCH) if name not in batches]
+    batches = read(archive, path)
+    missing = [name for name in (*archive.train, archive.test) if name not in batches]
     if missing:
-        raise UserError(f"expected {FOLDER}/{missing[0]} in {path}, found none; give the official "
-                        "cifar-10-python.tar.gz or the folder extracted from it")
-    train = [batches[name] for name in TRAIN_BATCHES]
+        raise UserError(f"expected {archive.folder}/{missing[0]} in {path}, found none; give the "
+                        f"official {archive.file} or the folder extracted from it")
+    train = [batches[name] for name in archive.train]
     return (Split(np.concatenate([batch.images for batch in train]),
-                  np.concatenate([batch.labels for batch in train])), batches[TEST_BATCH])
+                  np.concatenate([batch.labels for batch in train])), batches[archive.test])
 
 
-def fetch_archive(url: str = URL, md5: str = MD5) -> Path:
+def fetch_archive(archive: Archive) -> Path:
     """The archive in NNabla's data home, downloaded if it is not there or damaged.
 
     Raises:
@@ -66,9 +113,9 @@ def fetch_archive(url: str = URL, md5: str = MD5) -> Path:
     # Here, for the analysis to read a run's files without NNabla.
     from nnabla.utils.download import download, get_data_home
 
-    path = Path(get_data_home()) / url.rsplit("/", 1)[-1]
+    path = Path(get_data_home()) / archive.file
     if path.exists():
-        if _md5(path) == md5:
+        if _md5(path) == archive.md5:
             return path
         damaged = path.with_name(path.name + ".damaged")
         os.replace(path, damaged)
@@ -78,17 +125,17 @@ def fetch_archive(url: str = URL, md5: str = MD5) -> Path:
         timeout = socket.getdefaulttimeout()
         socket.setdefaulttimeout(TIMEOUT)
         try:
-            download(url, str(temporary), open_file=False, allow_overwrite=True)
+            download(archive.url, str(temporary), open_file=False, allow_overwrite=True)
         # urllib and http.client raise OSError, HTTPException and ValueError, among others.
         except Exception as error:
-            raise UserError(f"cannot download {url}: {error}; bring the archive yourself and name "
-                            "it with --data, or try --dataset digits") from error
+            raise UserError(f"cannot download {archive.url}: {error}; bring the archive yourself and "
+                            "name it with --data, or try --dataset digits") from error
         finally:
             socket.setdefaulttimeout(timeout)
         found = _md5(temporary)
-        if found != md5:
-            raise UserError(f"expected the MD5 {md5} of what {url} brings, found {found} "
-                            f"({temporary.stat().st_size} bytes); try again")
+        if found != archive.md5:
+            raise UserError(f"expected the MD5 {archive.md5} of what {archive.url} brings, found "
+                            f"{found} ({temporary.stat().st_size} bytes); try again")
     return path
 
 
@@ -100,54 +147,56 @@ def _md5(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_folder(path: Path) -> dict[str, Split]:
+def read_folder(archive: Archive, path: Path) -> dict[str, Split]:
     """The batches in an extracted archive, by name."""
-    inner = path / FOLDER
+    inner = path / archive.folder
     folder = inner if inner.is_dir() else path
     batches = {}
-    for name in (*TRAIN_BATCHES, TEST_BATCH):
+    for name in (*archive.train, archive.test):
         if (folder / name).is_file():
             try:
                 with (folder / name).open("rb") as file:
-                    batches[name] = read_batch(file, folder / name)
+                    batches[name] = read_batch(archive, file, folder / name)
             except OSError as error:
                 raise UserError(f"cannot read {folder / name}: {error}") from error
     return batches
 
 
-def read_archive(path: Path) -> dict[str, Split]:
+def read_archive(archive: Archive, path: Path) -> dict[str, Split]:
     """The batches in a tar archive, by name; nothing is extracted to disk."""
     batches = {}
     try:
-        with tarfile.open(path, "r:*") as archive:
-            for member in archive:
+        with tarfile.open(path, "r:*") as file:
+            for member in file:
                 folder, _, name = member.name.removeprefix("./").partition("/")
-                if folder == FOLDER and name in (*TRAIN_BATCHES, TEST_BATCH) and member.isreg():
-                    batches[name] = read_batch(archive.extractfile(member), f"{path}:{member.name}")
+                if folder == archive.folder and name in (*archive.train, archive.test) \
+                        and member.isreg():
+                    batches[name] = read_batch(archive, file.extractfile(member),
+                                               f"{path}:{member.name}")
     except FileNotFoundError:
-        raise UserError(f"expected cifar-10-python.tar.gz or the folder extracted from it at --data "
+        raise UserError(f"expected {archive.file} or the folder extracted from it at --data "
                         f"{path}, found nothing; give its path") from None
     except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
         reason = str(error).partition(":")[0]
         raise UserError(f"cannot read the archive {path}: {reason}; it is another file, damaged or "
-                        "cut short: give the official cifar-10-python.tar.gz") from error
+                        f"cut short: give the official {archive.file}") from error
     return batches
 
 
-def read_batch(file: BinaryIO, source: object) -> Split:
-    """One batch: a pickled dictionary of ``data``, uint8 (n, 3072), and ``labels``, n integers.
+def read_batch(archive: Archive, file: BinaryIO, source: object) -> Split:
+    """One batch: a pickled dictionary of ``data``, uint8 (n, 3072), and n labels, integers.
 
     Raises:
         UserError: it is no such thing; `source` says where it came from.
     """
-    content = file.read(MAX_BATCH_BYTES + 1)
-    if len(content) > MAX_BATCH_BYTES:
-        raise UserError(f"expected at most {MAX_BATCH_BYTES} bytes in {source}, found more; get the "
-                        "official archive")
+    content = file.read(archive.max_batch_bytes + 1)
+    if len(content) > archive.max_batch_bytes:
+        raise UserError(f"expected at most {archive.max_batch_bytes} bytes in {source}, found more; get "
+                        "the official archive")
     try:
         batch = _Unpickler(content).load()
         pixels = batch["data"].array()
-        labels = batch["labels"]
+        labels = batch[archive.label_key]
         if isinstance(labels, _Array):
             labels = labels.array()
         elif all(type(label) is int for label in labels):
@@ -157,7 +206,7 @@ def read_batch(file: BinaryIO, source: object) -> Split:
     # A damaged pickle ends in almost any exception.
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"expected a pickled CIFAR-10 batch in {source}, found something else "
+        raise UserError(f"expected a pickled CIFAR batch in {source}, found something else "
                         f"({reason}); get the official archive") from error
     size = int(np.prod(IMAGE_SHAPE))
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != size or not len(pixels):
@@ -166,10 +215,10 @@ def read_batch(file: BinaryIO, source: object) -> Split:
     if labels.shape != (len(pixels),):
         raise UserError(f"expected {len(pixels)} labels in {source}, found {labels.shape}; get the "
                         "official archive")
-    if labels.min() < 0 or labels.max() >= len(NAMES):
-        wrong = labels[(labels < 0) | (labels >= len(NAMES))][0]
-        raise UserError(f"expected labels from 0 to {len(NAMES) - 1} in {source}, found {wrong}; "
-                        "get the official archive")
+    if labels.min() < 0 or labels.max() >= len(archive.names):
+        wrong = labels[(labels < 0) | (labels >= len(archive.names))][0]
+        raise UserError(f"expected labels from 0 to {len(archive.names) - 1} in {source}, found "
+                        f"{wrong}; get the official archive")
     return Split(pixels.reshape(-1, *IMAGE_SHAPE), labels.astype(np.int64)[:, None])
 
 

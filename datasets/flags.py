@@ -1,0 +1,114 @@
+"""The flags of train.py that choose the data, and the data they choose."""
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from datasets import DATASETS, NOISES, arrays, load_source, make_dataset
+from datasets.arrays import Dataset
+from datasets.own import VAL_FRACTION
+from utils.cli import Parser, UserError, boolean, number
+
+# What a resumed run must have in common with the one that it goes on with.
+RUN = ("dataset", "val_fraction", "subset", "shuffle_label", "shuffle_rate", "noise")
+# What cannot be asked of the files of an earlier run.
+NOT_WITH_INPUT = {"data", "val_fraction", "strict", "subset", "shuffle_rate", "noise", "noise_model"}
+
+
+def add_data_flags(parser: Parser):
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset", default="cifar10", metavar="NAME|PATH",
+                      help=f"images to train on: {', '.join(DATASETS)}; or your own: a folder with one "
+                           "folder a class (or train and val folders of them), a .csv with columns path "
+                           "and label, an .npz with x and y (default: %(default)s)")
+    data.add_argument("--data", type=Path, metavar="PATH",
+                      help="cifar10, cifar100: the official archive or the folder extracted from it "
+                           "(default: NNabla's data home, downloaded if need be)")
+    data.add_argument("--val_fraction", type=number(float, 0, 1, above=True), metavar="SHARE",
+                      help="your own images: share of every class to test on, drawn at random "
+                           f"(default: {VAL_FRACTION}, or the val folder)")
+    data.add_argument("--strict", type=boolean, nargs="?", const=True, default=False,
+                      help="your own images: a file that is no image is an error, not skipped")
+    data.add_argument("--subset", type=number(int, 1), metavar="N",
+                      help="train on N samples drawn at random")
+    data.add_argument("--input", type=Path, metavar="DIR",
+                      help="train on the .npy files of an earlier run instead; --dataset then only "
+                           "says what they are of")
+    data.add_argument("--shuffle_label", type=boolean, default=None,
+                      help="mislabel some training samples; False trains on the labels there are "
+                           "(default: True, but for your own images only where --shuffle_rate or "
+                           "--noise asks for it)")
+    data.add_argument("--shuffle_rate", type=number(float, 0, 1), default=0.1,
+                      help="share of a class that is mislabelled (default: %(default)s)")
+    data.add_argument("--noise", choices=NOISES, default="uniform",
+                      help="wrong labels: any other one; that of the class it is taken for, if any; "
+                           "or the one that --noise_model finds likeliest (default: %(default)s)")
+    data.add_argument("--noise_model", type=Path, metavar="PATH",
+                      help="checkpoints of an earlier run, or one checkpoint_<epoch>.json, for "
+                           "--noise hardest")
+    data.add_argument("--augmentation", type=boolean, default=None,
+                      help="scale and mirror training images at random (default: True, but False "
+                           "for digits)")
+
+
+def check_with_input(args: argparse.Namespace):
+    """Of a run on the files of an earlier one, check the flags and clear what does not count.
+
+    Raises:
+        UserError: a flag cannot have an effect.
+    """
+    clash = sorted(args.given & NOT_WITH_INPUT)
+    if clash:
+        raise UserError(f"--input trains on the files of an earlier run, which --{clash[0]} "
+                        "cannot change; leave one of them out")
+    args.shuffle_rate = args.noise = None
+    if "dataset" not in args.given:
+        args.dataset = None
+
+
+def complete_data_flags(args: argparse.Namespace):
+    """Fill in the defaults that depend on other flags, and check what can be checked early.
+
+    Raises:
+        UserError: flags contradict each other, or there is no such source.
+    """
+    known = bool(args.input) or args.dataset in DATASETS
+    if known and args.val_fraction is not None:
+        raise UserError(f"--val_fraction is for your own images, found --dataset {args.dataset}, which "
+                        "has a test set; leave it out")
+    if not known and not Path(args.dataset).exists():
+        raise UserError(f"expected {', '.join(DATASETS)} or the path of your own images as --dataset, "
+                        f"found {args.dataset}, which is neither; give one of them")
+    if not known and args.data:
+        raise UserError(f"--data is for {' and '.join(DATASETS)}, found --dataset {args.dataset}; leave "
+                        "it out")
+    if args.shuffle_label is None:
+        args.shuffle_label = known or bool(args.given & {"shuffle_rate", "noise"})
+    if not args.input and (args.noise == "hardest") != (args.noise_model is not None):
+        raise UserError("--noise hardest and --noise_model PATH belong together, found "
+                        f"{'no --noise_model' if args.noise == 'hardest' else 'another --noise'}; give "
+                        "both or none")
+    if args.augmentation is None:
+        args.augmentation = args.dataset != "digits"
+
+
+def load_data(args: argparse.Namespace, rng: np.random.Generator,
+              predict: Callable[[np.ndarray, int], np.ndarray]) -> Dataset:
+    """The data the flags ask for.
+
+    Args:
+        args: with the flags of `add_data_flags`, completed.
+        rng: draws the test set of one's own images, the subset and the noise.
+        predict: gives the logits (N, C) of the noise model for images (N, 3, 32, 32) and C.
+
+    Raises:
+        UserError: they cannot be read, or are not what the flags ask for.
+    """
+    if args.input:
+        dataset = arrays.load(args.input, test=True)
+        return dataset if args.shuffle_label else dataset.without_noise()
+    source = load_source(args.dataset, args.data, args.val_fraction, args.strict, rng)
+    rate = args.shuffle_rate if args.shuffle_label else 0.0
+    return make_dataset(source, args.subset, rate, rng, args.noise,
+                        lambda images: predict(images, len(source.names)))

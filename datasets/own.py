@@ -1,0 +1,225 @@
+"""One's own images: a folder of class folders, a CSV of paths and labels, or an .npz of arrays.
+
+They come from anywhere, and so do their names.
+"""
+import csv
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datasets.arrays import Source, Split
+from datasets.images import decode, read_image, to_array
+from utils.cli import UserError
+
+VAL_FRACTION = 0.2
+SKIPPED_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Listing:
+    """N samples that are not read yet.
+
+    Attributes:
+        sources: what `read` reads, N of them.
+        read: gives an image, uint8 (3, 32, 32), for a source.
+        classes: the name of each sample's class.
+        paths: the file of each, as the user knows it, or None where there are no files.
+        held_out: whether each is of the test set, or None where that is not said.
+        classes_expected: names of classes that must have a sample.
+    """
+
+    sources: Sequence
+    read: Callable[[object], np.ndarray]
+    classes: list[str]
+    paths: list[str] | None = None
+    held_out: list[bool] | None = None
+    classes_expected: tuple[str, ...] = ()
+
+
+def load_own(path: Path, val_fraction: float | None, strict: bool, rng: np.random.Generator) -> Source:
+    """The images of a folder, a .csv or an .npz; files that are no images are named and skipped.
+
+    Args:
+        path: a folder with one folder a class, or with two, ``train`` and ``val``, of them; a CSV with
+            columns ``path``, relative to it, and ``label``; or an .npz with ``x``, uint8 (N, H, W, 3),
+            (N, 3, H, W) or (N, H, W), and ``y``, integers (N,).
+        val_fraction: share of every class that becomes the test set; None for 0.2.
+        strict: a file that is no image is an error.
+        rng: draws the test set.
+
+    Raises:
+        UserError: it cannot be read, has fewer than two classes, or a class without images.
+    """
+    listing = _list(path)
+    if val_fraction is not None and listing.held_out:
+        raise UserError(f"{path} has a val folder, and --val_fraction {val_fraction} asks for another "
+                        "test set; leave one of them out")
+    _check_names(path, {*listing.classes, *listing.classes_expected})
+    images, errors = decode(listing.read, listing.sources)
+    if listing.paths:
+        errors |= {number: ValueError("its name is no line of UTF-8 text")
+                   for number, name in enumerate(listing.paths) if not _is_line(name)}
+    _report(listing, errors, strict)
+    kept = np.array([number for number in range(len(images)) if number not in errors], int)
+    classes = [listing.classes[number] for number in kept]
+    held_out = np.array(listing.held_out or [False] * len(images))[kept]
+    names = sorted({name for name, held in zip(classes, held_out) if not held}, key=_natural)
+    _check_classes(path, names, set(classes), set(listing.classes_expected))
+    numbers = {name: number for number, name in enumerate(names)}
+    labels = np.array([numbers[name] for name in classes], np.int64)
+    if not listing.held_out:
+        held_out = draw(labels, VAL_FRACTION if val_fraction is None else val_fraction, rng)
+    if not held_out.any():
+        raise UserError(f"expected at least one image to test on in {path}, found none; raise "
+                        "--val_fraction or bring more images")
+    paths = listing.paths and [listing.paths[number] for number in kept[~held_out]]
+    train, test = (Split(images[kept[chosen]], labels[chosen, None]) for chosen in (~held_out, held_out))
+    return Source(train, test, names, {label: (label + 1) % len(names) for label in range(len(names))},
+                  paths, trusted=False)
+
+
+def draw(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Whether each sample is drawn, bool (N,): `fraction` of every class, but never all of it."""
+    drawn = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = min(round(fraction * len(members)), len(members) - 1)
+        drawn[rng.choice(members, count, replace=False)] = True
+    return drawn
+
+
+def _list(path: Path) -> Listing:
+    if path.is_dir():
+        return _list_folder(path)
+    readers = {".csv": _list_table, ".npz": _list_arrays}
+    if path.suffix.lower() in readers and path.is_file():
+        return readers[path.suffix.lower()](path)
+    raise UserError(f"expected a folder with one folder a class, a .csv or an .npz at {path}, found "
+                    f"{'another file' if path.exists() else 'nothing'}; give one of them as --dataset")
+
+
+def _list_folder(path: Path) -> Listing:
+    parts = {path: False}
+    if [folder.name for folder in _folders(path)] == ["train", "val"]:
+        parts = {path / "train": False, path / "val": True}
+    files, classes, held_out, expected = [], [], [], []
+    for part, held in parts.items():
+        folders = _folders(part)
+        if not folders:
+            raise UserError(f"expected one folder of images a class in {part}, found none; sort the "
+                            "images into folders named for their classes, or give a .csv")
+        expected += [folder.name for folder in folders if not held]
+        for folder in folders:
+            found = sorted(file for file in folder.rglob("*") if file.is_file()
+                           and not any(name.startswith(".") for name in file.relative_to(path).parts))
+            files += found
+            classes += [folder.name] * len(found)
+            held_out += [held] * len(found)
+    return Listing(files, read_image, classes, [file.relative_to(path).as_posix() for file in files],
+                   held_out if len(parts) > 1 else None, tuple(expected))
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(folder for folder in path.iterdir()
+                  if folder.is_dir() and not folder.name.startswith("."))
+
+
+def _list_table(path: Path) -> Listing:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or [], list(reader)
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"cannot read {path} as a CSV in UTF-8: {error}; write columns path,label") \
+            from error
+    if not {"path", "label"} <= set(columns):
+        raise UserError(f"expected the columns path and label in {path}, found {', '.join(columns)}; "
+                        "write them into its first line")
+    for number, row in enumerate(rows, start=1):
+        if not row["path"] or not row["label"]:
+            raise UserError(f"expected a path and a label in row {number} of {path}, found "
+                            f"{row['path']!r} and {row['label']!r}; complete or remove it")
+    unknown = [row["path"] for row in rows if not (path.parent / row["path"]).is_file()]
+    if unknown:
+        raise UserError(f"expected files at the paths in {path}, relative to its folder, found none at "
+                        f"{len(unknown)} of them, {unknown[0]!r} the first; mend or remove those rows")
+    return Listing([path.parent / row["path"] for row in rows], read_image,
+                   [row["label"] for row in rows], [row["path"] for row in rows])
+
+
+def _list_arrays(path: Path) -> Listing:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            x, y = file["x"], file["y"]
+    except Exception as error:  # a damaged archive raises almost anything
+        raise UserError(f"cannot read the arrays x and y in {path}: {error}; save them with "
+                        "numpy.savez, x as uint8 and y as integers") from error
+    if x.dtype != np.uint8 or not (x.ndim == 3 or x.ndim == 4 and 3 in (x.shape[1], x.shape[3])) \
+            or 0 in x.shape:
+        raise UserError(f"expected x in {path} as uint8 (N, H, W, 3), (N, 3, H, W) or (N, H, W), found "
+                        f"{x.dtype} {x.shape}; save it so")
+    if y.dtype.kind not in "iu" or y.shape not in ((len(x),), (len(x), 1)):
+        raise UserError(f"expected y in {path} as integers ({len(x)},), a label an image, found "
+                        f"{y.dtype} {y.shape}; save it so")
+    if x.ndim == 4 and x.shape[3] != 3:
+        x = x.transpose(0, 2, 3, 1)
+    return Listing(x, lambda image: to_array(Image.fromarray(np.ascontiguousarray(image))),
+                   [str(label) for label in y.reshape(-1)])
+
+
+def _report(listing: Listing, errors: dict[int, Exception], strict: bool):
+    """Name the files that are no images.
+
+    Raises:
+        UserError: there are some, and `strict`; or they are no files.
+    """
+    lines = [f"{ascii(listing.paths[number]) if listing.paths else f'image {number}'}: "
+             + " ".join(str(error).split()) for number, error in errors.items()]
+    if lines and (strict or not listing.paths):
+        raise UserError(f"{len(lines)} of {len(listing.sources)} files are no images that can be read, "
+                        f"the first {lines[0]}; remove them, or leave --strict out")
+    for line in lines[:SKIPPED_SHOWN]:
+        print(f"skipped {line}", flush=True)
+    if len(lines) > SKIPPED_SHOWN:
+        print(f"skipped {len(lines) - SKIPPED_SHOWN} more", flush=True)
+
+
+def _check_names(path: Path, names: set[str]):
+    folded: dict[str, str] = {}
+    for name in sorted(names):
+        if not _is_line(name):
+            raise UserError(f"expected class names of one line of UTF-8 text in {path}, found "
+                            f"{name!a}; rename it")
+        other = folded.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other != name:
+            raise UserError(f"expected class names that differ in more than case in {path}, found "
+                            f"{other!r} and {name!r}; make them one or rename one")
+
+
+def _check_classes(path: Path, names: list[str], classes: set[str], expected: set[str]):
+    """Check the classes that have a training sample, `names`, beside all that have samples."""
+    empty = sorted(expected - set(names))
+    if empty:
+        raise UserError(f"expected images in every class folder of {path}, found none in {empty[0]!r}; "
+                        "add some or remove it")
+    unknown = sorted(classes - set(names))
+    if unknown:
+        raise UserError(f"expected the classes of {path / 'train'} in its val folder, found "
+                        f"{unknown[0]!r}; remove or rename it")
+    if len(names) < 2:
+        raise UserError(f"expected at least 2 classes in {path}, found {len(names)}; a network cannot "
+                        "learn to tell fewer apart")
+
+
+def _is_line(text: str) -> bool:
+    return text.splitlines() == [text] and not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _natural(name: str) -> tuple:
+    """Numbers in their order, and before words."""
+    return (0, int(name), name) if re.fullmatch("-?[0-9]{1,18}", name) else (1, 0, name)
