@@ -17,7 +17,7 @@ from utils.detection import PERCENTAGES, bootstrap_intervals, detection_metrics
 from utils.files import check_folder, save_json
 from utils.rankings import BASELINES, rankings
 from utils.scores import PerCheckpoint
-from utils.suspects import count_top_classes, save_extracted, save_suspects
+from utils.suspects import count_label_issues, count_top_classes, save_extracted, save_suspects
 
 TOP_CLASSES = "{:06d}_top_influence_sample.png"
 
@@ -61,8 +61,7 @@ def analyse(args: argparse.Namespace, dataset: Dataset, scores_by_name: dict[str
     mislabelled = None
     if dataset.true_labels is not None and (dataset.true_labels != dataset.labels).any():
         mislabelled = (dataset.true_labels != dataset.labels)[:, 0]
-    save_suspects(args.output / "suspects.csv", dataset, scores_by_name, args.rank_by,
-                  per_checkpoint.probability.argmax(axis=1))
+    save_suspects(args.output / "suspects.csv", dataset, scores_by_name, args.rank_by, per_checkpoint)
     figures.score_distribution(args.output / "score_distribution.png", scores_by_name["tracin"],
                                mislabelled)
     for old in args.output.glob(TOP_CLASSES.replace("{:06d}", "*")):
@@ -73,15 +72,16 @@ def analyse(args: argparse.Namespace, dataset: Dataset, scores_by_name: dict[str
                                 count_top_classes(dataset, influence))
     if args.save_extracted:
         save_extracted(args.output / "extracted_samples", dataset, scores_by_name[args.rank_by])
-    metrics = report(args.output, dataset, scores_by_name, mislabelled)
-    save_json(args.output / "metrics.json", metrics)
+    issues = count_label_issues(per_checkpoint.probability, dataset.labels)
+    save_json(args.output / "metrics.json",
+              report(args.output, dataset, scores_by_name, mislabelled, issues))
 
 
 def report(output: Path, dataset: Dataset, scores_by_name: dict[str, np.ndarray],
-           mislabelled: np.ndarray | None) -> dict:
+           mislabelled: np.ndarray | None, issues: int) -> dict:
     """Print where the results are and what they say, and draw the curve; returns the metrics."""
     samples, count = len(dataset.labels), 0 if mislabelled is None else int(mislabelled.sum())
-    metrics = {"samples": samples, "mislabelled": count, "scores": {}}
+    metrics = {"samples": samples, "mislabelled": count, "estimated_label_issues": issues, "scores": {}}
     curve = output / "score_curve.png"
     curve.unlink(missing_ok=True)  # an earlier analysis may have had one
     if dataset.true_labels is None:
@@ -100,6 +100,7 @@ def report(output: Path, dataset: Dataset, scores_by_name: dict[str, np.ndarray]
     written = [output / "score_distribution.png", *([curve] if metrics["scores"] else [])]
     print("figures: " + ", ".join(map(str, written)))
     print(f"suspects, most suspicious first: {output / 'suspects.csv'}")
+    print(f"labels likely wrong, by the confident joint: {issues}; start with the first as many")
     return metrics
 
 

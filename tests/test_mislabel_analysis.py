@@ -11,7 +11,7 @@ import mislabel_analysis
 from datasets import arrays
 from tests.conftest import ROOT, make_dataset
 from utils.cli import UserError
-from utils.suspects import count_top_classes
+from utils.suspects import count_label_issues, count_top_classes
 
 RANKINGS = ["tracin", "tracin_weighted", "tracin_norms", "tracin_late", "loss", "margin", "error_norm",
             "self_confidence", "aum", "aum_late", "forgetting", "random"]
@@ -52,7 +52,7 @@ def test_suspects_are_ranked_by_any_score_and_carry_all(run, tmp_path, name):
     assert [row["score"] for row in rows] == [row[name] for row in rows]
     values = [float(row["score"]) for row in rows]
     assert values == sorted(values, reverse=True)
-    assert list(rows[0])[6:] == RANKINGS
+    assert list(rows[0])[9:] == RANKINGS
 
 
 def test_dynamics_of_another_training_are_refused(run, tmp_path):
@@ -77,12 +77,16 @@ def test_suspects_are_in_order_and_complete(run, tmp_path):
     score = [float(row["score"]) for row in rows]
     assert score == sorted(np.load(run / "influence_all_epoch.npy").tolist(), reverse=True)
     with np.load(run / "per_checkpoint.npz") as file:
-        suggested = file["probability"].argmax(axis=1)
+        probability, margin = file["probability"], file["margin"]
+    suggested = probability.argmax(axis=1)
     for row in rows:
         index = int(row["index"])
         assert row["given_label"] == f"class {dataset.labels[index, 0]}"
         assert row["true_label"] == f"class {dataset.true_labels[index, 0]}"
         assert row["suggested_label"] == f"class {suggested[index]}"
+        assert float(row["suggested_probability"]) == probability[index].max()
+        assert float(row["given_probability"]) == probability[index, dataset.labels[index, 0]]
+        assert float(row["disagreement"]) == np.mean([value < 0 for value in margin[index]])
     assert len({row["index"] for row in rows}) == 30
 
 
@@ -97,13 +101,38 @@ def test_ranking_goes_without_two_kinds_of_labels(run, tmp_path, capsys, truth, 
         labels = make_dataset().labels
         np.save(run / "y_train.npy", labels if truth == "clean" else (labels + 1) % 3)
     metrics = analyse(run, tmp_path / "figure", "--ckpt_analysis", "True", "--save_extracted", "True")
+    issues = metrics.pop("estimated_label_issues")
     assert metrics == {"samples": 30, "mislabelled": count, "scores": {}}
-    assert line in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert line in out and f"by the confident joint: {issues}; start with" in out
     assert (tmp_path / "figure" / "score_distribution.png").exists()
     assert not (tmp_path / "figure" / "score_curve.png").exists()
     rows = suspects(tmp_path / "figure")
     assert len(rows) == 30
     assert ("true_label" in rows[0]) == (truth != "unknown")
+
+
+def test_label_issues_by_hand():
+    """Thresholds 0.6 and 0.7, and none for a class that nobody is labelled."""
+    probability = np.array([[0.9, 0.1, 0], [0.2, 0.75, 0.05], [0.7, 0.3, 0],
+                            [0.3, 0.7, 0], [0.4, 0.65, 0], [0.25, 0.75, 0], [0.65, 0.7, 0]])
+    labels = np.array([0, 0, 0, 1, 1, 1, 1])[:, None]
+    # The second is of class 1; the fifth reaches neither threshold; the last is right after all.
+    assert count_label_issues(probability, labels) == 1
+    probability[6] = [0.75, 0.7, 0]
+    assert count_label_issues(probability, labels) == 2
+
+
+def test_paths_of_own_images_are_in_the_table(run, tmp_path):
+    assert "path" not in suspects_of(run, tmp_path / "without")[0]
+    (run / "paths.txt").write_text("".join(f"a,{number}.png\n" for number in range(30)))
+    rows = suspects_of(run, tmp_path / "with")
+    assert [row["path"] for row in rows] == [f"a,{row['index']}.png" for row in rows]
+
+
+def suspects_of(run, output):
+    analyse(run, output)
+    return suspects(output)
 
 
 def test_curve_of_an_earlier_analysis_does_not_stay(run, tmp_path):

@@ -13,30 +13,60 @@ from utils.files import whole_file, whole_folder
 
 if TYPE_CHECKING:
     from datasets.arrays import Dataset
+    from utils.scores import PerCheckpoint
+
+
+def count_label_issues(probability: np.ndarray, labels: np.ndarray) -> int:
+    r"""How many labels are likely wrong: the samples off the diagonal of the confident joint.
+
+    A sample counts as of the class with its largest probability among the classes j where it reaches
+    :math:`t_j`, the mean probability of j over the samples labelled j, or as of none.  From Northcutt
+    et al. 2021 (arXiv:1911.00068, eq. 1 and 2), who take the probabilities of networks that were not
+    trained on the sample.
+
+    Args:
+        probability: of each class, float (N, C).
+        labels: those given, integers (N, 1).
+    """
+    given = labels[:, 0]
+    count = np.bincount(given, minlength=probability.shape[1])
+    own = np.take_along_axis(probability, labels, axis=1)[:, 0]
+    threshold = np.bincount(given, own, minlength=len(count)) / np.maximum(count, 1)
+    reached = np.where((probability >= threshold) & (count > 0), probability, -1)
+    return int(((reached.max(axis=1) >= 0) & (reached.argmax(axis=1) != given)).sum())
 
 
 def save_suspects(path: Path, dataset: "Dataset", scores: dict[str, np.ndarray], rank_by: str,
-                  suggested: np.ndarray):
+                  per_checkpoint: "PerCheckpoint"):
     """Write all samples, most suspicious first.
+
+    The suggested label has the largest mean probability; ``disagreement`` is the share of the
+    checkpoints at which another label than the given one had the largest logit.
 
     Args:
         path: CSV file to write.
         dataset: with N samples.
         scores: by name, float (N,); higher is more suspicious.
         rank_by: the name of the one that orders the samples, called ``score`` in the table too.
-        suggested: a label for each sample, (N,).
+        per_checkpoint: what the checkpoints said of the N samples.
     """
-    known = dataset.true_labels is not None
+    rows = range(len(dataset.labels))
+    given, suggested = dataset.labels[:, 0], per_checkpoint.probability.argmax(axis=1)
+    names, columns = np.array(dataset.names, object), {}
+    if dataset.paths is not None:
+        columns["path"] = dataset.paths
+    columns |= {"score": scores[rank_by], "given_label": names[given],
+                "suggested_label": names[suggested]}
+    if dataset.true_labels is not None:
+        columns["true_label"] = names[dataset.true_labels[:, 0]]
+    columns |= {"given_probability": per_checkpoint.probability[rows, given],
+                "suggested_probability": per_checkpoint.probability[rows, suggested],
+                "disagreement": (per_checkpoint.margin < 0).mean(axis=1), **scores}
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["rank", "index", "score", "given_label", "suggested_label"]
-                        + ["true_label"] * known + list(scores))
+        writer.writerow(["rank", "index", *columns])
         for place, index in enumerate(rank(scores[rank_by]), start=1):
-            labels = [dataset.labels[index, 0], suggested[index]]
-            labels += [dataset.true_labels[index, 0]] if known else []
-            writer.writerow([place, index, float(scores[rank_by][index])]
-                            + [dataset.names[label] for label in labels]
-                            + [float(score[index]) for score in scores.values()])
+            writer.writerow([place, index, *(column[index] for column in columns.values())])
 
 
 def count_top_classes(dataset: "Dataset", influence: np.ndarray) -> dict[str, np.ndarray]:
