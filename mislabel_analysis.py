@@ -11,14 +11,17 @@ import numpy as np
 
 from datasets import arrays
 from datasets.arrays import Dataset
-from utils import cli, dynamics, figures, scores
-from utils.cli import Parser, UserError, boolean
-from utils.detection import PERCENTAGES, bootstrap_intervals, detection_metrics
+from utils import cli, corrections, dynamics, figures, scores
+from utils.cli import Parser, UserError, boolean, number
+from utils.corrections import Corrections
+from utils.detection import PERCENTAGES, bootstrap_intervals, detection_metrics, rank
 from utils.files import check_folder, save_json
 from utils.rankings import BASELINES, rankings
+from utils.review import save_review
 from utils.scores import PerCheckpoint
 from utils.suspects import count_label_issues, count_top_classes, save_extracted, save_suspects
 
+REVIEW = "review.html"
 TOP_CLASSES = "{:06d}_top_influence_sample.png"
 
 
@@ -37,6 +40,14 @@ def get_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--rank_by", metavar="NAME", default="tracin",
                         help="the score that orders the suspects, such as loss or aum; the README "
                              "lists them (default: %(default)s)")
+    parser.add_argument("--review", type=number(int, 0), default=1000, metavar="N",
+                        help="the first N suspects go on the page to review them on; 0 for no page "
+                             "(default: %(default)s)")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--drop", type=number(float, 0, 1), metavar="SHARE",
+                        help="write corrections.csv that removes this share, the most suspicious")
+    either.add_argument("--relabel", type=number(float, 0, 1), metavar="SHARE",
+                        help="write corrections.csv that gives this share the suggested labels")
     return parser.parse_args(argv)
 
 
@@ -64,6 +75,7 @@ def analyse(args: argparse.Namespace, dataset: Dataset, scores_by_name: dict[str
     save_suspects(args.output / "suspects.csv", dataset, scores_by_name, args.rank_by, per_checkpoint)
     figures.score_distribution(args.output / "score_distribution.png", scores_by_name["tracin"],
                                mislabelled)
+    save_what_to_correct(args, dataset, scores_by_name[args.rank_by], per_checkpoint)
     for old in args.output.glob(TOP_CLASSES.replace("{:06d}", "*")):
         old.unlink()  # an earlier analysis may have had other checkpoints
     if args.ckpt_analysis:
@@ -75,6 +87,28 @@ def analyse(args: argparse.Namespace, dataset: Dataset, scores_by_name: dict[str
     issues = count_label_issues(per_checkpoint.probability, dataset.labels)
     save_json(args.output / "metrics.json",
               report(args.output, dataset, scores_by_name, mislabelled, issues))
+
+
+def save_what_to_correct(args: argparse.Namespace, dataset: Dataset, score: np.ndarray,
+                         per_checkpoint: PerCheckpoint):
+    """Write the page to review, and the corrections that need no review."""
+    page = args.output / REVIEW
+    if args.review:
+        save_review(page, dataset, score, args.rank_by, per_checkpoint, args.review)
+    else:
+        page.unlink(missing_ok=True)  # an earlier analysis may have had one
+    if args.drop is None and args.relabel is None:
+        return
+    share = args.drop if args.relabel is None else args.relabel
+    first = rank(score)[:round(share * len(score))].tolist()
+    if args.drop is not None:
+        chosen = Corrections(removed=first)
+    else:
+        suggested = per_checkpoint.probability.argmax(axis=1)
+        chosen = Corrections(relabelled={index: int(suggested[index]) for index in first
+                                         if suggested[index] != dataset.labels[index, 0]})
+    corrections.save(args.output / "corrections.csv", dataset, chosen)
+    print(f"{args.output / 'corrections.csv'}: {chosen.describe(dataset)}")
 
 
 def report(output: Path, dataset: Dataset, scores_by_name: dict[str, np.ndarray],
@@ -100,6 +134,8 @@ def report(output: Path, dataset: Dataset, scores_by_name: dict[str, np.ndarray]
     written = [output / "score_distribution.png", *([curve] if metrics["scores"] else [])]
     print("figures: " + ", ".join(map(str, written)))
     print(f"suspects, most suspicious first: {output / 'suspects.csv'}")
+    if (output / REVIEW).exists():
+        print(f"to review them, open in a browser: {output / REVIEW}")
     print(f"labels likely wrong, by the confident joint: {issues}; start with the first as many")
     return metrics
 

@@ -96,7 +96,7 @@ def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
         other = False
     if read_from and read_from.resolve() == folder.resolve():
         if other:
-            raise UserError(f"true labels (--shuffle_label False) would overwrite the noisy ones in "
+            raise UserError("other labels (--shuffle_label False, --corrections) would replace those in "
                             f"{folder / TRAIN_LABELS}; give another --output")
         if not (folder / NAMES_FILE).exists():
             _save_lines(folder / NAMES_FILE, dataset.names)

@@ -8,6 +8,7 @@ import numpy as np
 from datasets import DATASETS, NOISES, arrays, load_source, make_dataset
 from datasets.arrays import Dataset
 from datasets.own import VAL_FRACTION
+from utils import corrections
 from utils.cli import Parser, UserError, boolean, number
 
 # What a resumed run must have in common with the one that it goes on with.
@@ -35,6 +36,9 @@ def add_data_flags(parser: Parser):
     data.add_argument("--input", type=Path, metavar="DIR",
                       help="train on the .npy files of an earlier run instead; --dataset then only "
                            "says what they are of")
+    data.add_argument("--corrections", type=Path, metavar="CSV",
+                      help="with --input: relabel and remove samples as a review or "
+                           "mislabel_analysis.py --drop says")
     data.add_argument("--shuffle_label", type=boolean, default=None,
                       help="mislabel some training samples; False trains on the labels there are "
                            "(default: True, but for your own images only where --shuffle_rate or "
@@ -73,6 +77,10 @@ def complete_data_flags(args: argparse.Namespace):
     Raises:
         UserError: flags contradict each other, or there is no such source.
     """
+    if args.corrections and (not args.input or args.shuffle_label is False):
+        raise UserError("--corrections are of the labels in the files of an earlier run, found "
+                        f"{'--shuffle_label False' if args.input else 'no --input'}; give the --input "
+                        "that the review was made of, and the labels as they are")
     known = bool(args.input) or args.dataset in DATASETS
     if known and args.val_fraction is not None:
         raise UserError(f"--val_fraction is for your own images, found --dataset {args.dataset}, which "
@@ -107,6 +115,10 @@ def load_data(args: argparse.Namespace, rng: np.random.Generator,
     """
     if args.input:
         dataset = arrays.load(args.input, test=True)
+        if args.corrections:
+            corrected = corrections.load(args.corrections, dataset)
+            print(f"corrections: {corrected.describe(dataset)}", flush=True)
+            return corrected.apply(dataset)
         return dataset if args.shuffle_label else dataset.without_noise()
     source = load_source(args.dataset, args.data, args.val_fraction, args.strict, rng)
     rate = args.shuffle_rate if args.shuffle_label else 0.0

@@ -10,7 +10,9 @@ from PIL import Image
 import mislabel_analysis
 from datasets import arrays
 from tests.conftest import ROOT, make_dataset
+from utils import corrections
 from utils.cli import UserError
+from utils.corrections import Corrections
 from utils.suspects import count_label_issues, count_top_classes
 
 RANKINGS = ["tracin", "tracin_weighted", "tracin_norms", "tracin_late", "loss", "margin", "error_norm",
@@ -206,3 +208,29 @@ def test_scores_that_do_not_fit_the_data_are_refused(run, tmp_path):
     with pytest.raises(UserError, match="scores of other images or labels"):
         analyse(run, tmp_path / "figure")
     assert not (tmp_path / "figure").exists()
+
+
+def test_review_page_is_written_unless_unwanted(run, tmp_path, capsys):
+    analyse(run, tmp_path, "--review", "7")
+    assert f"open in a browser: {tmp_path / 'review.html'}" in capsys.readouterr().out
+    assert (tmp_path / "review.html").read_text().count('"rank":') == 7
+    analyse(run, tmp_path, "--review", "0")
+    assert "review.html" not in capsys.readouterr().out and not (tmp_path / "review.html").exists()
+
+
+@pytest.mark.parametrize("rank_by", ["tracin", "random"])
+def test_drop_removes_the_most_suspicious(run, tmp_path, capsys, rank_by):
+    analyse(run, tmp_path, "--drop", "0.2", "--rank_by", rank_by)
+    found = corrections.load(tmp_path / "corrections.csv", arrays.load(run))
+    assert found == Corrections(removed=[int(row["index"]) for row in suspects(tmp_path)[:6]])
+    assert "corrections.csv: 0 relabelled, 6 removed (class " in capsys.readouterr().out
+
+
+def test_relabel_takes_the_suggestions(run, tmp_path):
+    analyse(run, tmp_path, "--relabel", "0.5")
+    dataset, rows = arrays.load(run), suspects(tmp_path)[:15]
+    found = corrections.load(tmp_path / "corrections.csv", dataset)
+    assert found == Corrections({int(row["index"]): dataset.names.index(row["suggested_label"])
+                                 for row in rows if row["suggested_label"] != row["given_label"]})
+    with pytest.raises(UserError, match="not allowed with"):
+        analyse(run, tmp_path, "--relabel", "0.5", "--drop", "0.1")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import mislabel_analysis
 import train
 from datasets import arrays
 from datasets.arrays import Dataset, Split
@@ -70,6 +71,7 @@ def test_another_seed_gives_another_run(finished_run, dataset_folder, tmp_path):
 
 KILL_AT_REPLACE = """
 import os, sys
+import mislabel_analysis
 import train
 replace, left = os.replace, [int(sys.argv[1])]
 def killing(*paths):
@@ -346,7 +348,7 @@ def test_training_on_earlier_files_without_their_noise(dataset_folder, tmp_path)
     train.main(flags(dataset_folder, tmp_path / "run", "--shuffle_label", "False"))
     dataset = arrays.load(tmp_path / "run")
     assert np.array_equal(dataset.labels, make_dataset().true_labels)
-    with pytest.raises(UserError, match="would overwrite the noisy ones"):
+    with pytest.raises(UserError, match="would replace those in"):
         train.main(flags(dataset_folder, dataset_folder, "--shuffle_label", "False"))
 
 
@@ -387,6 +389,8 @@ def test_defaults_are_those_of_the_design(tmp_path, monkeypatch):
     (["--dataset", "digits", "--val_fraction", "0.1"], "--val_fraction is for your own images"),
     (["--dataset", ".", "--data", "somewhere"], "--data is for cifar10"),
     (["--dataset", ".", "--val_fraction", "0"], "expected a number above 0"),
+    (["--corrections", "a.csv"], "--corrections are of the labels .* found no --input"),
+    (["--input", ".", "--corrections", "a.csv", "--shuffle_label", "False"], "found --shuffle_label F"),
     (["--input", ".", "--strict"], "which --strict cannot change")])
 def test_flags_of_the_data_that_make_no_sense_are_refused(tmp_path, monkeypatch, more, message):
     monkeypatch.chdir(tmp_path)
@@ -442,6 +446,32 @@ def test_own_images_keep_their_labels_and_their_files(own_images, tmp_path):
     again = tmp_path / "again"
     train.main(["--input", str(run), "--output", str(again), "--monitor-path", str(again), *OWN_FLAGS])
     assert (again / "paths.txt").read_text().splitlines() == paths
+
+
+def test_corrected_data_are_trained_on(run, tmp_path, capsys):
+    analysis, again = tmp_path / "analysis", tmp_path / "again"
+    mislabel_analysis.main(["--input", str(run), "--output", str(analysis), "--drop", "0.2"])
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    nn.clear_parameters()
+    common = ["--corrections", str(analysis / "corrections.csv")]
+    capsys.readouterr()
+    train.main(flags(run, again, *common))
+    out = capsys.readouterr().out
+    assert out.startswith("corrections: 0 relabelled, 6 removed (class ")
+    assert "24 training samples" in out
+    removed = np.argsort(-np.load(run / "influence_all_epoch.npy"), kind="stable")[:6]
+    for name in ("x_train.npy", "y_train.npy", "y_shuffle_train.npy"):
+        assert np.array_equal(np.load(again / name), np.delete(np.load(run / name), removed, axis=0))
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+    for path in again.glob("*000003*"):
+        path.unlink()
+    nn.clear_parameters()
+    with pytest.raises(UserError, match="not those that .* was trained on"):
+        train.main(flags(run, again, "--checkpoint", str(again)))
+    nn.clear_parameters()
+    train.main(flags(run, again, "--checkpoint", str(again), *common))
+    with pytest.raises(UserError, match="would replace those in .*; give another --output"):
+        train.main([*flags(run, run, *common), "--monitor-path", str(tmp_path / "m")])
 
 
 @pytest.mark.parametrize("more", [["--shuffle_label", "True"], ["--shuffle_rate", "0.1"],

@@ -1,0 +1,81 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.conftest import make_dataset
+from utils import corrections
+from utils.cli import UserError
+from utils.corrections import Corrections
+
+HEADER = "index,path,given_label,decision,new_label,image_sha256\n"
+
+
+@pytest.fixture
+def dataset():
+    return replace(make_dataset(), paths=[f"a,{number}.png" for number in range(30)])
+
+
+def row(dataset, index, decision, new="", given=None):
+    given = dataset.names[dataset.labels[index, 0]] if given is None else given
+    return f"{index},,{given},{decision},{new},{corrections.sample_digest(dataset, index)}\n"
+
+
+def test_saved_corrections_are_read_again(dataset, tmp_path):
+    saved = Corrections({3: 0, 5: 2}, [7, 1], [2])
+    corrections.save(tmp_path / "a.csv", dataset, saved)
+    assert corrections.load(tmp_path / "a.csv", dataset) == saved
+    first = (tmp_path / "a.csv").read_text().splitlines()[1]
+    given = dataset.names[dataset.labels[3, 0]]
+    assert first.startswith(f'3,"a,3.png",{given},relabel,class 0,')
+
+
+def test_applied_corrections_relabel_and_remove(dataset):
+    before = dataset.labels.copy()
+    corrected = Corrections({3: 0, 5: 2}, [7, 1], [2]).apply(dataset)
+    kept = [index for index in range(30) if index not in (1, 7)]
+    assert np.array_equal(corrected.images, dataset.images[kept])
+    assert corrected.paths == [dataset.paths[index] for index in kept]
+    assert np.array_equal(corrected.true_labels, dataset.true_labels[kept])
+    expected = before.copy()
+    expected[3], expected[5] = 0, 2
+    assert np.array_equal(corrected.labels, expected[kept])
+    assert np.array_equal(dataset.labels, before)
+
+
+def test_what_changed_is_said(dataset):
+    labels = np.resize([0, 1], (30, 1))
+    text = Corrections({0: 1, 2: 1, 1: 2}, [3], [4, 5]).describe(replace(dataset, labels=labels))
+    assert text == ("3 relabelled (class 0 to class 1 2, class 1 to class 2 1), 1 removed (class 1 1), "
+                    "2 fine as they are")
+
+
+def test_class_must_keep_a_sample(dataset):
+    removed = np.flatnonzero(dataset.labels[:, 0] == 1).tolist()
+    with pytest.raises(UserError, match="leave every class a sample, found none left of 'class 1'"):
+        Corrections(removed=removed).apply(dataset)
+    assert len(Corrections({0: 1}, [one for one in removed if one]).apply(dataset).images) > 0
+
+
+def test_bad_corrections_are_refused(dataset, tmp_path):
+    path = tmp_path / "a.csv"
+    other = make_dataset(seed=1)
+    for text, message in [
+            ("index,decision\n", "found no given_label"),
+            (HEADER + row(dataset, 3, "relabel", "class 7"), "3 classes as new_label .*class 7"),
+            (HEADER + row(dataset, 3, "relabel"), "as new_label in row 1 of .*, found ''"),
+            (HEADER + row(dataset, 3, "fine") + row(dataset, 4, "delete"), "row 2 of .*found 'delete'"),
+            (HEADER + row(dataset, 3, "fine") * 2, "index 3 again in row 2"),
+            (HEADER + row(dataset, 3, "fine").replace("3", "30", 1), "index below 30 in row 1 .*'30'"),
+            (HEADER + row(dataset, 3, "fine").replace("3", "-1", 1), "index below 30 in row 1 .*'-1'"),
+            (HEADER + row(dataset, 3, "fine", given="class 9"), "found another label in row 1"),
+            (HEADER + row(other, 3, "fine", given=dataset.names[dataset.labels[3, 0]]),
+             "found another image in row 1 of .*; give the --input")]:
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            corrections.load(path, dataset)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="cannot read .*a.csv"):
+        corrections.load(path, dataset)
+    with pytest.raises(UserError, match="cannot read .*nowhere.csv"):
+        corrections.load(tmp_path / "nowhere.csv", dataset)

@@ -1,0 +1,180 @@
+"""The review page in a real browser, headless Chromium."""
+import csv
+import os
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from playwright.sync_api import sync_playwright
+
+from tests.conftest import make_dataset
+from utils import corrections
+from utils.review import save_review
+from utils.scores import PerCheckpoint
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(not CHROMIUM and "CI" not in os.environ, reason="needs Chromium")
+EVIL = "<script>document.title='owned'</script>"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM,
+                                             args=["--no-sandbox", "--disable-background-networking"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def dataset():
+    """200 samples of three classes; the more suspicious, the smaller their index."""
+    paths = [f'{number}, "{EVIL}".png' for number in range(200)]
+    return replace(make_dataset(200), names=[EVIL, "</script>", "dog, \"big\""], paths=paths)
+
+
+@pytest.fixture
+def page_file(dataset, tmp_path):
+    samples = len(dataset.labels)
+    suggested = (dataset.labels[:, 0] + 1) % 3
+    probability = np.full((samples, 3), 0.1)
+    probability[np.arange(samples), suggested] = 0.8
+    column = np.ones((samples, 2))
+    margin = np.stack([np.full(samples, -1.0), np.where(np.arange(samples) % 2, 1.0, -1.0)], axis=1)
+    per_checkpoint = PerCheckpoint(np.array([1, 2]), np.array([0.1, 0.1]), column, column, margin,
+                                   column, probability, np.array(""))
+    save_review(tmp_path / "review.html", dataset, -np.arange(samples, dtype=float), "tracin",
+                per_checkpoint, 150)
+    return tmp_path / "review.html"
+
+
+@pytest.fixture
+def page(browser, page_file):
+    context = browser.new_context(accept_downloads=True)
+    page = context.new_page()
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("request", lambda request: request.url.startswith(("file:", "data:", "blob:"))
+            or problems.append(request.url))
+    page.goto(page_file.as_uri())
+    yield page
+    assert problems == []
+    context.close()
+
+
+def download(page, target):
+    with page.expect_download() as download:
+        page.click("#download")
+    assert download.value.suggested_filename == "corrections.csv"
+    download.value.save_as(target)
+    with target.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def press(page, keys):
+    for key in keys.split():
+        page.keyboard.press(key)
+
+
+def test_decisions_by_key_alone_become_corrections(page, dataset, tmp_path):
+    given = dataset.labels[:, 0]
+    press(page, "ArrowRight a ArrowRight f ArrowRight r ArrowRight r u ArrowRight c")
+    other = (given[4] + 2) % 3
+    page.keyboard.type(dataset.names[other][:3])
+    press(page, "Enter")
+    rows = download(page, tmp_path / "corrections.csv")
+    assert [(row["index"], row["decision"]) for row in rows] == [
+        ("0", "relabel"), ("1", "fine"), ("2", "remove"), ("4", "relabel")]
+    assert [row["path"] for row in rows] == [dataset.paths[index] for index in (0, 1, 2, 4)]
+    read = corrections.load(tmp_path / "corrections.csv", dataset)
+    assert read == corrections.Corrections({0: (given[0] + 1) % 3, 4: other}, [2], [1])
+
+
+def test_decisions_by_mouse(page, dataset, tmp_path):
+    tiles = page.locator("article")
+    tiles.nth(0).get_by_role("button", name="accept").click()
+    tiles.nth(1).get_by_role("button", name="remove").click()
+    tiles.nth(2).get_by_role("button", name="fine").click()
+    tiles.nth(3).locator("select").select_option(str((dataset.labels[3, 0] + 2) % 3))
+    tiles.nth(4).locator("select").select_option(str(dataset.labels[4, 0]))  # its own: fine
+    rows = download(page, tmp_path / "corrections.csv")
+    assert [row["decision"] for row in rows] == ["relabel", "remove", "fine", "relabel", "fine"]
+    assert rows[3]["new_label"] == dataset.names[(dataset.labels[3, 0] + 2) % 3]
+    assert page.inner_text("#count") == "5 of 150 suspects decided"
+
+
+def test_progress_is_kept(page, tmp_path):
+    press(page, "ArrowRight r ArrowRight f")
+    page.reload()
+    assert page.inner_text("#count") == "2 of 150 suspects decided"
+    assert "to be removed" in page.locator("article").first.inner_text()
+    assert [row["decision"] for row in download(page, tmp_path / "a.csv")] == ["remove", "fine"]
+
+
+def test_pages_filter_and_order(page, dataset):
+    assert page.locator("article").count() == 60
+    assert "page 1 of 3, 150 of 200 samples" in page.inner_text("#page")
+    press(page, "n n n")
+    assert page.locator("article").count() == 30 and "page 3 of 3" in page.inner_text("#page")
+    page.select_option("#class", "1")
+    indices = [int(value) for value in page.eval_on_selector_all(
+        "article", "tiles => tiles.map(tile => tile.dataset.index)")]
+    assert indices == np.flatnonzero(dataset.labels[:150, 0] == 1)[:60].tolist()
+    page.select_option("#class", "")
+    page.select_option("#sort", "disagreement")
+    press(page, "ArrowRight f")
+    page.select_option("#show", "open")
+    assert page.locator("article").first.get_attribute("data-index") == "2"
+    page.select_option("#show", "decided")
+    assert page.locator("article").count() == 1
+    page.select_option("#sort", "given")
+    page.select_option("#show", "all")
+    labels = [dataset.labels[int(value), 0] for value in page.eval_on_selector_all(
+        "article", "tiles => tiles.map(tile => tile.dataset.index)")]
+    assert labels == sorted(labels)
+
+
+def test_arrows_cross_pages(page):
+    press(page, "ArrowRight")
+    for _ in range(59):
+        press(page, "ArrowRight")
+    assert page.evaluate("document.activeElement.dataset.index") == "59"
+    press(page, "ArrowRight")
+    assert page.evaluate("document.activeElement.dataset.index") == "60"
+    press(page, "ArrowLeft")
+    assert page.evaluate("document.activeElement.dataset.index") == "59"
+    press(page, "ArrowUp ArrowDown")
+    assert page.evaluate("document.activeElement.dataset.index") == "59"
+
+
+def test_names_from_strangers_show_as_text(page, dataset):
+    assert page.title() == "150 suspects"
+    assert EVIL in page.locator("article").first.inner_text()
+    assert page.locator("#class option").nth(1).inner_text() == EVIL
+    assert page.locator("script").count() == 2
+
+
+def test_image_is_the_sample(page, dataset):
+    pixels = page.evaluate("""async () => {
+        const image = document.querySelector("article img"), canvas = document.createElement("canvas");
+        await image.decode();
+        canvas.width = canvas.height = 32;
+        const context = canvas.getContext("2d");
+        context.drawImage(image, 0, 0);
+        return [...context.getImageData(0, 0, 32, 32).data];
+    }""")
+    rgb = np.array(pixels).reshape(32, 32, 4)[..., :3].transpose(2, 0, 1)
+    assert np.array_equal(rgb, dataset.images[0])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_is_readable_in_light_and_dark(page, scheme):
+    page.emulate_media(color_scheme=scheme)
+    text, ground = page.evaluate("""() => ["color", "backgroundColor"].map(name => {
+        const value = getComputedStyle(document.querySelector("header"))[name];
+        return value.match(/[\\d.]+/g).slice(0, 3).map(Number);
+    })""")
+    assert abs(np.mean(text) - np.mean(ground)) > 150
+    assert (np.mean(ground) < 100) == (scheme == "dark")

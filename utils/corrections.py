@@ -1,0 +1,144 @@
+"""Corrections of labels, ``corrections.csv``: made in the review, taken by the next training."""
+import csv
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from utils.cli import UserError
+from utils.files import whole_file
+
+if TYPE_CHECKING:
+    from datasets.arrays import Dataset
+
+COLUMNS = ("index", "path", "given_label", "decision", "new_label", "image_sha256")
+DECISIONS = ("relabel", "remove", "fine")
+PAIRS_SHOWN = 5
+
+
+def sample_digest(dataset: "Dataset", index: int) -> str:
+    """What a sample's image is recognized by: the first 16 digits of its SHA-256."""
+    return hashlib.sha256(np.ascontiguousarray(dataset.images[index])).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """What is to become of some samples of a dataset.
+
+    Attributes:
+        relabelled: index -> new label.
+        removed: indices.
+        fine: indices of samples whose labels are right.
+    """
+
+    relabelled: dict[int, int] = field(default_factory=dict)
+    removed: list[int] = field(default_factory=list)
+    fine: list[int] = field(default_factory=list)
+
+    def apply(self, dataset: "Dataset") -> "Dataset":
+        """The corrected training set; `dataset` stays as it is.
+
+        Raises:
+            UserError: a class has no sample left.
+        """
+        labels = dataset.labels.copy()
+        for index, label in self.relabelled.items():
+            labels[index] = label
+        kept = np.delete(np.arange(len(labels)), self.removed)
+        empty = np.setdiff1d(dataset.labels, labels[kept])
+        if len(empty):
+            raise UserError(f"expected corrections that leave every class a sample, found none left of "
+                            f"{dataset.names[empty[0]]!r}; keep one")
+        return replace(dataset, images=dataset.images[kept], labels=labels[kept],
+                       true_labels=None if dataset.true_labels is None else dataset.true_labels[kept],
+                       paths=dataset.paths and [dataset.paths[index] for index in kept])
+
+    def describe(self, dataset: "Dataset") -> str:
+        """One line: how many samples of `dataset` change, and how."""
+        names, given = dataset.names, dataset.labels[:, 0]
+        relabelled = Counter(f"{names[given[index]]} to {names[label]}"
+                             for index, label in self.relabelled.items())
+        removed = Counter(names[given[index]] for index in self.removed)
+        return (f"{len(self.relabelled)} relabelled{_counts(relabelled)}, {len(self.removed)} removed"
+                f"{_counts(removed)}, {len(self.fine)} fine as they are")
+
+
+def _counts(counter: Counter) -> str:
+    shown = [f"{name} {count}" for name, count in counter.most_common(PAIRS_SHOWN)]
+    return f" ({', '.join(shown + ['...'] * (len(counter) > PAIRS_SHOWN))})" if shown else ""
+
+
+def save(path: Path, dataset: "Dataset", corrections: Corrections):
+    """Write corrections as a CSV with ``COLUMNS``, most suspicious first if they came so.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    rows = [(index, "relabel", dataset.names[label]) for index, label in corrections.relabelled.items()]
+    rows += [(index, "remove", "") for index in corrections.removed]
+    rows += [(index, "fine", "") for index in corrections.fine]
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for index, decision, new in rows:
+            writer.writerow([index, dataset.paths[index] if dataset.paths else "",
+                             dataset.names[dataset.labels[index, 0]], decision, new,
+                             sample_digest(dataset, index)])
+
+
+def load(path: Path, dataset: "Dataset") -> Corrections:
+    """Read corrections of a dataset.
+
+    Args:
+        path: what the review page or ``mislabel_analysis.py`` wrote.
+        dataset: what they must be of: every row's label and image are compared.
+
+    Raises:
+        UserError: the file cannot be read, is of other data, or says what cannot be done.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or [], list(reader)
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"cannot read {path} as a CSV in UTF-8: {error}; download it again from the "
+                        "review page") from error
+    missing = [name for name in COLUMNS if name not in columns and name != "path"]
+    if missing:
+        raise UserError(f"expected the columns {', '.join(COLUMNS)} in {path}, found no {missing[0]}; "
+                        "download it again from the review page")
+    result, seen = Corrections(), set()
+    for number, row in enumerate(rows, start=1):
+        where = f"row {number} of {path}"
+        index = _index(row["index"], len(dataset.labels), where)
+        given = dataset.names[dataset.labels[index, 0]]
+        if row["given_label"] != given or row["image_sha256"] != sample_digest(dataset, index):
+            other = "label" if row["given_label"] != given else "image"
+            raise UserError(f"expected corrections of these images and labels, found another {other} in "
+                            f"{where}; give the --input that the review was made of")
+        if index in seen:
+            raise UserError(f"expected one row a sample, found index {index} again in {where}; remove "
+                            "one")
+        seen.add(index)
+        if row["decision"] not in DECISIONS:
+            raise UserError(f"expected {', '.join(DECISIONS)} as the decision in {where}, found "
+                            f"{row['decision']!r}; mend or remove it")
+        if row["decision"] == "relabel":
+            if row["new_label"] not in dataset.names:
+                raise UserError(f"expected one of the {len(dataset.names)} classes as new_label in "
+                                f"{where}, found {row['new_label']!r}; mend or remove it")
+            result.relabelled[index] = dataset.names.index(row["new_label"])
+        else:
+            (result.removed if row["decision"] == "remove" else result.fine).append(index)
+    return result
+
+
+def _index(text: str | None, samples: int, where: str) -> int:
+    index = int(text) if text and text.isascii() and text.isdigit() and len(text) < 18 else -1
+    if not 0 <= index < samples:
+        raise UserError(f"expected an index below {samples} in {where}, found {text!r}; give the "
+                        "--input that the review was made of")
+    return index
