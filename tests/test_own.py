@@ -33,7 +33,7 @@ def levels(split):
     return split.images[:, 0, 0, 0].tolist()
 
 
-def test_folder_of_class_folders(folder):
+def test_folder_of_class_folders(folder, capsys):
     write_image(folder / "cat" / "more" / "deep.png", 49)
     write_image(folder / ".hidden" / "a.png")
     (folder / "cat" / ".DS_Store").write_text("no image")
@@ -47,6 +47,7 @@ def test_folder_of_class_folders(folder):
     expected = {level: f"{['cat', 'dog', '10'][level // 50]}/{level % 50}.png" for level in range(150)}
     expected[49] = "cat/more/deep.png"
     assert [expected[level] for level in levels(source.train)] == source.paths
+    assert capsys.readouterr().out == ""
 
 
 def test_the_test_set_is_drawn_by_the_seed(folder):
