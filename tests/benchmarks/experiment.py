@@ -24,9 +24,9 @@ from utils.processes import available_cores
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-SETTING = ["--dataset", "cifar10", "--model", "resnet23", "--nmaps", "20", "--subset", "10000",
-           "--train_epochs", "30", "--train_batch_size", "50", "--augmentation", "False",
-           "-c", "cpu"]
+TRAINING = ["--dataset", "cifar10", "--model", "resnet23", "--nmaps", "20", "--train_epochs", "30",
+            "--train_batch_size", "50", "--augmentation", "False", "-c", "cpu"]
+SUBSET = ["--subset", "10000"]
 RUNS = [("uniform", 1), ("uniform", 2), ("uniform", 3), ("asymmetric", 1), ("hardest", 1)]
 # As in the paper, the hardest labels are chosen by a network trained on correct ones, here of other
 # images, in part.
@@ -45,29 +45,33 @@ def script(name: str, *flags: object):
                    stdout=subprocess.DEVNULL)
 
 
-def train(folder: Path, data: Path | None, seed: int, *flags: object):
-    """Train a network, as far as that is not done yet."""
+def train(folder: Path, *flags: object) -> float:
+    """Train a network, as far as that is not done yet; returns the last test error."""
     if not (folder / "resnet23_result.nnp").exists():
-        script("train.py", *SETTING, "--seed", seed, "--output", folder, "--monitor-path", folder,
-               *flags, *(["--data", data] if data else []),
+        script("train.py", *flags, "--output", folder, "--monitor-path", folder,
                *(["--checkpoint", folder] if any(folder.glob("checkpoint_*.json")) else []))
         print(f"trained: {folder}", flush=True)
+    return float(np.loadtxt(folder / "Test-error.series.txt")[-1, 1])
+
+
+def flags_of(data: Path | None, seed: int) -> list:
+    return [*TRAINING, *SUBSET, "--seed", seed, *(["--data", data] if data else [])]
 
 
 def run(folder: Path, data: Path | None, noise: str, seed: int) -> dict:
     """Train, score and analyse, as far as that is not done yet; returns the results."""
     run_folder = folder / f"{noise}_{seed}"
-    train(run_folder, data, seed, "--noise", noise,
-          *(["--noise_model", folder / NOISE_MODEL] if noise == "hardest" else []))
+    error = train(run_folder, *flags_of(data, seed), "--noise", noise,
+                  *(["--noise_model", folder / NOISE_MODEL] if noise == "hardest" else []))
     scoring = ["--input", run_folder, "--checkpoint", run_folder, "-c", "cpu", "--workers", 1]
     script("calculate_score.py", *scoring, "--output", run_folder)
     script("calculate_score.py", *scoring, "--output", run_folder / ALL_LAYERS, "--layers", "all")
     script("mislabel_analysis.py", "--input", run_folder, "--output", run_folder / "figure")
-    return collect(run_folder)
+    return {"test_error": error, **collect(run_folder)}
 
 
 def collect(run_folder: Path) -> dict:
-    """Test error, the metrics of every ranking and of every checkpoint alone, and curves of some."""
+    """The metrics of every ranking and of every checkpoint alone, and the curves of some."""
     metrics = json.loads((run_folder / "figure" / "metrics.json").read_text())["scores"]
     wrong = (np.load(run_folder / "y_train.npy") != np.load(run_folder / "y_shuffle_train.npy"))[:, 0]
     scores = {"tracin_all_layers": np.load(run_folder / ALL_LAYERS / "influence_all_epoch.npy")}
@@ -78,8 +82,7 @@ def collect(run_folder: Path) -> dict:
     with np.load(run_folder / "per_checkpoint.npz") as file:
         for epoch, influence in zip(file["epochs"], file["influence"].T):
             metrics[f"tracin_epoch_{epoch}"] = detection_metrics(influence, wrong)
-    error = np.loadtxt(run_folder / "Test-error.series.txt")[-1, 1]
-    return {"test_error": float(error), "mislabelled": float(wrong.mean()), "scores": metrics,
+    return {"mislabelled": float(wrong.mean()), "scores": metrics,
             "curves": {name: recall_curve(scores[name], wrong) for name in SHOWN}}
 
 
@@ -141,8 +144,8 @@ def main():
     load_cifar(CIFAR10, args.data)  # downloads it, if need be, before several would at once
     pool = ThreadPoolExecutor(available_cores())
     try:
-        noise_model = pool.submit(train, args.output / NOISE_MODEL, args.data, 4, "--shuffle_label",
-                                  False)
+        noise_model = pool.submit(train, args.output / NOISE_MODEL, *flags_of(args.data, 4),
+                                  "--shuffle_label", False)
         futures = {}
         for noise, seed in RUNS:
             if noise == "hardest":
