@@ -21,7 +21,7 @@ from utils.review import save_review
 from utils.scores import PerCheckpoint
 from utils.suspects import count_label_issues, count_top_classes, save_extracted, save_suspects
 
-REVIEW = "review.html"
+REVIEW, DROP, RELABEL = "review.html", "drop.csv", "relabel.csv"
 TOP_CLASSES = "{:06d}_top_influence_sample.png"
 
 
@@ -45,9 +45,9 @@ def get_args(argv=None) -> argparse.Namespace:
                              "(default: %(default)s)")
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--drop", type=number(float, 0, 1), metavar="SHARE",
-                        help="write corrections.csv that removes this share, the most suspicious")
+                        help="write drop.csv, corrections that remove this share, the most suspicious")
     either.add_argument("--relabel", type=number(float, 0, 1), metavar="SHARE",
-                        help="write corrections.csv that gives this share the suggested labels")
+                        help="write relabel.csv, corrections that give this share the suggested labels")
     return parser.parse_args(argv)
 
 
@@ -107,8 +107,9 @@ def save_what_to_correct(args: argparse.Namespace, dataset: Dataset, score: np.n
         suggested = per_checkpoint.probability.argmax(axis=1)
         chosen = Corrections(relabelled={index: int(suggested[index]) for index in first
                                          if suggested[index] != dataset.labels[index, 0]})
-    corrections.save(args.output / "corrections.csv", dataset, chosen)
-    print(f"{args.output / 'corrections.csv'}: {chosen.describe(dataset)}")
+    path = args.output / (DROP if args.relabel is None else RELABEL)
+    corrections.save(path, dataset, chosen)
+    print(f"{path}: {chosen.describe(dataset)}")
 
 
 def report(output: Path, dataset: Dataset, scores_by_name: dict[str, np.ndarray],

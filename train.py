@@ -150,7 +150,8 @@ def train_and_evaluate(args: argparse.Namespace, resumed: checkpoint.Checkpoint 
                    "arguments": {name: getattr(args, name) for name in RUN}}
     if resumed and resumed.description["data_sha256"] != description["data_sha256"]:
         raise UserError(f"the images and labels are not those that {args.checkpoint} was trained "
-                        "on; give the same --data, --input or --corrections, or train afresh")
+                        "on; give the same files by --dataset, --data, --input and --corrections, or "
+                        "train afresh")
     arrays.save(args.output, dataset, read_from=args.input)
 
     prediction = build_prediction(args.model, len(dataset.names), args.nmaps, rng)

@@ -6,7 +6,7 @@ import numpy as np
 
 from datasets import cifar, digits
 from datasets.arrays import Dataset, Source, Split
-from datasets.label_noise import asymmetric_labels, hardest_labels, shuffle_labels
+from datasets.label_noise import asymmetric_labels, hardest_labels, next_class, shuffle_labels
 from datasets.own import load_own
 from utils.cli import UserError
 
@@ -26,11 +26,6 @@ def _digits(path: Path | None) -> Source:
         raise UserError(f"--dataset digits comes with scikit-learn and reads no --data, found {path}; "
                         "leave --data out")
     return Source(*digits.load_digits(), list(digits.NAMES), next_class(len(digits.NAMES)))
-
-
-def next_class(classes: int) -> dict[int, int]:
-    """Each class taken for the next, for want of something better known."""
-    return {label: (label + 1) % classes for label in range(classes)}
 
 
 # name -> what reads its files, which are at a path or have a place of their own

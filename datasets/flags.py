@@ -1,5 +1,6 @@
 """The flags of train.py that choose the data, and the data they choose."""
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ NOT_WITH_INPUT = {"data", "val_fraction", "strict", "subset", "shuffle_rate", "n
 
 def add_data_flags(parser: Parser):
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset", default="cifar10", metavar="NAME|PATH",
+    data.add_argument("--dataset", type=_dataset, default="cifar10", metavar="NAME|PATH",
                       help=f"images to train on: {', '.join(DATASETS)}; or your own: a folder with one "
                            "folder a class (or train and val folders of them), a .csv with columns path "
                            "and label, an .npz with x and y (default: %(default)s)")
@@ -56,6 +57,11 @@ def add_data_flags(parser: Parser):
                            "for digits)")
 
 
+def _dataset(text: str) -> str:
+    """The name of a known set, or a relative path, for a run to be known again by."""
+    return text if text in DATASETS else Path(os.path.relpath(text)).as_posix()
+
+
 def check_with_input(args: argparse.Namespace):
     """Of a run on the files of an earlier one, check the flags and clear what does not count.
 
@@ -82,9 +88,8 @@ def complete_data_flags(args: argparse.Namespace):
                         f"{'--shuffle_label False' if args.input else 'no --input'}; give the --input "
                         "that the review was made of, and the labels as they are")
     known = bool(args.input) or args.dataset in DATASETS
-    if known and args.val_fraction is not None:
-        raise UserError(f"--val_fraction is for your own images, found --dataset {args.dataset}, which "
-                        "has a test set; leave it out")
+    for flag in {"val_fraction", "strict"} & args.given if known else ():
+        raise UserError(f"--{flag} is for your own images, found --dataset {args.dataset}; leave it out")
     if not known and not Path(args.dataset).exists():
         raise UserError(f"expected {', '.join(DATASETS)} or the path of your own images as --dataset, "
                         f"found {args.dataset}, which is neither; give one of them")

@@ -7,6 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 
+def next_class(classes: int) -> dict[int, int]:
+    """Each class taken for the next, for want of something better known."""
+    return {label: (label + 1) % classes for label in range(classes)}
+
+
 def shuffle_labels(labels: np.ndarray, rate: float, classes: int,
                    rng: np.random.Generator) -> np.ndarray:
     """Give a share of the samples of every class any other label (uniform label noise).

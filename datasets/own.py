@@ -2,9 +2,10 @@
 
 They come from anywhere, and so do their names.
 """
-import csv
+import os
 import re
 import unicodedata
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,12 @@ from PIL import Image
 
 from datasets.arrays import Source, Split
 from datasets.images import decode, read_image, to_array
+from datasets.label_noise import next_class
 from utils.cli import UserError
+from utils.files import read_table
 
 VAL_FRACTION = 0.2
+SPLITS = ("train", "val", "valid", "validation", "test")
 SKIPPED_SHOWN = 10
 
 
@@ -45,9 +49,9 @@ def load_own(path: Path, val_fraction: float | None, strict: bool, rng: np.rando
     """The images of a folder, a .csv or an .npz; files that are no images are named and skipped.
 
     Args:
-        path: a folder with one folder a class, or with two, ``train`` and ``val``, of them; a CSV with
-            columns ``path``, relative to it, and ``label``; or an .npz with ``x``, uint8 (N, H, W, 3),
-            (N, 3, H, W) or (N, H, W), and ``y``, integers (N,).
+        path: a folder with one folder a class, or with two, ``train`` and ``val``, of such folders; a
+            CSV with columns ``path``, relative to it, and ``label``; or an .npz with ``x``, uint8
+            (N, H, W, 3), (N, 3, H, W) or (N, H, W), and ``y``, integers (N,).
         val_fraction: share of every class that becomes the test set; None for 0.2.
         strict: a file that is no image is an error.
         rng: draws the test set.
@@ -60,27 +64,26 @@ def load_own(path: Path, val_fraction: float | None, strict: bool, rng: np.rando
         raise UserError(f"{path} has a val folder, and --val_fraction {val_fraction} asks for another "
                         "test set; leave one of them out")
     _check_names(path, {*listing.classes, *listing.classes_expected})
+    _class_names(path, listing, np.arange(len(listing.classes)))
     images, errors = decode(listing.read, listing.sources)
     if listing.paths:
         errors |= {number: ValueError("its name is no line of UTF-8 text")
                    for number, name in enumerate(listing.paths) if not _is_line(name)}
     _report(listing, errors, strict)
     kept = np.array([number for number in range(len(images)) if number not in errors], int)
-    classes = [listing.classes[number] for number in kept]
-    held_out = np.array(listing.held_out or [False] * len(images))[kept]
-    names = sorted({name for name, held in zip(classes, held_out) if not held}, key=_natural)
-    _check_classes(path, names, set(classes), set(listing.classes_expected))
+    names = _class_names(path, listing, kept)
     numbers = {name: number for number, name in enumerate(names)}
-    labels = np.array([numbers[name] for name in classes], np.int64)
-    if not listing.held_out:
+    labels = np.array([numbers[listing.classes[number]] for number in kept], np.int64)
+    if listing.held_out:
+        held_out = np.array(listing.held_out)[kept]
+    else:
         held_out = draw(labels, VAL_FRACTION if val_fraction is None else val_fraction, rng)
     if not held_out.any():
         raise UserError(f"expected at least one image to test on in {path}, found none; raise "
                         "--val_fraction or bring more images")
     paths = listing.paths and [listing.paths[number] for number in kept[~held_out]]
     train, test = (Split(images[kept[chosen]], labels[chosen, None]) for chosen in (~held_out, held_out))
-    return Source(train, test, names, {label: (label + 1) % len(names) for label in range(len(names))},
-                  paths, trusted=False)
+    return Source(train, test, names, next_class(len(names)), paths, trusted=False)
 
 
 def draw(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
@@ -105,8 +108,14 @@ def _list(path: Path) -> Listing:
 
 def _list_folder(path: Path) -> Listing:
     parts = {path: False}
-    if [folder.name for folder in _folders(path)] == ["train", "val"]:
-        parts = {path / "train": False, path / "val": True}
+    splits = [folder.name for folder in _folders(path)
+              if folder.name.casefold() in SPLITS and _folders(folder)]
+    if splits:
+        parts = {path / name: name == "val" for name in splits}
+        if splits not in (["train"], ["train", "val"]) or len(splits) < len(_folders(path)):
+            found = ", ".join(ascii(folder.name) for folder in _folders(path))
+            raise UserError(f"expected the folders train and val, or train alone, in {path}, found "
+                            f"{found}; rename or move them")
     files, classes, held_out, expected = [], [], [], []
     for part, held in parts.items():
         folders = _folders(part)
@@ -115,13 +124,13 @@ def _list_folder(path: Path) -> Listing:
                             "images into folders named for their classes, or give a .csv")
         expected += [folder.name for folder in folders if not held]
         for folder in folders:
-            found = sorted(file for file in folder.rglob("*") if file.is_file()
+            found = sorted(file for file in folder.rglob("*") if (file.is_symlink() or file.is_file())
                            and not any(name.startswith(".") for name in file.relative_to(path).parts))
             files += found
             classes += [folder.name] * len(found)
             held_out += [held] * len(found)
     return Listing(files, read_image, classes, [file.relative_to(path).as_posix() for file in files],
-                   held_out if len(parts) > 1 else None, tuple(expected))
+                   held_out if any(held_out) else None, tuple(expected))
 
 
 def _folders(path: Path) -> list[Path]:
@@ -130,30 +139,29 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _list_table(path: Path) -> Listing:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns, rows = reader.fieldnames or [], list(reader)
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"cannot read {path} as a CSV in UTF-8: {error}; write columns path,label") \
-            from error
-    if not {"path", "label"} <= set(columns):
-        raise UserError(f"expected the columns path and label in {path}, found {', '.join(columns)}; "
-                        "write them into its first line")
+    rows = read_table(path, ("path", "label"), "write columns path,label and a row an image")
+    seen: set[str] = set()
     for number, row in enumerate(rows, start=1):
+        row["label"] = (row["label"] or "").strip()
         if not row["path"] or not row["label"]:
             raise UserError(f"expected a path and a label in row {number} of {path}, found "
-                            f"{row['path']!r} and {row['label']!r}; complete or remove it")
-    unknown = [row["path"] for row in rows if not (path.parent / row["path"]).is_file()]
+                            f"{row['path']!a} and {row['label']!a}; complete or remove it")
+        if row["path"] in seen:
+            raise UserError(f"expected every path once in {path}, found {row['path']!a} again in row "
+                            f"{number}; remove one")
+        seen.add(row["path"])
+    unknown = [row["path"] for row in rows if not os.path.isfile(path.parent / row["path"])]
     if unknown:
         raise UserError(f"expected files at the paths in {path}, relative to its folder, found none at "
-                        f"{len(unknown)} of them, {unknown[0]!r} the first; mend or remove those rows")
+                        f"{len(unknown)} of them, {unknown[0]!a} the first; mend or remove those rows")
     return Listing([path.parent / row["path"] for row in rows], read_image,
                    [row["label"] for row in rows], [row["path"] for row in rows])
 
 
 def _list_arrays(path: Path) -> Listing:
     try:
+        with zipfile.ZipFile(path):
+            pass
         with np.load(path, allow_pickle=False) as file:
             x, y = file["x"], file["y"]
     except Exception as error:  # a damaged archive raises almost anything
@@ -182,7 +190,7 @@ def _report(listing: Listing, errors: dict[int, Exception], strict: bool):
              + " ".join(str(error).split()) for number, error in errors.items()]
     if lines and (strict or not listing.paths):
         raise UserError(f"{len(lines)} of {len(listing.sources)} files are no images that can be read, "
-                        f"the first {lines[0]}; remove them, or leave --strict out")
+                        f"the first {lines[0]}; remove them" + ", or leave --strict out" * strict)
     for line in lines[:SKIPPED_SHOWN]:
         print(f"skipped {line}", flush=True)
     if len(lines) > SKIPPED_SHOWN:
@@ -198,26 +206,35 @@ def _check_names(path: Path, names: set[str]):
         other = folded.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
         if other != name:
             raise UserError(f"expected class names that differ in more than case in {path}, found "
-                            f"{other!r} and {name!r}; make them one or rename one")
+                            f"{other!a} and {name!a}; make them one or rename one")
 
 
-def _check_classes(path: Path, names: list[str], classes: set[str], expected: set[str]):
-    """Check the classes that have a training sample, `names`, beside all that have samples."""
-    empty = sorted(expected - set(names))
+def _class_names(path: Path, listing: Listing, kept: np.ndarray) -> list[str]:
+    """The classes of the samples numbered `kept`, in their order.
+
+    Raises:
+        UserError: there are fewer than two, or a class has no sample to train on.
+    """
+    held_out = listing.held_out or [False] * len(listing.classes)
+    names = {listing.classes[number] for number in kept if not held_out[number]}
+    empty = sorted(set(listing.classes_expected) - names)
     if empty:
-        raise UserError(f"expected images in every class folder of {path}, found none in {empty[0]!r}; "
+        raise UserError(f"expected images in every class folder of {path}, found none in {empty[0]!a}; "
                         "add some or remove it")
-    unknown = sorted(classes - set(names))
+    unknown = sorted({listing.classes[number] for number in kept} - names)
     if unknown:
         raise UserError(f"expected the classes of {path / 'train'} in its val folder, found "
-                        f"{unknown[0]!r}; remove or rename it")
+                        f"{unknown[0]!a}; remove or rename it")
     if len(names) < 2:
         raise UserError(f"expected at least 2 classes in {path}, found {len(names)}; a network cannot "
                         "learn to tell fewer apart")
+    return sorted(names, key=_natural)
 
 
 def _is_line(text: str) -> bool:
-    return text.splitlines() == [text] and not any("\ud800" <= letter <= "\udfff" for letter in text)
+    """Whether it is one line of text, without control characters and what is not Unicode."""
+    return text.splitlines() == [text] and not any(unicodedata.category(letter) in ("Cc", "Cs")
+                                                   for letter in text)
 
 
 def _natural(name: str) -> tuple:

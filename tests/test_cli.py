@@ -1,5 +1,10 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
+from tests.conftest import ROOT
 from utils.cli import Parser, UserError, add_context_flags, boolean, number, run
 
 
@@ -77,3 +82,10 @@ def test_mistakes_end_a_script_with_one_line(error, code, line, capsys):
 def test_bugs_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 / 0)
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped():
+    code = "from utils import cli; cli.run(lambda: print('cat \\u732b'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONIOENCODING": "latin-1"}, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "cat \\u732b\n", "")

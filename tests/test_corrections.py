@@ -22,12 +22,19 @@ def row(dataset, index, decision, new="", given=None):
 
 
 def test_saved_corrections_are_read_again(dataset, tmp_path):
-    saved = Corrections({3: 0, 5: 2}, [7, 1], [2])
+    other = [(label + 1) % 3 for label in dataset.labels[:, 0].tolist()]
+    saved = Corrections({3: other[3], 5: other[5]}, [7, 1], [2])
     corrections.save(tmp_path / "a.csv", dataset, saved)
     assert corrections.load(tmp_path / "a.csv", dataset) == saved
     first = (tmp_path / "a.csv").read_text().splitlines()[1]
     given = dataset.names[dataset.labels[3, 0]]
-    assert first.startswith(f'3,"a,3.png",{given},relabel,class 0,')
+    assert first.startswith(f'3,"a,3.png",{given},relabel,class {other[3]},')
+
+
+def test_own_label_as_the_new_one_changes_nothing(dataset, tmp_path):
+    given = dataset.names[dataset.labels[3, 0]]
+    (tmp_path / "a.csv").write_text(HEADER + row(dataset, 3, "relabel", given))
+    assert corrections.load(tmp_path / "a.csv", dataset) == Corrections(fine=[3])
 
 
 def test_applied_corrections_relabel_and_remove(dataset):
@@ -61,7 +68,7 @@ def test_bad_corrections_are_refused(dataset, tmp_path):
     path = tmp_path / "a.csv"
     other = make_dataset(seed=1)
     for text, message in [
-            ("index,decision\n", "found no given_label"),
+            ("index,decision\n", "found 'index', 'decision'; download"),
             (HEADER + row(dataset, 3, "relabel", "class 7"), "3 classes as new_label .*class 7"),
             (HEADER + row(dataset, 3, "relabel"), "as new_label in row 1 of .*, found ''"),
             (HEADER + row(dataset, 3, "fine") + row(dataset, 4, "delete"), "row 2 of .*found 'delete'"),

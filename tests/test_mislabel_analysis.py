@@ -123,6 +123,9 @@ def test_label_issues_by_hand():
     assert count_label_issues(probability, labels) == 1
     probability[6] = [0.75, 0.7, 0]
     assert count_label_issues(probability, labels) == 2
+    # The last reaches the threshold of the other class alone, but its own is likelier all the same.
+    probability = np.array([[0.95, 0.05], [0.95, 0.05], [0.55, 0.45], [0.7, 0.3], [0.6, 0.4]])
+    assert count_label_issues(probability, np.array([0, 0, 0, 1, 1])[:, None]) == 0
 
 
 def test_paths_of_own_images_are_in_the_table(run, tmp_path):
@@ -221,16 +224,19 @@ def test_review_page_is_written_unless_unwanted(run, tmp_path, capsys):
 @pytest.mark.parametrize("rank_by", ["tracin", "random"])
 def test_drop_removes_the_most_suspicious(run, tmp_path, capsys, rank_by):
     analyse(run, tmp_path, "--drop", "0.2", "--rank_by", rank_by)
-    found = corrections.load(tmp_path / "corrections.csv", arrays.load(run))
+    found = corrections.load(tmp_path / "drop.csv", arrays.load(run))
     assert found == Corrections(removed=[int(row["index"]) for row in suspects(tmp_path)[:6]])
-    assert "corrections.csv: 0 relabelled, 6 removed (class " in capsys.readouterr().out
+    assert "drop.csv: 0 relabelled, 6 removed (class " in capsys.readouterr().out
 
 
 def test_relabel_takes_the_suggestions(run, tmp_path):
     analyse(run, tmp_path, "--relabel", "0.5")
     dataset, rows = arrays.load(run), suspects(tmp_path)[:15]
-    found = corrections.load(tmp_path / "corrections.csv", dataset)
+    found = corrections.load(tmp_path / "relabel.csv", dataset)
     assert found == Corrections({int(row["index"]): dataset.names.index(row["suggested_label"])
                                  for row in rows if row["suggested_label"] != row["given_label"]})
     with pytest.raises(UserError, match="not allowed with"):
         analyse(run, tmp_path, "--relabel", "0.5", "--drop", "0.1")
+    with pytest.raises(UserError, match="leave every class a sample"):
+        analyse(run, tmp_path, "--drop", "1")
+    assert not (tmp_path / "drop.csv").exists()

@@ -1,6 +1,8 @@
 import csv
 import io
 import os
+import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -81,6 +83,23 @@ def test_a_class_may_be_called_train(folder):
     assert load(folder).names == ["10", "dog", "train"]
 
 
+def test_train_alone_and_other_divisions(folder, tmp_path):
+    (tmp_path / "both").mkdir()
+    folder.rename(tmp_path / "both" / "train")
+    source = load(tmp_path / "both")
+    assert source.names == ["10", "cat", "dog"] and len(source.test.images) == 6
+    for name in ("test", "Val", "valid"):
+        write_image(tmp_path / "both" / name / "cat" / "a.png")
+        with pytest.raises(UserError, match=f"train and val, or train alone, in .*'{name}'.*; rename"):
+            load(tmp_path / "both")
+        shutil.rmtree(tmp_path / "both" / name)
+
+
+def test_numbers_are_classes_in_their_order(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.zeros((6, 8, 8), np.uint8), y=np.array([10, 9, 10, 9, 9, 10]))
+    assert load(tmp_path / "a.npz").names == ["9", "10"]
+
+
 def write_table(path, rows, header="path,label"):
     text = io.StringIO()
     csv.writer(text).writerows(rows)
@@ -118,16 +137,17 @@ def test_file_that_is_no_image_is_skipped_with_its_name(folder, capsys):
     for number in range(12):
         (folder / "dog" / f"x{number:02}.png").write_bytes(b"\x89PNG\r\n")
     write_image(folder / "dog" / os.fsdecode(b"\xff.png"))
+    (folder / "dog" / "y.png").symlink_to("nowhere")
     assert len(load(folder).train.images) == 24
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("skipped 'cat/notes\\n.txt': ")
     assert lines[1].startswith("skipped 'dog/x00.png': cannot identify image file")
-    assert len(lines) == 11 and lines[-1] == "skipped 4 more"
-    with pytest.raises(UserError, match=r"14 of 44 files are no images .*first 'cat/notes\\n.txt'"):
+    assert len(lines) == 11 and lines[-1] == "skipped 5 more"
+    with pytest.raises(UserError, match=r"15 of 45 files are no images .*first 'cat/notes\\n.txt'"):
         load(folder, strict=True)
 
 
-def test_bad_folders_are_refused(folder, tmp_path):
+def test_bad_folders_are_refused(folder, tmp_path, monkeypatch):
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match="found none in 'empty'; add some or remove it"):
         load(folder)
@@ -142,8 +162,10 @@ def test_bad_folders_are_refused(folder, tmp_path):
     with pytest.raises(UserError, match="found another file"):
         load(folder / "cat" / "0.png")
     write_image(tmp_path / "one" / "cat" / "a.png")
+    monkeypatch.setattr("datasets.own.decode", lambda *_: pytest.fail("decoded before it was checked"))
     with pytest.raises(UserError, match="at least 2 classes in .*, found 1"):
         load(tmp_path / "one")
+    monkeypatch.undo()
     write_image(tmp_path / "one" / "dog" / "a.png")
     with pytest.raises(UserError, match="at least one image to test on"):
         load(tmp_path / "one")
@@ -156,17 +178,35 @@ def test_bad_tables_are_refused(folder):
     table = folder / "list.csv"
     with pytest.raises(UserError, match="none at 2 of them, 'cat/77.png' the first"):
         load(write_table(table, [("cat/1.png", "a"), ("cat/77.png", "b"), ("../x.png", "b")]))
-    with pytest.raises(UserError, match="expected the columns path and label .*found path, class"):
+    with pytest.raises(UserError, match="expected the columns path, label .*found 'path', 'class'"):
         load(write_table(table, [("cat/1.png", "a")], header="path,class"))
     with pytest.raises(UserError, match="a label in row 2 of .*found 'cat/2.png' and ''"):
         load(write_table(table, [("cat/1.png", "a"), ("cat/2.png", "")]))
-    with pytest.raises(UserError, match="a label in row 1 of .*found 'cat/2.png' and None"):
+    with pytest.raises(UserError, match="a label in row 1 of .*found 'cat/2.png' and ''"):
         load(write_table(table, [("cat/2.png",)]))
     table.write_bytes(b"path,label\n\xff,a\n")
     with pytest.raises(UserError, match="cannot read .*list.csv as a CSV in UTF-8"):
         load(table)
     with pytest.raises(UserError, match="class names of one line"):
         load(write_table(table, [("cat/1.png", "a\nb"), ("cat/2.png", "a\nb")]), 0.5)
+    with pytest.raises(UserError, match="class names of one line"):
+        load(write_table(table, [("cat/1.png", "\x1b[31mred"), ("cat/2.png", "b")]), 0.5)
+    with pytest.raises(UserError, match="every path once in .*'cat/1.png' again in row 2"):
+        load(write_table(table, [("cat/1.png", "a"), ("cat/1.png", "b")]))
+    with pytest.raises(UserError, match="none at 1 of them"):
+        load(write_table(table, [("a" * 300, "a"), ("cat/1.png", "b")]))
+    table.write_text("")
+    with pytest.raises(UserError, match="found nothing; write columns path,label"):
+        load(table)
+    names = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
+    with pytest.raises(UserError, match=r"found 'cafe\\u0301' and 'caf\\xe9'"):
+        load(write_table(table, [("cat/1.png", names[0]), ("cat/2.png", names[1])]))
+
+
+def test_blanks_around_labels_and_headers_do_not_count(folder):
+    rows = [(f"cat/{number}.png", ["a", " a "][number % 2]) for number in range(5)]
+    rows += [(f"dog/{number}.png", "b") for number in range(5)]
+    assert load(write_table(folder / "a.csv", rows, header="path, label")).names == ["a", "b"]
 
 
 @pytest.mark.parametrize(("arrays", "message"), [

@@ -35,18 +35,28 @@ def dataset():
 
 
 @pytest.fixture
-def page_file(dataset, tmp_path):
+def make_page(dataset):
+    def make(path, dataset=dataset, limit=150):
+        save_review(path, dataset, -np.arange(len(dataset.labels), dtype=float), "tracin",
+                    per_checkpoint(dataset), limit)
+        return path
+    return make
+
+
+@pytest.fixture
+def page_file(make_page, tmp_path):
+    return make_page(tmp_path / "review.html")
+
+
+def per_checkpoint(dataset):
     samples = len(dataset.labels)
     suggested = (dataset.labels[:, 0] + 1) % 3
     probability = np.full((samples, 3), 0.1)
     probability[np.arange(samples), suggested] = 0.8
     column = np.ones((samples, 2))
     margin = np.stack([np.full(samples, -1.0), np.where(np.arange(samples) % 2, 1.0, -1.0)], axis=1)
-    per_checkpoint = PerCheckpoint(np.array([1, 2]), np.array([0.1, 0.1]), column, column, margin,
-                                   column, probability, np.array(""))
-    save_review(tmp_path / "review.html", dataset, -np.arange(samples, dtype=float), "tracin",
-                per_checkpoint, 150)
-    return tmp_path / "review.html"
+    return PerCheckpoint(np.array([1, 2]), np.array([0.1, 0.1]), column, column, margin, column,
+                         probability, np.array(""))
 
 
 @pytest.fixture
@@ -80,7 +90,7 @@ def press(page, keys):
 
 def test_decisions_by_key_alone_become_corrections(page, dataset, tmp_path):
     given = dataset.labels[:, 0]
-    press(page, "ArrowRight a ArrowRight f ArrowRight r ArrowRight r u ArrowRight c")
+    press(page, "a ArrowRight f ArrowRight r ArrowRight r u ArrowRight c")
     other = (given[4] + 2) % 3
     page.keyboard.type(dataset.names[other][:3])
     press(page, "Enter")
@@ -97,8 +107,10 @@ def test_decisions_by_mouse(page, dataset, tmp_path):
     tiles.nth(0).get_by_role("button", name="accept").click()
     tiles.nth(1).get_by_role("button", name="remove").click()
     tiles.nth(2).get_by_role("button", name="fine").click()
-    tiles.nth(3).locator("select").select_option(str((dataset.labels[3, 0] + 2) % 3))
-    tiles.nth(4).locator("select").select_option(str(dataset.labels[4, 0]))  # its own: fine
+    for number, shift in [(3, 2), (4, 0)]:  # another, and its own: fine
+        chooser = tiles.nth(number).locator("select")
+        chooser.dispatch_event("mousedown")
+        chooser.select_option(str((dataset.labels[number, 0] + shift) % 3))
     rows = download(page, tmp_path / "corrections.csv")
     assert [row["decision"] for row in rows] == ["relabel", "remove", "fine", "relabel", "fine"]
     assert rows[3]["new_label"] == dataset.names[(dataset.labels[3, 0] + 2) % 3]
@@ -106,7 +118,7 @@ def test_decisions_by_mouse(page, dataset, tmp_path):
 
 
 def test_progress_is_kept(page, tmp_path):
-    press(page, "ArrowRight r ArrowRight f")
+    press(page, "r ArrowRight f")
     page.reload()
     assert page.inner_text("#count") == "2 of 150 suspects decided"
     assert "to be removed" in page.locator("article").first.inner_text()
@@ -118,35 +130,102 @@ def test_pages_filter_and_order(page, dataset):
     assert "page 1 of 3, 150 of 200 samples" in page.inner_text("#page")
     press(page, "n n n")
     assert page.locator("article").count() == 30 and "page 3 of 3" in page.inner_text("#page")
+    assert focused(page) == 120
+    press(page, "ArrowRight n")
+    assert focused(page) == 121
+    press(page, "p p p")
+    assert "page 1 of 3" in page.inner_text("#page") and focused(page) == 0
+    page.get_by_role("button", name="next page").click()
+    assert "page 2 of 3" in page.inner_text("#page")
     page.select_option("#class", "1")
-    indices = [int(value) for value in page.eval_on_selector_all(
-        "article", "tiles => tiles.map(tile => tile.dataset.index)")]
-    assert indices == np.flatnonzero(dataset.labels[:150, 0] == 1)[:60].tolist()
+    assert shown(page) == np.flatnonzero(dataset.labels[:150, 0] == 1)[:60].tolist()
     page.select_option("#class", "")
     page.select_option("#sort", "disagreement")
-    press(page, "ArrowRight f")
+    page.locator("article").first.focus()
+    press(page, "f")
     page.select_option("#show", "open")
     assert page.locator("article").first.get_attribute("data-index") == "2"
     page.select_option("#show", "decided")
     assert page.locator("article").count() == 1
-    page.select_option("#sort", "given")
     page.select_option("#show", "all")
-    labels = [dataset.labels[int(value), 0] for value in page.eval_on_selector_all(
-        "article", "tiles => tiles.map(tile => tile.dataset.index)")]
-    assert labels == sorted(labels)
+    for order, shift in [("given", 0), ("suggested", 1)]:
+        page.select_option("#sort", order)
+        labels = [(dataset.labels[index, 0] + shift) % 3 for index in shown(page)]
+        assert labels == sorted(labels)
 
 
 def test_arrows_cross_pages(page):
+    press(page, "ArrowRight " * 59)
+    assert focused(page) == 59
     press(page, "ArrowRight")
-    for _ in range(59):
-        press(page, "ArrowRight")
-    assert page.evaluate("document.activeElement.dataset.index") == "59"
-    press(page, "ArrowRight")
-    assert page.evaluate("document.activeElement.dataset.index") == "60"
+    assert focused(page) == 60
     press(page, "ArrowLeft")
-    assert page.evaluate("document.activeElement.dataset.index") == "59"
+    assert focused(page) == 59
     press(page, "ArrowUp ArrowDown")
-    assert page.evaluate("document.activeElement.dataset.index") == "59"
+    assert focused(page) == 59
+
+
+def test_every_class_is_reached_by_arrow_keys(page, dataset, tmp_path):
+    for index in range(6):
+        press(page, "c" + " ArrowDown" * 3 + " Enter ArrowRight")
+    rows = download(page, tmp_path / "a.csv")
+    for row, given in zip(rows, dataset.labels[:6, 0]):
+        last = dataset.names[2]
+        assert (row["decision"], row["new_label"]) == (("fine", "") if given == 2 else ("relabel", last))
+
+
+def test_tab_stops_at_one_tile_and_its_controls(page):
+    page.locator("article").nth(4).get_by_role("button", name="fine").click()
+    press(page, "ArrowRight")
+    stops = page.eval_on_selector_all("main [tabindex='0']", "all => all.map(one => one.tagName)")
+    assert stops == ["ARTICLE", "BUTTON", "BUTTON", "BUTTON", "SELECT"]
+    assert focused(page) == 5
+
+
+def test_decisions_are_announced(page, dataset):
+    press(page, "r")
+    assert page.inner_text("#message") == "Suspect 1: to be removed"
+    names = [dataset.names[(dataset.labels[0, 0] + shift) % 3] for shift in (0, 1)]
+    assert page.locator("article").first.get_attribute("aria-label") == (
+        f"Suspect 1: labelled {names[0]}, suggested {names[1]}, to be removed")
+
+
+def test_focused_tile_is_not_under_the_header(page):
+    page.set_viewport_size({"width": 1000, "height": 600})
+    press(page, "ArrowDown " * 8 + "ArrowUp " * 7)
+    top, header = page.evaluate("""() => [document.activeElement.getBoundingClientRect().top,
+        document.querySelector("header").getBoundingClientRect().bottom]""")
+    assert top >= header
+
+
+def test_two_tabs_and_two_pages_of_a_run_share_their_decisions(page, page_file, make_page, tmp_path):
+    make_page(page_file.with_name("short.html"), limit=2)
+    other = page.context.new_page()
+    other.goto(page_file.with_name("short.html").as_uri())
+    press(page, "r ArrowRight ArrowRight ArrowRight f")
+    press(other, "ArrowRight a")
+    rows = download(page, tmp_path / "a.csv")
+    assert {(row["index"], row["decision"]) for row in rows} == {
+        ("0", "remove"), ("1", "relabel"), ("3", "fine")}
+    assert other.inner_text("#count") == "2 of 2 suspects decided, and 1 that are not on this page"
+
+
+def test_another_run_has_decisions_of_its_own(page, dataset, make_page, tmp_path):
+    press(page, "r")
+    labels = dataset.labels.copy()
+    labels[50] = (labels[50] + 1) % 3
+    make_page(tmp_path / "other.html", replace(dataset, labels=labels))
+    page.goto((tmp_path / "other.html").as_uri())
+    assert page.inner_text("#count") == "0 of 150 suspects decided"
+
+
+def focused(page):
+    return int(page.evaluate("document.activeElement.dataset.index"))
+
+
+def shown(page):
+    return [int(value) for value in page.eval_on_selector_all(
+        "article", "tiles => tiles.map(tile => tile.dataset.index)")]
 
 
 def test_names_from_strangers_show_as_text(page, dataset):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import calculate_score
 import mislabel_analysis
 import train
 from datasets import arrays
@@ -21,7 +22,7 @@ from datasets.arrays import Dataset, Split
 from datasets.images import read_image
 from models import build_prediction
 from tests.conftest import ROOT, TRAIN_FLAGS, make_dataset, write_archive
-from utils import checkpoint
+from utils import checkpoint, corrections
 from utils.cli import UserError
 
 
@@ -71,6 +72,7 @@ def test_another_seed_gives_another_run(finished_run, dataset_folder, tmp_path):
 
 KILL_AT_REPLACE = """
 import os, sys
+import calculate_score
 import mislabel_analysis
 import train
 replace, left = os.replace, [int(sys.argv[1])]
@@ -387,6 +389,7 @@ def test_defaults_are_those_of_the_design(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("more", "message"), [
     (["--dataset", "mnist"], "expected cifar10, cifar100, digits or the path .* found mnist"),
     (["--dataset", "digits", "--val_fraction", "0.1"], "--val_fraction is for your own images"),
+    (["--dataset", "digits", "--strict"], "--strict is for your own images"),
     (["--dataset", ".", "--data", "somewhere"], "--data is for cifar10"),
     (["--dataset", ".", "--val_fraction", "0"], "expected a number above 0"),
     (["--corrections", "a.csv"], "--corrections are of the labels .* found no --input"),
@@ -453,7 +456,7 @@ def test_corrected_data_are_trained_on(run, tmp_path, capsys):
     mislabel_analysis.main(["--input", str(run), "--output", str(analysis), "--drop", "0.2"])
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     nn.clear_parameters()
-    common = ["--corrections", str(analysis / "corrections.csv")]
+    common = ["--corrections", str(analysis / "drop.csv")]
     capsys.readouterr()
     train.main(flags(run, again, *common))
     out = capsys.readouterr().out
@@ -472,6 +475,30 @@ def test_corrected_data_are_trained_on(run, tmp_path, capsys):
     train.main(flags(run, again, "--checkpoint", str(again), *common))
     with pytest.raises(UserError, match="would replace those in .*; give another --output"):
         train.main([*flags(run, run, *common), "--monitor-path", str(tmp_path / "m")])
+
+
+def test_own_images_are_corrected(own_images, tmp_path):
+    """All three scripts on images without true labels, and once more on corrected ones."""
+    run, analysis, again = (tmp_path / name for name in ("run", "analysis", "again"))
+    train.main(["--dataset", f"{own_images}/../images/", "--output", str(run), "--monitor-path",
+                str(run), *OWN_FLAGS])
+    nn.clear_parameters()
+    calculate_score.main(["--input", str(run), "--checkpoint", str(run), "--output", str(run),
+                          "-c", "cpu"])
+    mislabel_analysis.main(["--input", str(run), "--output", str(analysis), "--relabel", "0.5"])
+    nn.clear_parameters()
+    train.main(["--input", str(run), "--corrections", str(analysis / "relabel.csv"), "--output",
+                str(again), "--monitor-path", str(again), *OWN_FLAGS])
+    labels = [np.load(folder / "y_shuffle_train.npy") for folder in (run, again)]
+    changed = corrections.load(analysis / "relabel.csv", arrays.load(run)).relabelled
+    assert np.flatnonzero((labels[0] != labels[1])[:, 0]).tolist() == sorted(changed) != []
+    assert not (again / "y_train.npy").exists()
+    # The folder is known again by whatever path.
+    for path in run.glob("*000002*"):
+        path.unlink()
+    nn.clear_parameters()
+    train.main(["--dataset", str(own_images), "--checkpoint", str(run), "--output", str(run),
+                "--monitor-path", str(run), "-c", "cpu"])
 
 
 @pytest.mark.parametrize("more", [["--shuffle_label", "True"], ["--shuffle_rate", "0.1"],

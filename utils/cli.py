@@ -119,6 +119,8 @@ def run(main: Callable[[], object], after_interrupt: str = "run it again"):
         main: a script's main function.
         after_interrupt: what the user can do after an interrupt.
     """
+    for stream in (sys.stdout, sys.stderr):  # names come in all scripts, terminals in few
+        stream.reconfigure(errors="backslashreplace")
     try:
         main()
     # An OSError that nothing closer caught: a full disk, a folder without permission.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils.cli import UserError
-from utils.files import whole_file
+from utils.files import read_table, whole_file
 
 if TYPE_CHECKING:
     from datasets.arrays import Dataset
@@ -20,8 +20,11 @@ PAIRS_SHOWN = 5
 
 
 def sample_digest(dataset: "Dataset", index: int) -> str:
-    """What a sample's image is recognized by: the first 16 digits of its SHA-256."""
-    return hashlib.sha256(np.ascontiguousarray(dataset.images[index])).hexdigest()[:16]
+    """What a sample's image is recognized by: the first 16 digits of its SHA-256.
+
+    Those of some images look like numbers, which spreadsheets write in their own way: hence the prefix.
+    """
+    return "sha256:" + hashlib.sha256(np.ascontiguousarray(dataset.images[index])).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,17 @@ class Corrections:
         Raises:
             UserError: a class has no sample left.
         """
+        labels, kept = self.new_labels(dataset)
+        return replace(dataset, images=dataset.images[kept], labels=labels[kept],
+                       true_labels=None if dataset.true_labels is None else dataset.true_labels[kept],
+                       paths=dataset.paths and [dataset.paths[index] for index in kept])
+
+    def new_labels(self, dataset: "Dataset") -> tuple[np.ndarray, np.ndarray]:
+        """The labels (N, 1) as corrected, and the indices of the samples that are kept.
+
+        Raises:
+            UserError: a class has no sample left.
+        """
         labels = dataset.labels.copy()
         for index, label in self.relabelled.items():
             labels[index] = label
@@ -52,9 +66,7 @@ class Corrections:
         if len(empty):
             raise UserError(f"expected corrections that leave every class a sample, found none left of "
                             f"{dataset.names[empty[0]]!r}; keep one")
-        return replace(dataset, images=dataset.images[kept], labels=labels[kept],
-                       true_labels=None if dataset.true_labels is None else dataset.true_labels[kept],
-                       paths=dataset.paths and [dataset.paths[index] for index in kept])
+        return labels, kept
 
     def describe(self, dataset: "Dataset") -> str:
         """One line: how many samples of `dataset` change, and how."""
@@ -75,8 +87,9 @@ def save(path: Path, dataset: "Dataset", corrections: Corrections):
     """Write corrections as a CSV with ``COLUMNS``, most suspicious first if they came so.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or a class would have no sample left.
     """
+    corrections.new_labels(dataset)
     rows = [(index, "relabel", dataset.names[label]) for index, label in corrections.relabelled.items()]
     rows += [(index, "remove", "") for index in corrections.removed]
     rows += [(index, "fine", "") for index in corrections.fine]
@@ -99,17 +112,8 @@ def load(path: Path, dataset: "Dataset") -> Corrections:
     Raises:
         UserError: the file cannot be read, is of other data, or says what cannot be done.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns, rows = reader.fieldnames or [], list(reader)
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"cannot read {path} as a CSV in UTF-8: {error}; download it again from the "
-                        "review page") from error
-    missing = [name for name in COLUMNS if name not in columns and name != "path"]
-    if missing:
-        raise UserError(f"expected the columns {', '.join(COLUMNS)} in {path}, found no {missing[0]}; "
-                        "download it again from the review page")
+    rows = read_table(path, [name for name in COLUMNS if name != "path"],
+                      "download it again from the review page")
     result, seen = Corrections(), set()
     for number, row in enumerate(rows, start=1):
         where = f"row {number} of {path}"
@@ -126,7 +130,7 @@ def load(path: Path, dataset: "Dataset") -> Corrections:
         if row["decision"] not in DECISIONS:
             raise UserError(f"expected {', '.join(DECISIONS)} as the decision in {where}, found "
                             f"{row['decision']!r}; mend or remove it")
-        if row["decision"] == "relabel":
+        if row["decision"] == "relabel" and row["new_label"] != given:
             if row["new_label"] not in dataset.names:
                 raise UserError(f"expected one of the {len(dataset.names)} classes as new_label in "
                                 f"{where}, found {row['new_label']!r}; mend or remove it")

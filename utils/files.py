@@ -1,10 +1,11 @@
 """Files that are written whole or not at all, and arrays read with distrust."""
+import csv
 import errno
 import json
 import mmap
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -120,6 +121,32 @@ def load_array(path: Path) -> np.ndarray:
     except Exception as error:  # a damaged header raises almost anything
         raise UserError(f"cannot read {path} as an array of numbers: {error}; write it again") \
             from error
+
+
+def read_table(path: Path, columns: Iterable[str], advice: str) -> list[dict[str, str]]:
+    """The rows of a CSV in UTF-8 that comes from anywhere.
+
+    Args:
+        path: the file.
+        columns: those it must have, in any order; others may be there.
+        advice: what to do where it cannot be read.
+
+    Raises:
+        UserError: it cannot be read, or lacks a column.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            found = [name.strip() for name in reader.fieldnames or []]
+            reader.fieldnames = found
+            rows = list(reader)
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"cannot read {path} as a CSV in UTF-8: {error}; {advice}") from error
+    missing = [name for name in columns if name not in found]
+    if missing:
+        raise UserError(f"expected the columns {', '.join(columns)} in {path}, found "
+                        f"{', '.join(map(ascii, found)) or 'nothing'}; {advice}")
+    return rows
 
 
 def release(array: np.ndarray):

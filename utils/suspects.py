@@ -22,7 +22,7 @@ def count_label_issues(probability: np.ndarray, labels: np.ndarray) -> int:
     A sample counts as of the class with its largest probability among the classes j where it reaches
     :math:`t_j`, the mean probability of j over the samples labelled j, or as of none.  From Northcutt
     et al. 2021 (arXiv:1911.00068, eq. 1 and 2), who take the probabilities of networks that were not
-    trained on the sample.
+    trained on the sample.  As in cleanlab, those do not count whose likeliest class is the given one.
 
     Args:
         probability: of each class, float (N, C).
@@ -33,7 +33,8 @@ def count_label_issues(probability: np.ndarray, labels: np.ndarray) -> int:
     own = np.take_along_axis(probability, labels, axis=1)[:, 0]
     threshold = np.bincount(given, own, minlength=len(count)) / np.maximum(count, 1)
     reached = np.where((probability >= threshold) & (count > 0), probability, -1)
-    return int(((reached.max(axis=1) >= 0) & (reached.argmax(axis=1) != given)).sum())
+    return int(((reached.max(axis=1) >= 0) & (reached.argmax(axis=1) != given)
+                & (probability.argmax(axis=1) != given)).sum())
 
 
 def save_suspects(path: Path, dataset: "Dataset", scores: dict[str, np.ndarray], rank_by: str,

@@ -23,9 +23,10 @@ DIGITS = ["--dataset", "digits", "--model", "resnet23", "--nmaps", "16", "--trai
 # Training flags, those of the noisy run alone, and seeds on which nothing was chosen.
 SETTINGS = {"digits": (DIGITS, [], (1, 2, 3)),
             "cifar10": (experiment.TRAINING, experiment.SUBSET, (1,))}
-# name -> flags of the analysis that write the corrections
-CLEANED = {"top tenth dropped": ["--drop", 0.1], "top tenth relabelled": ["--relabel", 0.1],
-           "random tenth dropped": ["--drop", 0.1, "--rank_by", "random"]}
+# name -> file of corrections, and flags of the analysis that writes it
+CLEANED = {"top tenth dropped": ("drop.csv", ["--drop", 0.1]),
+           "top tenth relabelled": ("relabel.csv", ["--relabel", 0.1]),
+           "random tenth dropped": ("drop.csv", ["--drop", 0.1, "--rank_by", "random"])}
 
 
 def noisy_run(folder: Path, *flags: object) -> float:
@@ -36,12 +37,11 @@ def noisy_run(folder: Path, *flags: object) -> float:
     return error
 
 
-def cleaned_run(folder: Path, noisy: Path, corrections: list, *flags: object) -> float:
-    """Train on what `corrections`, flags of the analysis, make of a noisy run; returns the error."""
+def cleaned_run(folder: Path, noisy: Path, file: str, analysis: list, *flags: object) -> float:
+    """Train on the corrections of a noisy run that the analysis writes; returns the test error."""
     script("mislabel_analysis.py", "--input", noisy, "--output", folder / "figure", "--review", 0,
-           *corrections)
-    return train(folder, *flags, "--input", noisy, "--corrections",
-                 folder / "figure" / "corrections.csv")
+           *analysis)
+    return train(folder, *flags, "--input", noisy, "--corrections", folder / "figure" / file)
 
 
 def table(accuracy: dict[tuple[str, int], float], seeds: tuple[int, ...]) -> str:
@@ -75,10 +75,10 @@ def main():
         for seed in seeds:
             noisy, flags = args.output / f"noisy_{seed}", [*training, "--seed", seed]
             futures["all noisy labels", seed].result()
-            for name, corrections in CLEANED.items():
+            for name, (file, analysis) in CLEANED.items():
                 futures[name, seed] = pool.submit(
-                    cleaned_run, args.output / f"{name.replace(' ', '_')}_{seed}", noisy,
-                    ["--rank_by", args.rank_by, *corrections], *flags)
+                    cleaned_run, args.output / f"{name.replace(' ', '_')}_{args.rank_by}_{seed}", noisy,
+                    file, ["--rank_by", args.rank_by, *analysis], *flags)
             futures["clean labels", seed] = pool.submit(
                 train, args.output / f"clean_{seed}", *flags, "--input", noisy, "--shuffle_label", False)
         print(table({key: 1 - future.result() for key, future in futures.items()}, seeds))
