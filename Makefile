@@ -1,7 +1,7 @@
 # make demo   find mislabelled digits, from nothing, in a few minutes
 # make test   the tests
 # make bench  how fast the scores are computed, in three minutes
-# make experiment  which ranking finds mislabelled CIFAR-10 images best, in an hour and a half;
+# make experiment  which ranking finds mislabelled CIFAR-10 images best, in under two hours;
 #             where there is no network, with DATA=cifar-10-python.tar.gz
 # make setup  only make .venv, with Python 3.10, and install what the suite needs
 
