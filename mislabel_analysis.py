@@ -86,7 +86,7 @@ def analyse(args: argparse.Namespace, dataset: Dataset, scores_by_name: dict[str
         save_extracted(args.output / "extracted_samples", dataset, scores_by_name[args.rank_by])
     issues = count_label_issues(per_checkpoint.probability, dataset.labels)
     save_json(args.output / "metrics.json",
-              report(args.output, dataset, scores_by_name, mislabelled, issues))
+              report(args.output, dataset, scores_by_name, args.rank_by, mislabelled, issues))
 
 
 def save_what_to_correct(args: argparse.Namespace, dataset: Dataset, score: np.ndarray,
@@ -113,7 +113,7 @@ def save_what_to_correct(args: argparse.Namespace, dataset: Dataset, score: np.n
 
 
 def report(output: Path, dataset: Dataset, scores_by_name: dict[str, np.ndarray],
-           mislabelled: np.ndarray | None, issues: int) -> dict:
+           rank_by: str, mislabelled: np.ndarray | None, issues: int) -> dict:
     """Print where the results are and what they say, and draw the curve; returns the metrics."""
     samples, count = len(dataset.labels), 0 if mislabelled is None else int(mislabelled.sum())
     metrics = {"samples": samples, "mislabelled": count, "estimated_label_issues": issues, "scores": {}}
@@ -128,10 +128,11 @@ def report(output: Path, dataset: Dataset, scores_by_name: dict[str, np.ndarray]
         print(f"{samples} samples, all mislabelled: ranked only, no curve")
     else:
         metrics["scores"] = measure(scores_by_name, mislabelled)
-        figures.score_curve(curve, {name: scores_by_name[name] for name in ("tracin", *BASELINES)
+        figures.score_curve(curve, {name: scores_by_name[name]
+                                    for name in (rank_by, "tracin", *BASELINES)
                                     if name in scores_by_name}, mislabelled)
-        print(f"{samples} samples, {count} mislabelled")
-        print_metrics(metrics["scores"])
+        print(f"{samples} samples, {count} mislabelled, ranked by {rank_by}")
+        print_metrics(metrics["scores"], rank_by)
     written = [output / "score_distribution.png", *([curve] if metrics["scores"] else [])]
     print("figures: " + ", ".join(map(str, written)))
     print(f"suspects, most suspicious first: {output / 'suspects.csv'}")
@@ -149,13 +150,13 @@ def measure(scores_by_name: dict[str, np.ndarray], mislabelled: np.ndarray) -> d
             for name, score in scores_by_name.items()}
 
 
-def print_metrics(metrics: dict[str, dict]):
-    """Print what TracIn finds in words, and all scores in a table."""
-    tracin = metrics["tracin"]
+def print_metrics(metrics: dict[str, dict], rank_by: str):
+    """Print what the ranking finds in words, and all scores in a table."""
+    chosen = metrics[rank_by]
     for percentage in PERCENTAGES:
-        print(f"checking {percentage} % of the data finds {tracin[f'recall_at_{percentage}']:.3f} of "
+        print(f"checking {percentage} % of the data finds {chosen[f'recall_at_{percentage}']:.3f} of "
               "the mislabelled")
-    print(f"AUROC {tracin['auroc']:.3f}, average precision {tracin['average_precision']:.3f}")
+    print(f"AUROC {chosen['auroc']:.3f}, average precision {chosen['average_precision']:.3f}")
     print(f"\n{'found at':16}" + "".join(f"{f'{percentage} %':>7}" for percentage in PERCENTAGES)
           + f"{'AUROC':>8}")
     for name, values in metrics.items():

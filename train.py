@@ -15,10 +15,9 @@ import numpy as np
 from datasets import arrays, flags
 from datasets.arrays import Dataset
 from models import MODELS, build_prediction, default_nmaps, is_network
-from utils import checkpoint, cli, onnx_export
+from utils import checkpoint, cli, dynamics, onnx_export
 from utils.cli import Parser, UserError, number
 from utils.context import set_context
-from utils.dynamics import FILE as DYNAMICS_FILE
 from utils.dynamics import TrainingDynamics
 from utils.engines import predict
 from utils.files import check_folder
@@ -152,7 +151,9 @@ def train_and_evaluate(args: argparse.Namespace, resumed: checkpoint.Checkpoint 
         raise UserError(f"the images and labels are not those that {args.checkpoint} was trained "
                         "on; give the same files by --dataset, --data, --input and --corrections, or "
                         "train afresh")
+    run = checkpoint.run_key(description)
     arrays.save(args.output, dataset, read_from=args.input)
+    dynamics.check_unused(args.output, run)
 
     prediction = build_prediction(args.model, len(dataset.names), args.nmaps, rng)
     trainer = Trainer(prediction, args.augmentation, args.seed)
@@ -160,19 +161,18 @@ def train_and_evaluate(args: argparse.Namespace, resumed: checkpoint.Checkpoint 
     if resumed:
         checkpoint.load(resumed, trainer.solver)
         history = resumed.description["history"]
-    run = checkpoint.run_key(description)
-    dynamics = TrainingDynamics(len(dataset.images), args.train_epochs)
-    if resumed and not dynamics.resume(args.output, run, len(history)):
-        print(f"no {args.output / DYNAMICS_FILE} of the first {len(history)} epochs: there will be no "
+    record = TrainingDynamics(len(dataset.images), args.train_epochs)
+    if resumed and not record.resume(args.output, run, len(history)):
+        print(f"no {args.output / dynamics.FILE} of the first {len(history)} epochs: there will be no "
               "ranking by what training saw", flush=True)
     log = TrainingLog(args.monitor_path, args.train_epochs, history)
     print(f"{args.model} on {where}: {dataset}, augmentation "
           f"{'on' if args.augmentation else 'off'}, batch {args.train_batch_size}, "
           f"{len(history)} of {args.train_epochs} epochs done", flush=True)
     for epoch in range(len(history), args.train_epochs):
-        rate = train_epoch(args, trainer, dataset, log, dynamics, epoch)
+        rate = train_epoch(args, trainer, dataset, log, record, epoch)
         if (epoch + 1) % args.model_save_interval == 0 or epoch + 1 == args.train_epochs:
-            dynamics.save(args.output, run)
+            record.save(args.output, run)
             checkpoint.save(args.model_save_path, trainer.solver,
                             {"epoch": epoch + 1, "learning_rate": rate, **description,
                              "history": log.history})
@@ -191,7 +191,7 @@ def save_network(folder: Path, model: str, prediction: Callable):
 
 
 def train_epoch(args: argparse.Namespace, trainer: Trainer, dataset: Dataset, log: TrainingLog,
-                dynamics: TrainingDynamics, epoch: int) -> float:
+                record: TrainingDynamics, epoch: int) -> float:
     """Train and test once, show it and log it; returns the learning rate of the last update."""
     updates = math.ceil(len(dataset.images) / args.train_batch_size)
 
@@ -200,7 +200,7 @@ def train_epoch(args: argparse.Namespace, trainer: Trainer, dataset: Dataset, lo
                              args.train_epochs * updates)
 
     def observe(batch: np.ndarray, logits: np.ndarray):
-        dynamics.record(epoch, batch, *loss_and_margin(logits, dataset.labels[batch]))
+        record.record(epoch, batch, *loss_and_margin(logits, dataset.labels[batch]))
 
     with log.epoch(len(dataset.images)) as progress:
         train_loss, train_error = trainer.train_epoch(

@@ -47,6 +47,13 @@ def test_metrics_and_figures(run, tmp_path, capsys):
         assert Image.open(tmp_path / "figure" / name).size > (400, 300)
 
 
+def test_the_chosen_ranking_is_the_one_that_is_told(run, tmp_path, capsys):
+    loss = analyse(run, tmp_path, "--rank_by", "forgetting")["scores"]["forgetting"]
+    out = capsys.readouterr().out
+    assert "30 samples, 6 mislabelled, ranked by forgetting\n" in out
+    assert f"AUROC {loss['auroc']:.3f}, average precision {loss['average_precision']:.3f}" in out
+
+
 @pytest.mark.parametrize("name", RANKINGS)
 def test_suspects_are_ranked_by_any_score_and_carry_all(run, tmp_path, name):
     analyse(run, tmp_path, "--rank_by", name)

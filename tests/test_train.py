@@ -168,11 +168,24 @@ def test_run_from_before_there_were_all_arguments_goes_on(dataset_folder, tmp_pa
 def test_dynamics_of_another_run_are_not_taken(dataset_folder, tmp_path, capsys):
     run, other = tmp_path / "run", tmp_path / "other"
     train.main(flags(dataset_folder, run, "--model_save_interval", "2"))
-    train.main([*flags(dataset_folder, run, "--seed", "1"), "--monitor-path", str(other)])
+    nn.clear_parameters()
+    train.main(flags(dataset_folder, other, "--seed", "1"))
+    shutil.copy(other / "training_dynamics.npz", run)
+    nn.clear_parameters()
     for path in run.glob("*000003*"):
         path.unlink()
-    train.main(flags(dataset_folder, run, "--checkpoint", str(run)))
-    assert "no ranking by what training saw" in capsys.readouterr().out
+    with pytest.raises(UserError, match="training_dynamics.npz is of another training run, whose rank"):
+        train.main(flags(dataset_folder, run, "--checkpoint", str(run)))
+
+
+def test_dynamics_of_an_earlier_run_are_not_overwritten(dataset_folder, tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    train.main(flags(dataset_folder, run))
+    before = (run / "training_dynamics.npz").read_bytes()
+    nn.clear_parameters()
+    with pytest.raises(UserError, match="is of another training run, .* give another --output"):
+        train.main([*flags(dataset_folder, run, "--seed", "1"), "--monitor-path", str(other)])
+    assert (run / "training_dynamics.npz").read_bytes() == before and not other.exists()
 
 
 @pytest.mark.parametrize(("more", "found"), [(["--noise", "hardest"], "no --noise_model"),

@@ -66,6 +66,27 @@ class TrainingDynamics:
         return True
 
 
+def check_unused(folder: Path, run: str):
+    """Refuse to take the place of what another run has recorded, which its rankings need.
+
+    Args:
+        folder: where a run will save.
+        run: its key (`checkpoint.run_key`).
+
+    Raises:
+        UserError: `folder` has the file of another run.
+    """
+    path = folder / FILE
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            recorded = str(file["run_sha256"])
+    except Exception:  # noqa: BLE001  none there, or a damaged one, which raises almost anything
+        return
+    if recorded != run:
+        raise UserError(f"{path} is of another training run, whose rankings need it; give another "
+                        "--output, or remove it")
+
+
 def load(folder: Path, run: str) -> TrainingDynamics | None:
     """What a run has recorded, or None where there is no file.
 

@@ -140,7 +140,9 @@ def read_table(path: Path, columns: Iterable[str], advice: str) -> list[dict[str
             found = [name.strip() for name in reader.fieldnames or []]
             reader.fieldnames = found
             rows = list(reader)
-    except (OSError, ValueError, csv.Error) as error:
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; {advice}") from error
+    except (ValueError, csv.Error) as error:
         raise UserError(f"cannot read {path} as a CSV in UTF-8: {error}; {advice}") from error
     missing = [name for name in columns if name not in found]
     if missing:

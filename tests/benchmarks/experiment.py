@@ -36,7 +36,7 @@ FIGURE = "experiment_curve.png"
 SHOWN = ("tracin", "tracin_all_layers", "error_norm", "loss", "aum")
 # By noise: what it is of, and recall at percentages.
 PUBLISHED = {"uniform": ("NNabla's example, 50,000 images", {10: 0.816, 20: 0.967, 30: 0.990}),
-             "hardest": ("TracIn paper, ResNet-56: over", {20: 0.80})}
+             "hardest": ("over 0.80: TracIn paper, ResNet-56", {20: 0.80})}
 
 
 def script(name: str, *flags: object):
