@@ -47,10 +47,10 @@ def average_rows(pixels: np.ndarray) -> np.ndarray:
     for start, stop in zip(np.arange(SIDE) * len(pixels) / SIDE,
                            np.arange(1, SIDE + 1) * len(pixels) / SIDE):
         first, last = math.floor(start), math.ceil(stop)
-        places = np.arange(first, last)
-        weight = np.minimum(places + 1, stop) - np.maximum(places, start)
-        rows.append(np.tensordot((weight / weight.sum()).astype(np.float32),
-                                 pixels[first:last].astype(np.float32), 1))
+        # Not as a product of matrices, whose threads would be in the way of the other images'.
+        total = pixels[first:last].sum(axis=0, dtype=np.float32)
+        total -= np.float32(start - first) * pixels[first] + np.float32(last - stop) * pixels[last - 1]
+        rows.append(total / np.float32(stop - start))
     return np.stack(rows)
 
 
