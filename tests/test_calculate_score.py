@@ -279,9 +279,9 @@ def test_kept_scores_of_something_else_are_recognized(run, tmp_path, capsys, cha
 
 @pytest.fixture(scope="module")
 def larger_run(tmp_path_factory):
-    """Data and two checkpoints of 600 samples, and their scores by all layers."""
+    """Data and two checkpoints of 1,500 samples, and their scores by all layers."""
     folder = tmp_path_factory.mktemp("larger")
-    arrays.save(folder / "data", make_dataset(600))
+    arrays.save(folder / "data", make_dataset(1500))
     run = folder / "run"
     nn.clear_parameters()
     train.main(["--model", "resnet23", "--nmaps", "8", "--train_epochs", "2", "--train_batch_size",
