@@ -7,16 +7,12 @@ The top tenth of the ranking is dropped, or relabelled as suggested, and a rando
 trainings run at a time as there are cores; it goes on where it was interrupted.
 """
 import argparse
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from tests.benchmarks import experiment
-from tests.benchmarks.experiment import script, train
-from utils.processes import available_cores
+from tests.benchmarks.experiment import runs_at_a_time, script, train
 
 DIGITS = ["--dataset", "digits", "--model", "resnet23", "--nmaps", "16", "--train_epochs", "12",
           "-c", "cpu"]
@@ -65,9 +61,8 @@ def main():
     args = parser.parse_args()
     training, subset, seeds = SETTINGS[args.dataset]
     args.output = args.output or Path("cleaning") / args.dataset
-    pool = ThreadPoolExecutor(available_cores())
     futures = {}
-    try:
+    with runs_at_a_time() as pool:
         for seed in seeds:
             data = [*subset, *(["--data", args.data] if args.data else [])]
             futures["all noisy labels", seed] = pool.submit(
@@ -82,12 +77,6 @@ def main():
             futures["clean labels", seed] = pool.submit(
                 train, args.output / f"clean_{seed}", *flags, "--input", noisy, "--shuffle_label", False)
         print(table({key: 1 - future.result() for key, future in futures.items()}, seeds))
-    except subprocess.CalledProcessError as error:  # which has said why
-        sys.exit(f"{error.cmd[2]} failed; run again to go on")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; run again to go on")
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 if __name__ == "__main__":

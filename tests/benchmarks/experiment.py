@@ -10,7 +10,9 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
@@ -37,6 +39,20 @@ SHOWN = ("tracin", "tracin_all_layers", "error_norm", "loss", "aum")
 # By noise: what it is of, and recall at percentages.
 PUBLISHED = {"uniform": ("NNabla's example, 50,000 images", {10: 0.816, 20: 0.967, 30: 0.990}),
              "hardest": ("over 0.80: TracIn paper, ResNet-56", {20: 0.80})}
+
+
+@contextmanager
+def runs_at_a_time() -> Iterator[ThreadPoolExecutor]:
+    """A pool of as many runs as there are cores; a failure or an interrupt ends it in one line."""
+    pool = ThreadPoolExecutor(available_cores())
+    try:
+        yield pool
+    except subprocess.CalledProcessError as error:  # which has said why
+        sys.exit(f"{error.cmd[2]} failed; run again to go on")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; run again to go on")
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def script(name: str, *flags: object):
@@ -142,8 +158,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("experiment"))
     args = parser.parse_args()
     load_cifar(CIFAR10, args.data)  # downloads it, if need be, before several would at once
-    pool = ThreadPoolExecutor(available_cores())
-    try:
+    with runs_at_a_time() as pool:
         noise_model = pool.submit(train, args.output / NOISE_MODEL, *flags_of(args.data, 4),
                                   "--shuffle_label", False)
         futures = {}
@@ -155,12 +170,6 @@ def main():
         draw(args.output / FIGURE, results)
         print(table(results))
         print(f"figure: {args.output / FIGURE}")
-    except subprocess.CalledProcessError as error:  # which has said why
-        sys.exit(f"{error.cmd[2]} failed; run again to go on")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; run again to go on")
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 if __name__ == "__main__":
