@@ -122,6 +122,11 @@ def _list_folder(path: Path) -> Listing:
         if not folders:
             raise UserError(f"expected one folder of images a class in {part}, found none; sort the "
                             "images into folders named for their classes, or give a .csv")
+        beside = sorted(file.name for file in part.iterdir()
+                        if not file.is_dir() and not file.name.startswith("."))
+        if beside:
+            print(f"left out {len(beside)} files beside the class folders of {part}, {beside[0]!a} the "
+                  "first", flush=True)
         expected += [folder.name for folder in folders if not held]
         for folder in folders:
             found = sorted(file for file in folder.rglob("*") if (file.is_symlink() or file.is_file())

@@ -52,6 +52,14 @@ def test_folder_of_class_folders(folder, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_files_beside_the_class_folders_are_named(folder, capsys):
+    write_image(folder / "b\n.png")
+    (folder / "c.txt").write_text("about")
+    assert len(load(folder).train.images) == 24
+    assert capsys.readouterr().out == (f"left out 2 files beside the class folders of {folder}, "
+                                       r"'b\n.png' the first" "\n")
+
+
 def test_the_test_set_is_drawn_by_the_seed(folder):
     splits = [levels(load(folder, seed=seed).test) for seed in (0, 0, 1)]
     assert splits[0] == splits[1] != splits[2]
