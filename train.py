@@ -17,7 +17,7 @@ from datasets.arrays import Dataset
 from models import MODELS, build_prediction, default_nmaps, is_network
 from utils import checkpoint, cli, dynamics, onnx_export
 from utils.cli import Parser, UserError, number
-from utils.context import set_context
+from utils.context import memory_for, set_context
 from utils.dynamics import TrainingDynamics
 from utils.engines import predict
 from utils.files import check_folder
@@ -203,10 +203,12 @@ def train_epoch(args: argparse.Namespace, trainer: Trainer, dataset: Dataset, lo
         record.record(epoch, batch, *loss_and_margin(logits, dataset.labels[batch]))
 
     with log.epoch(len(dataset.images)) as progress:
-        train_loss, train_error = trainer.train_epoch(
-            epoch, dataset.images, dataset.labels, args.train_batch_size, rate, progress, observe)
-        test_loss, test_error = trainer.evaluate(dataset.test.images, dataset.test.labels,
-                                                 args.val_batch_size)
+        with memory_for("--train_batch_size", args.train_batch_size, "train afresh"):
+            train_loss, train_error = trainer.train_epoch(
+                epoch, dataset.images, dataset.labels, args.train_batch_size, rate, progress, observe)
+        with memory_for("--val_batch_size", args.val_batch_size, "go on"):
+            test_loss, test_error = trainer.evaluate(dataset.test.images, dataset.test.labels,
+                                                     args.val_batch_size)
     if not math.isfinite(train_loss + test_loss):
         raise UserError(f"the training loss is {train_loss} and the test loss {test_loss} in epoch "
                         f"{epoch + 1}; lower --learning_rate {args.learning_rate:g}")

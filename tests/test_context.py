@@ -1,33 +1,81 @@
 import ctypes
 import importlib
-import importlib.machinery
-import importlib.util
+import shutil
 import types
+from importlib import metadata
+from pathlib import Path
 
 import nnabla.ext_utils
+import numpy.random._bounded_integers
 import pytest
 
 from utils import context
-from utils.cli import UserError
+from utils.cli import RunError, UserError
+
+EXTENSION = types.SimpleNamespace(get_device_count=lambda: 2, check_gpu=lambda device_id: None)
+
+
+class Driver:
+    """Two GPUs, as far as the driver can tell."""
+
+    def __init__(self, devices=2, status=0):
+        self.devices, self.status = devices, status
+
+    def cuInit(self, flags):
+        return self.status
+
+    def cuDeviceGetCount(self, pointer):
+        pointer._obj.value = self.devices
+        return 0
 
 
 @pytest.fixture
-def driver(monkeypatch):
-    """A machine with an NVIDIA driver, as far as the loader can tell."""
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: None)
+def machine(monkeypatch, tmp_path):
+    """What the machine has, to be changed: driver, extension, versions of packages.
+
+    No library of CUDA is the system's; wheels are made in the folder ``site``.
+    """
+    has = types.SimpleNamespace(driver=Driver(), extension=lambda: EXTENSION, site=tmp_path / "site",
+                                versions={"nnabla-ext-cuda120": nnabla.__version__}, loaded=[])
+    really_load, really_find = ctypes.CDLL, importlib.util.find_spec
+    really_import = importlib.import_module
+
+    def load(name):
+        if name == "libcuda.so.1" and has.driver:
+            return has.driver
+        library = really_load(name)
+        has.loaded.append(name)
+        return library
+
+    def find_spec(name):
+        if name == "nvidia":
+            return has.site and types.SimpleNamespace(submodule_search_locations=[has.site / "nvidia"])
+        return has.extension if name == "nnabla_ext.cudnn" else really_find(name)
+
+    def version(name):
+        try:
+            return has.versions[name]
+        except KeyError:
+            raise metadata.PackageNotFoundError(name) from None
+
+    def import_module(name, package=None):
+        return has.extension() if name == "nnabla_ext.cudnn" else really_import(name, package)
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(context, "TOOLKIT", tmp_path / "cuda")
+    return has
 
 
-@pytest.fixture
-def extension(driver, monkeypatch):
-    """Installs a CUDA extension whose import does what it is told."""
-    def install(behaviour):
-        def import_module(name):
-            assert name == "nnabla_ext.cudnn"
-            return behaviour()
-        spec = importlib.machinery.ModuleSpec("nnabla_ext.cudnn", None)
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-        monkeypatch.setattr(importlib, "import_module", import_module)
-    return install
+def make_wheels(site, **left_out):
+    """Shared libraries, called like those of NVIDIA's wheels."""
+    for name, wheel in context.LIBRARIES.items():
+        folder = site / "nvidia" / wheel.replace("-", "_") / "lib"
+        folder.mkdir(parents=True)
+        if wheel not in left_out:
+            shutil.copy(numpy.random._bounded_integers.__file__, folder / name)
 
 
 def raising(error):
@@ -47,49 +95,120 @@ def test_half_on_the_cpu_is_refused():
         context.set_context("cpu", 0, "half")
 
 
-def test_missing_driver_is_named(monkeypatch):
-    def no_library(name):
-        raise OSError(f"{name}: cannot open shared object file")
-    monkeypatch.setattr(ctypes, "CDLL", no_library)
-    with pytest.raises(UserError, match="-c cudnn: expected the NVIDIA driver .*; or use -c cpu"):
-        context.set_context("cudnn", 0, "float")
-
-
-def test_missing_extension_is_named(driver, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="CUDA extension, found none; pip install "
-                                        "nnabla-ext-cuda120==1.39.0"):
-        context.set_context("cudnn", 0, "float")
-
-
 @pytest.mark.parametrize("asked", ["cudnn", None])
-def test_gpu_is_used_where_it_works(extension, monkeypatch, asked):
+def test_gpu_is_used_where_it_works(machine, monkeypatch, asked):
     made, cpu = [], nnabla.ext_utils.get_extension_context("cpu")
-    extension(lambda: types.SimpleNamespace(get_device_count=lambda: 2))
     monkeypatch.setattr(context, "get_extension_context",
                         lambda name, **options: made.append((name, options)) or cpu)
     assert context.set_context(asked, 1, "half") == "cudnn, GPU 1, half"
     assert made == [("cudnn", {"device_id": "1", "type_config": "half"})]
 
 
+def test_missing_driver_is_named(machine):
+    machine.driver = None
+    with pytest.raises(UserError, match="-c cudnn: expected the NVIDIA driver .*; or use -c cpu"):
+        context.set_context("cudnn", 0, "float")
+
+
+@pytest.mark.parametrize("driver", [Driver(devices=0), Driver(status=100)])
+def test_missing_gpu_is_named(machine, driver):
+    machine.driver = driver
+    assert context.cudnn_problem(0).startswith("expected a GPU, found none")
+
+
+def test_driver_that_fails_is_named(machine):
+    machine.driver = Driver(status=803)
+    assert context.cudnn_problem(0) == ("the NVIDIA driver does not start (error 803 of CUDA); see what "
+                                        "nvidia-smi says")
+
+
+def test_gpu_that_does_not_exist_is_named(machine):
+    assert context.cudnn_problem(1) is None
+    assert context.cudnn_problem(2) == "expected a GPU number below 2, found --device-id 2"
+
+
+def test_missing_extension_is_named(machine):
+    machine.extension = None
+    assert context.cudnn_problem(0) == ("expected NNabla's CUDA extension, found none; pip install -r "
+                                        "requirements-cuda.txt")
+
+
+def test_extension_of_another_version_is_named(machine):
+    machine.versions["nnabla-ext-cuda120"] = "1.38.0"
+    assert context.cudnn_problem(0) == ("expected nnabla-ext-cuda120 1.39.0, as NNabla is, found "
+                                        "1.38.0; pip install -r requirements-cuda.txt")
+    machine.versions.clear()  # an extension for another CUDA
+    assert context.cudnn_problem(0) is None
+
+
+def test_libraries_of_the_wheels_are_loaded_before_the_extension(machine):
+    make_wheels(machine.site)
+    wheels = [str(machine.site / "nvidia" / wheel.replace("-", "_") / "lib" / name)
+              for name, wheel in context.LIBRARIES.items()]
+    loaded = []
+    machine.extension = lambda: loaded.extend(machine.loaded) or EXTENSION
+    assert context.cudnn_problem(0) is None
+    assert loaded == wheels
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or all(wheel in maps.read_text() for wheel in wheels)
+
+
+def test_libraries_of_the_system_are_left_alone(machine, monkeypatch):
+    make_wheels(machine.site)
+    context.TOOLKIT.mkdir()
+    (context.TOOLKIT / "libcudnn.so.8").touch()
+    of_the_system = ctypes.CDLL
+
+    def load(name):
+        return None if name == "libcublas.so.12" else of_the_system(name)
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert context.cudnn_problem(0) is None
+    assert {Path(name).name for name in machine.loaded} == {
+        "libcudart.so.12", "libcusolver.so.11", "libcurand.so.10", "libcufft.so.11"}
+
+
+@pytest.mark.parametrize("name, wheel", context.LIBRARIES.items())
+def test_missing_wheel_is_named(machine, name, wheel):
+    make_wheels(machine.site, **{wheel: None})
+    machine.extension = raising(ImportError("libcudart.so.12: cannot open shared object file"))
+    assert context.cudnn_problem(0) == (f"expected {name}, found no nvidia-{wheel}-cu12; pip install -r "
+                                        "requirements-cuda.txt")
+    machine.versions[f"nvidia-{wheel}-cu12"] = "99.1"
+    assert context.cudnn_problem(0) == (f"expected {name}, found nvidia-{wheel}-cu12 99.1; pip install "
+                                        "-r requirements-cuda.txt")
+
+
+def test_extension_that_needs_no_wheels_works_without(machine):
+    machine.site = None
+    assert context.cudnn_problem(0) is None
+
+
 @pytest.mark.parametrize("error", [
-    RecursionError("maximum recursion depth exceeded"), ImportError("libcudart.so.12"),
-    OSError("libcudnn.so.8: cannot open shared object file"), RuntimeError()])
-def test_whatever_the_extension_raises_is_one_line(extension, error):
-    extension(raising(error))
+    RecursionError("maximum recursion depth exceeded"), OSError("libcudnn.so.8: wrong\nELF class"),
+    RuntimeError("driver version is insufficient"), ValueError("does not support your GPU"),
+    RuntimeError()])
+def test_whatever_the_extension_raises_is_one_line(machine, error):
+    make_wheels(machine.site)
+    machine.extension = raising(error)
     with pytest.raises(UserError) as caught:
         context.set_context("cudnn", 0, "float")
-    assert type(error).__name__ in str(caught.value) and "CUDA 12, cuDNN 8" in str(caught.value)
+    assert type(error).__name__ in str(caught.value) and str(error).split("\n")[0] in str(caught.value)
+    assert "check the driver, which must know CUDA 12; or use -c cpu" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_missing_gpu_is_named(extension):
-    extension(lambda: types.SimpleNamespace(get_device_count=lambda: 0))
-    with pytest.raises(UserError, match="expected a GPU, found none"):
-        context.set_context("cudnn", 0, "float")
-    extension(lambda: types.SimpleNamespace(get_device_count=lambda: 1))
-    assert context.cudnn_problem(0) is None
-    with pytest.raises(UserError, match="GPU number below 1, found --device-id 3"):
-        context.set_context("cudnn", 3, "float")
+@pytest.mark.parametrize("error", [
+    MemoryError(), RuntimeError("memory error in alloc\nFailed `this->alloc_impl()`"),
+    RuntimeError('(cudaMalloc()) failed with "out of memory" (cudaErrorMemoryAllocation).'),
+    RuntimeError("target_specific error in f\nALLOC_FAILED")])
+def test_lack_of_memory_is_told_with_a_batch_size_to_try(error):
+    with pytest.raises(RunError) as caught, context.memory_for("--batch_size", 9, "run again"):
+        raise error
+    assert str(caught.value) == "out of memory at --batch_size 9; run again with --batch_size 4"
 
 
+@pytest.mark.parametrize("error", [RuntimeError("target_specific error in f\nNOT_SUPPORTED"),
+                                   UserError("the memory of it")])
+def test_other_errors_are_no_lack_of_memory(error):
+    with pytest.raises(type(error)), context.memory_for("--batch_size", 9, "run again"):
+        raise error

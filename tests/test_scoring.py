@@ -9,6 +9,7 @@ from models import build_prediction
 from tests.conftest import make_dataset
 from utils import checkpoint, scoring
 from utils.cli import RunError
+from utils.engines import OnnxRuntimeEngine
 from utils.processes import run_tasks
 from utils.scores import CheckpointScores
 from utils.scoring import Setup, SliceScorer, complete, slices
@@ -43,6 +44,15 @@ def test_slice_is_scored_by_its_own_images_and_labels(scored):
     whole, part = scorer(current, 0, 600), scorer(current, 256, 300)
     np.testing.assert_allclose(part.influence, whole.influence[256:300], rtol=1e-12)
     assert len(set(whole.influence.tolist())) > 500
+
+
+def test_lack_of_memory_names_a_batch_size_to_try(scored, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("Failed to allocate memory for requested buffer of size 1000")
+    setup, current, _ = scored
+    monkeypatch.setattr(OnnxRuntimeEngine, "score", fail)
+    with pytest.raises(RunError, match="at --batch_size 16; .* fewer --workers, or with --batch_size 8"):
+        SliceScorer(setup)(current, 0, 600)
 
 
 def test_what_was_done_when_a_process_died_is_kept(scored, monkeypatch):

@@ -23,7 +23,8 @@ from datasets.images import read_image
 from models import build_prediction
 from tests.conftest import ROOT, TRAIN_FLAGS, make_dataset, write_archive
 from utils import checkpoint, corrections
-from utils.cli import UserError
+from utils.cli import RunError, UserError
+from utils.training import Trainer
 
 
 def flags(data, run, *more):
@@ -239,6 +240,17 @@ def test_interrupt_is_one_line_and_resuming_works(finished_run, dataset_folder, 
     assert "interrupted; to go on: the same command, and once there are checkpoints, with" in error
     assert start(dataset_folder, run, "--checkpoint", str(run)).wait() == 0
     assert_same(finished_run, run)
+
+
+@pytest.mark.parametrize("what, message", [
+    ("train_epoch", "--train_batch_size 8; train afresh with --train_batch_size 4"),
+    ("evaluate", "--val_batch_size 12; go on with --val_batch_size 6")])
+def test_lack_of_memory_names_a_batch_size_to_try(dataset_folder, tmp_path, monkeypatch, what, message):
+    def fail(*arguments):
+        raise RuntimeError("memory error in alloc")
+    monkeypatch.setattr(Trainer, what, fail)
+    with pytest.raises(RunError, match=f"out of memory at {message}"):
+        train.main(flags(dataset_folder, tmp_path / "run"))
 
 
 def test_full_disk_is_one_line_and_leaves_nothing_half_written(dataset_folder, tmp_path):

@@ -2,11 +2,24 @@
 import ctypes
 import importlib
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
 
 import nnabla as nn
 from nnabla.ext_utils import get_extension_context
 
-from utils.cli import UserError
+from utils.cli import RunError, UserError
+
+EXTENSION = "nnabla-ext-cuda120"
+INSTALL = "pip install -r requirements-cuda.txt"
+# What the extension is linked against, and the wheel that has it: nvidia-<wheel>-cu12.
+LIBRARIES = {"libcudart.so.12": "cuda-runtime", "libcublas.so.12": "cublas",
+             "libcusolver.so.11": "cusolver", "libcurand.so.10": "curand", "libcufft.so.11": "cufft",
+             "libcudnn.so.8": "cudnn"}
+# Where the extension looks by itself, apart from where the system's loader does.
+TOOLKIT = Path("/usr/local/cuda/lib64")
 
 
 def set_context(context: str | None, device_id: int, type_config: str) -> str:
@@ -42,25 +55,103 @@ def current_context() -> str:
     return nn.get_current_context().backend[0].partition(":")[0]
 
 
+@contextmanager
+def memory_for(flag: str, batch_size: int, remedy: str) -> Iterator[None]:
+    """Make a lack of memory, the computer's or the GPU's, one line that says which batch size to try.
+
+    Args:
+        flag: what sets the batch size.
+        batch_size: what it is.
+        remedy: what to do with a smaller one.
+
+    Raises:
+        RunError: Python, NNabla, CUDA, cuDNN or ONNX Runtime say that the memory does not suffice.
+    """
+    try:
+        yield
+    except Exception as error:  # only MemoryError has a type of its own
+        told = any(word in str(error).lower() for word in ("memory", "bad_alloc", "alloc_failed"))
+        if isinstance(error, UserError) or not (told or isinstance(error, MemoryError)):
+            raise
+        raise RunError(f"out of memory at {flag} {batch_size}; {remedy} with {flag} "
+                       f"{max(1, batch_size // 2)}") from error
+
+
 def cudnn_problem(device_id: int) -> str | None:
     """What keeps the cuDNN context from working on a GPU, and the remedy; None where nothing does."""
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "expected the NVIDIA driver (libcuda.so.1), found none; install it on a GPU machine"
+    problem = _driver_problem(device_id)
+    if problem:
+        return problem
     if importlib.util.find_spec("nnabla_ext.cudnn") is None:
-        return ("expected NNabla's CUDA extension, found none; pip install "
-                f"nnabla-ext-cuda120=={nn.__version__}")
+        return f"expected NNabla's CUDA extension, found none; {INSTALL}"
+    try:
+        version = metadata.version(EXTENSION)
+    except metadata.PackageNotFoundError:  # one for another CUDA, or built by the user
+        version = nn.__version__
+    if version != nn.__version__:
+        return f"expected {EXTENSION} {nn.__version__}, as NNabla is, found {version}; {INSTALL}"
+    missing = _load_libraries()
     try:
         cudnn = importlib.import_module("nnabla_ext.cudnn")
-        devices = cudnn.get_device_count()
-    # The extension's import ends in OSError, ImportError or RecursionError without its libraries.
+        cudnn.get_device_count()
+        cudnn.check_gpu(str(device_id))
+    # Without its libraries the extension's import ends in OSError, ImportError or RecursionError; an
+    # old driver is a RuntimeError, a GPU that cuDNN 8 is too new or too old for a ValueError.
     except Exception as error:  # noqa: BLE001
-        return ("NNabla's CUDA extension cannot load its libraries (CUDA 12, cuDNN 8): "
-                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}; "
-                "install them and put them on LD_LIBRARY_PATH")
-    if not devices:
-        return "expected a GPU, found none; check nvidia-smi and CUDA_VISIBLE_DEVICES"
-    if device_id >= devices:
-        return f"expected a GPU number below {devices}, found --device-id {device_id}"
+        if missing:
+            return f"expected {', '.join(missing)}; {INSTALL}"
+        reason = " ".join(str(error).split())
+        return (f"NNabla's CUDA extension does not work here: {type(error).__name__}"
+                + f": {reason}" * bool(reason) + "; check the driver, which must know CUDA 12")
     return None
+
+
+def _driver_problem(device_id: int) -> str | None:
+    """What keeps the driver from using a GPU; it is asked first, for the extension says it at length."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "expected the NVIDIA driver (libcuda.so.1), found none; install it on a GPU machine"
+    count = ctypes.c_int()
+    status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if status not in (0, 100):  # 100: no device
+        return f"the NVIDIA driver does not start (error {status} of CUDA); see what nvidia-smi says"
+    if not count.value:
+        return "expected a GPU, found none; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+    if device_id >= count.value:
+        return f"expected a GPU number below {count.value}, found --device-id {device_id}"
+    return None
+
+
+def _load_libraries() -> list[str]:
+    """Load the libraries of NVIDIA's wheels that the system does not have.
+
+    The extension finds those that are loaded.
+
+    Returns:
+        Those that are nowhere, in words.
+    """
+    missing = []
+    for name, wheel in LIBRARIES.items():
+        if _loads(name) or (TOOLKIT / name).exists():
+            continue
+        package = importlib.util.find_spec("nvidia")
+        folders = [] if package is None else package.submodule_search_locations
+        if not any(_loads(f"{folder}/{wheel.replace('-', '_')}/lib/{name}") for folder in folders):
+            missing.append(f"{name}, found {_installed(f'nvidia-{wheel}-cu12')}")
+    return missing
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def _installed(distribution: str) -> str:
+    try:
+        return f"{distribution} {metadata.version(distribution)}"
+    except metadata.PackageNotFoundError:
+        return f"no {distribution}"

@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from utils import checkpoint
 from utils.checkpoint import Checkpoint
-from utils.cli import RunError, UserError
-from utils.context import set_context
+from utils.cli import UserError
+from utils.context import memory_for, set_context
 from utils.engines import NnablaEngine, OnnxRuntimeEngine
 from utils.files import load_array
 from utils.processes import run_tasks
@@ -88,13 +88,9 @@ class SliceScorer:
             UserError: the checkpoint cannot be read, or gives scores that are not finite.
             RunError: the memory does not suffice.
         """
-        try:
+        with memory_for("--batch_size", self._setup.batch_size,
+                        "what was done is kept: run again with fewer --workers, or"):
             return self._score(current, start, stop)
-        except (MemoryError, RuntimeError) as error:  # NNabla's is a RuntimeError
-            if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
-                raise
-            raise RunError(f"out of memory at --batch_size {self._setup.batch_size}; what was done is "
-                           "kept: run again with a smaller one, or fewer --workers") from error
 
     def _score(self, current: Checkpoint, start: int, stop: int) -> Scores:
         if current.parameters != self._loaded:
