@@ -72,10 +72,11 @@ def analyse(args: argparse.Namespace, dataset: Dataset, scores_by_name: dict[str
     mislabelled = None
     if dataset.true_labels is not None and (dataset.true_labels != dataset.labels).any():
         mislabelled = (dataset.true_labels != dataset.labels)[:, 0]
+    chosen = choose_corrections(args, dataset, scores_by_name[args.rank_by], per_checkpoint.probability)
     save_suspects(args.output / "suspects.csv", dataset, scores_by_name, args.rank_by, per_checkpoint)
     figures.score_distribution(args.output / "score_distribution.png", scores_by_name["tracin"],
                                mislabelled)
-    save_what_to_correct(args, dataset, scores_by_name[args.rank_by], per_checkpoint)
+    save_what_to_correct(args, dataset, scores_by_name[args.rank_by], per_checkpoint, chosen)
     for old in args.output.glob(TOP_CLASSES.replace("{:06d}", "*")):
         old.unlink()  # an earlier analysis may have had other checkpoints
     if args.ckpt_analysis:
@@ -84,37 +85,49 @@ def analyse(args: argparse.Namespace, dataset: Dataset, scores_by_name: dict[str
                                 count_top_classes(dataset, influence))
     if args.save_extracted:
         save_extracted(args.output / "extracted_samples", dataset, scores_by_name[args.rank_by])
-    issues = count_label_issues(per_checkpoint.probability, dataset.labels)
-    save_json(args.output / "metrics.json",
-              report(args.output, dataset, scores_by_name, args.rank_by, mislabelled, issues))
+    save_json(args.output / "metrics.json", report(args.output, dataset, scores_by_name, args.rank_by,
+                                                   mislabelled, per_checkpoint.probability))
+
+
+def choose_corrections(args: argparse.Namespace, dataset: Dataset, score: np.ndarray,
+                       probability: np.ndarray) -> Corrections:
+    """What --drop or --relabel asks for.
+
+    Raises:
+        UserError: a class would have no sample left.
+    """
+    if args.drop is None and args.relabel is None:
+        return Corrections()
+    share = args.drop if args.relabel is None else args.relabel
+    first = rank(score)[:round(share * len(score))].tolist()
+    chosen = Corrections(removed=first)
+    if args.relabel is not None:
+        suggested = probability.argmax(axis=1)
+        chosen = Corrections(relabelled={index: int(suggested[index]) for index in first
+                                         if suggested[index] != dataset.labels[index, 0]})
+    chosen.new_labels(dataset)
+    return chosen
 
 
 def save_what_to_correct(args: argparse.Namespace, dataset: Dataset, score: np.ndarray,
-                         per_checkpoint: PerCheckpoint):
+                         per_checkpoint: PerCheckpoint, chosen: Corrections):
     """Write the page to review, and the corrections that need no review."""
     page = args.output / REVIEW
     if args.review:
         save_review(page, dataset, score, args.rank_by, per_checkpoint, args.review)
     else:
         page.unlink(missing_ok=True)  # an earlier analysis may have had one
-    if args.drop is None and args.relabel is None:
-        return
-    share = args.drop if args.relabel is None else args.relabel
-    first = rank(score)[:round(share * len(score))].tolist()
-    if args.drop is not None:
-        chosen = Corrections(removed=first)
-    else:
-        suggested = per_checkpoint.probability.argmax(axis=1)
-        chosen = Corrections(relabelled={index: int(suggested[index]) for index in first
-                                         if suggested[index] != dataset.labels[index, 0]})
-    path = args.output / (DROP if args.relabel is None else RELABEL)
-    corrections.save(path, dataset, chosen)
-    print(f"{path}: {chosen.describe(dataset)}")
+    if args.drop is not None or args.relabel is not None:
+        path = args.output / (DROP if args.relabel is None else RELABEL)
+        corrections.save(path, dataset, chosen)
+        print(f"{path}: {chosen.describe(dataset)}")
 
 
 def report(output: Path, dataset: Dataset, scores_by_name: dict[str, np.ndarray],
-           rank_by: str, mislabelled: np.ndarray | None, issues: int) -> dict:
+           rank_by: str, mislabelled: np.ndarray | None, probability: np.ndarray) -> dict:
     """Print where the results are and what they say, and draw the curve; returns the metrics."""
+    issues = count_label_issues(probability, dataset.labels)
+    agreement = (probability.argmax(axis=1) == dataset.labels[:, 0]).mean()
     samples, count = len(dataset.labels), 0 if mislabelled is None else int(mislabelled.sum())
     metrics = {"samples": samples, "mislabelled": count, "estimated_label_issues": issues, "scores": {}}
     curve = output / "score_curve.png"
@@ -138,7 +151,10 @@ def report(output: Path, dataset: Dataset, scores_by_name: dict[str, np.ndarray]
     print(f"suspects, most suspicious first: {output / 'suspects.csv'}")
     if (output / REVIEW).exists():
         print(f"to review them, open in a browser: {output / REVIEW}")
-    print(f"labels likely wrong, by the confident joint: {issues}; start with the first as many")
+    print(f"labels likely wrong, by the confident joint: {issues or 'none'} of {samples}"
+          + f"; start with the first {issues}" * bool(issues))
+    print(f"the networks agree with {agreement:.1%} of the labels; where that is little they have not "
+          "learned the task, and neither count nor ranking is worth much: train longer")
     return metrics
 
 

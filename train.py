@@ -20,7 +20,7 @@ from utils.cli import Parser, UserError, number
 from utils.context import memory_for, set_context
 from utils.dynamics import TrainingDynamics
 from utils.engines import predict
-from utils.files import check_folder
+from utils.files import check_folder, save_bytes
 from utils.graph import Unsupported
 from utils.learning_rate import learning_rate
 from utils.monitor import TrainingLog
@@ -109,6 +109,7 @@ def complete(args: argparse.Namespace):
     args.model_save_path = args.model_save_path or args.monitor_path
     for folder in (args.output, args.monitor_path, args.model_save_path):
         check_folder(folder)
+        flags.check_outside(args, folder)
     checkpoint.check_unused(args.model_save_path, except_for=args.checkpoint)
 
 
@@ -154,6 +155,8 @@ def train_and_evaluate(args: argparse.Namespace, resumed: checkpoint.Checkpoint 
     run = checkpoint.run_key(description)
     arrays.save(args.output, dataset, read_from=args.input)
     dynamics.check_unused(args.output, run)
+    if args.corrections:
+        save_bytes(args.output / "applied_corrections.csv", args.corrections.read_bytes())
 
     prediction = build_prediction(args.model, len(dataset.names), args.nmaps, rng)
     trainer = Trainer(prediction, args.augmentation, args.seed)

@@ -83,4 +83,4 @@ def make_dataset(source: Source, subset: int | None, shuffle_rate: float, rng: n
     # Labels that were shuffled on purpose are measured against those that were given.
     known = source.trusted or shuffle_rate
     return Dataset(train.images, labels, train.labels if known else None, source.test, source.names,
-                   paths)
+                   paths, source.skipped)

@@ -1,6 +1,6 @@
 """The .npy files a run keeps: written by train.py, read by all three scripts."""
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from utils.files import load_array, release, save_array, save_text
 
 IMAGE_SHAPE = (3, 32, 32)
 TRAIN_IMAGES, TRAIN_LABELS = "x_train.npy", "y_shuffle_train.npy"
-NAMES_FILE, PATHS_FILE = "label_names.txt", "paths.txt"
+NAMES_FILE, PATHS_FILE, SKIPPED_FILE = "label_names.txt", "paths.txt", "skipped.txt"
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Source:
         names: those of the C classes.
         confusable: class -> the class it is taken for, for some classes.
         paths: the file of each training sample, or None where there are no files.
+        skipped: a line for each file that was no image.
         trusted: whether the labels are known to be the true ones.
     """
 
@@ -38,6 +39,7 @@ class Source:
     names: list[str]
     confusable: dict[int, int]
     paths: list[str] | None = None
+    skipped: list[str] = field(default_factory=list)
     trusted: bool = True
 
 
@@ -46,7 +48,8 @@ class Dataset:
     """A training set, with the labels it is trained on beside the true ones, and a test set.
 
     `true_labels` is None where nobody knows them; `test` is None where only the training set was
-    asked for; `paths` are the files of the training samples, None where there are no files.
+    asked for; `paths` are the files of the training samples, None where there are no files; `skipped`
+    has a line for each file that was no image.
     """
 
     images: np.ndarray
@@ -55,6 +58,7 @@ class Dataset:
     test: Split | None
     names: list[str]
     paths: list[str] | None = None
+    skipped: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         mislabelled = "an unknown number"
@@ -113,10 +117,11 @@ def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
     save_array(folder / "x_val.npy", dataset.test.images)
     save_array(folder / "y_val.npy", dataset.test.labels)
     _save_lines(folder / NAMES_FILE, dataset.names)
-    if dataset.paths is None:
-        (folder / PATHS_FILE).unlink(missing_ok=True)
-    else:
-        _save_lines(folder / PATHS_FILE, dataset.paths)
+    for name, lines in [(PATHS_FILE, dataset.paths), (SKIPPED_FILE, dataset.skipped)]:
+        if lines:
+            _save_lines(folder / name, lines)
+        else:
+            (folder / name).unlink(missing_ok=True)
 
 
 def _save_lines(path: Path, lines: list[str]):

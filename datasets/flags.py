@@ -27,9 +27,9 @@ def add_data_flags(parser: Parser):
     data.add_argument("--data", type=Path, metavar="PATH",
                       help="cifar10, cifar100: the official archive or the folder extracted from it "
                            "(default: NNabla's data home, downloaded if need be)")
-    data.add_argument("--val_fraction", type=number(float, 0, 1, above=True), metavar="SHARE",
-                      help="your own images: share of every class to test on, drawn at random "
-                           f"(default: {VAL_FRACTION}, or the val folder)")
+    data.add_argument("--val_fraction", type=number(float, 0, 1), metavar="SHARE",
+                      help="your own images: share of every class to test on and not to rank, drawn at "
+                           f"random; 0 ranks all (default: {VAL_FRACTION}, or the val folder)")
     data.add_argument("--strict", type=boolean, nargs="?", const=True, default=False,
                       help="your own images: a file that is no image is an error, not skipped")
     data.add_argument("--subset", type=number(int, 1), metavar="N",
@@ -59,7 +59,12 @@ def add_data_flags(parser: Parser):
 
 def _dataset(text: str) -> str:
     """The name of a known set, or a relative path, for a run to be known again by."""
-    return text if text in DATASETS else Path(os.path.relpath(text)).as_posix()
+    if text in DATASETS:
+        return text
+    if not text:
+        raise argparse.ArgumentTypeError("expected a name or a path, found nothing")
+    relative = Path(os.path.relpath(text)).as_posix()
+    return f"./{relative}" if relative in DATASETS else relative
 
 
 def check_with_input(args: argparse.Namespace):
@@ -92,10 +97,10 @@ def complete_data_flags(args: argparse.Namespace):
         raise UserError(f"--{flag} is for your own images, found --dataset {args.dataset}; leave it out")
     if not known and not Path(args.dataset).exists():
         raise UserError(f"expected {', '.join(DATASETS)} or the path of your own images as --dataset, "
-                        f"found {args.dataset}, which is neither; give one of them")
+                        f"found nothing at {args.dataset}; give one of them")
     if not known and args.data:
-        raise UserError(f"--data is for {' and '.join(DATASETS)}, found --dataset {args.dataset}; leave "
-                        "it out")
+        raise UserError(f"--data is for cifar10 and cifar100, found --dataset {args.dataset}; leave it "
+                        "out")
     if args.shuffle_label is None:
         args.shuffle_label = known or bool(args.given & {"shuffle_rate", "noise"})
     if not args.input and (args.noise == "hardest") != (args.noise_model is not None):
@@ -104,6 +109,19 @@ def complete_data_flags(args: argparse.Namespace):
                         "both or none")
     if args.augmentation is None:
         args.augmentation = args.dataset != "digits"
+
+
+def check_outside(args: argparse.Namespace, folder: Path):
+    """Check that a folder to write in is not among one's own images, where it would be a class.
+
+    Raises:
+        UserError: it is.
+    """
+    source = Path(args.dataset or "nowhere")
+    if args.dataset not in DATASETS and source.is_dir() and not args.input \
+            and folder.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"expected a folder to write in outside the images of --dataset {args.dataset}, "
+                        f"found {folder}; give another")
 
 
 def load_data(args: argparse.Namespace, rng: np.random.Generator,
@@ -122,8 +140,9 @@ def load_data(args: argparse.Namespace, rng: np.random.Generator,
         dataset = arrays.load(args.input, test=True)
         if args.corrections:
             corrected = corrections.load(args.corrections, dataset)
+            result = corrected.apply(dataset)
             print(f"corrections: {corrected.describe(dataset)}", flush=True)
-            return corrected.apply(dataset)
+            return result
         return dataset if args.shuffle_label else dataset.without_noise()
     source = load_source(args.dataset, args.data, args.val_fraction, args.strict, rng)
     rate = args.shuffle_rate if args.shuffle_label else 0.0

@@ -75,6 +75,8 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         Exception: whatever Pillow raises at a file that is no image, damaged, or a decompression bomb.
     """
+    if not path.is_file():  # a pipe would keep the reader waiting
+        raise ValueError("it is no file")
     with Image.open(path, formats=_formats()) as image:
         image.load()
         try:
@@ -116,7 +118,6 @@ def decode(read: Callable[[object], np.ndarray], sources: Sequence) \
     # Pillow lets other threads run while it decodes and scales.
     with warnings.catch_warnings(), ThreadPoolExecutor(available_cores()) as pool:
         warnings.simplefilter("ignore")  # oddities in files that can be read all the same
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             for _ in tqdm(pool.map(read_one, range(len(sources))), total=len(sources), unit="image",
                           leave=False, disable=None):

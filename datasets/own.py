@@ -5,7 +5,7 @@ They come from anywhere, and so do their names.
 import os
 import re
 import unicodedata
-import zipfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.arrays import Source, Split
+from datasets.arrays import SKIPPED_FILE, Source, Split
 from datasets.images import decode, read_image, to_array
 from datasets.label_noise import next_class
 from utils.cli import UserError
@@ -21,7 +21,7 @@ from utils.files import read_table
 
 VAL_FRACTION = 0.2
 SPLITS = ("train", "val", "valid", "validation", "test")
-SKIPPED_SHOWN = 10
+SKIPPED_SHOWN, CLASSES_SHOWN = 10, 20
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def load_own(path: Path, val_fraction: float | None, strict: bool, rng: np.rando
         path: a folder with one folder a class, or with two, ``train`` and ``val``, of such folders; a
             CSV with columns ``path``, relative to it, and ``label``; or an .npz with ``x``, uint8
             (N, H, W, 3), (N, 3, H, W) or (N, H, W), and ``y``, integers (N,).
-        val_fraction: share of every class that becomes the test set; None for 0.2.
+        val_fraction: share of every class that becomes the test set; None for 0.2.  With 0 the training
+            set is the test set too.
         strict: a file that is no image is an error.
         rng: draws the test set.
 
@@ -64,26 +65,40 @@ def load_own(path: Path, val_fraction: float | None, strict: bool, rng: np.rando
         raise UserError(f"{path} has a val folder, and --val_fraction {val_fraction} asks for another "
                         "test set; leave one of them out")
     _check_names(path, {*listing.classes, *listing.classes_expected})
-    _class_names(path, listing, np.arange(len(listing.classes)))
+    _class_names(path, listing, range(len(listing.classes)))  # what is missing now will not come
+    print(f"reading {len(listing.sources):,} samples of {_count(listing.classes)}", flush=True)
     images, errors = decode(listing.read, listing.sources)
     if listing.paths:
         errors |= {number: ValueError("its name is no line of UTF-8 text")
                    for number, name in enumerate(listing.paths) if not _is_line(name)}
-    _report(listing, errors, strict)
+    skipped = _report(listing, errors, strict)
     kept = np.array([number for number in range(len(images)) if number not in errors], int)
     names = _class_names(path, listing, kept)
     numbers = {name: number for number, name in enumerate(names)}
     labels = np.array([numbers[listing.classes[number]] for number in kept], np.int64)
-    if listing.held_out:
-        held_out = np.array(listing.held_out)[kept]
-    else:
-        held_out = draw(labels, VAL_FRACTION if val_fraction is None else val_fraction, rng)
-    if not held_out.any():
-        raise UserError(f"expected at least one image to test on in {path}, found none; raise "
-                        "--val_fraction or bring more images")
-    paths = listing.paths and [listing.paths[number] for number in kept[~held_out]]
+    fraction = VAL_FRACTION if val_fraction is None else val_fraction
+    held_out = np.array(listing.held_out)[kept] if listing.held_out else draw(labels, fraction, rng)
     train, test = (Split(images[kept[chosen]], labels[chosen, None]) for chosen in (~held_out, held_out))
-    return Source(train, test, names, next_class(len(names)), paths, trusted=False)
+    if fraction == 0:
+        test = train
+        print("none are held out: all are ranked, and the test error is that of the training images",
+              flush=True)
+    elif not held_out.any():
+        raise UserError(f"expected at least one image to test on in {path}, found none; raise "
+                        "--val_fraction or bring more images, or rank all with --val_fraction 0")
+    else:
+        print(f"{len(test.images):,} images are held out to test on, and will not be ranked"
+              + " (--val_fraction 0 ranks all)" * (not listing.held_out), flush=True)
+    paths = listing.paths and [listing.paths[number] for number in kept[~held_out]]
+    return Source(train, test, names, next_class(len(names)), paths, skipped, trusted=False)
+
+
+def _count(classes: list[str]) -> str:
+    """How many samples each class has, in words."""
+    counts = Counter(classes)
+    names = sorted(counts, key=_natural)
+    listed = ", ".join(f"{name} {counts[name]:,}" for name in names[:CLASSES_SHOWN])
+    return f"{len(names)} classes: {listed}" + ", ..." * (len(names) > CLASSES_SHOWN)
 
 
 def draw(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
@@ -108,11 +123,11 @@ def _list(path: Path) -> Listing:
 
 def _list_folder(path: Path) -> Listing:
     parts = {path: False}
-    splits = [folder.name for folder in _folders(path)
-              if folder.name.casefold() in SPLITS and _folders(folder)]
-    if splits:
-        parts = {path / name: name == "val" for name in splits}
-        if splits not in (["train"], ["train", "val"]) or len(splits) < len(_folders(path)):
+    splits = [folder for folder in _folders(path) if folder.name.casefold() in SPLITS]
+    if any(_folders(folder) for folder in splits):
+        parts = {folder: folder.name == "val" for folder in splits}
+        names = [folder.name for folder in splits]
+        if names not in (["train"], ["train", "val"]) or len(splits) < len(_folders(path)):
             found = ", ".join(ascii(folder.name) for folder in _folders(path))
             raise UserError(f"expected the folders train and val, or train alone, in {path}, found "
                             f"{found}; rename or move them")
@@ -125,12 +140,15 @@ def _list_folder(path: Path) -> Listing:
         beside = sorted(file.name for file in part.iterdir()
                         if not file.is_dir() and not file.name.startswith("."))
         if beside:
-            print(f"left out {len(beside)} files beside the class folders of {part}, {beside[0]!a} the "
-                  "first", flush=True)
+            print(f"left out, beside the class folders of {part}: {beside[0]!a}"
+                  + f" and {len(beside) - 1} more" * (len(beside) > 1), flush=True)
         expected += [folder.name for folder in folders if not held]
         for folder in folders:
-            found = sorted(file for file in folder.rglob("*") if (file.is_symlink() or file.is_file())
+            found = sorted(file for file in folder.rglob("*") if (file.is_symlink() or not file.is_dir())
                            and not any(name.startswith(".") for name in file.relative_to(path).parts))
+            if not found:
+                raise UserError(f"expected images in every class folder of {part}, found none in "
+                                f"{folder.name!a}; add some or remove it")
             files += found
             classes += [folder.name] * len(found)
             held_out += [held] * len(found)
@@ -145,28 +163,28 @@ def _folders(path: Path) -> list[Path]:
 
 def _list_table(path: Path) -> Listing:
     rows = read_table(path, ("path", "label"), "write columns path,label and a row an image")
-    seen: set[str] = set()
     for number, row in enumerate(rows, start=1):
         row["label"] = (row["label"] or "").strip()
         if not row["path"] or not row["label"]:
             raise UserError(f"expected a path and a label in row {number} of {path}, found "
                             f"{row['path']!a} and {row['label']!a}; complete or remove it")
-        if row["path"] in seen:
-            raise UserError(f"expected every path once in {path}, found {row['path']!a} again in row "
-                            f"{number}; remove one")
-        seen.add(row["path"])
     unknown = [row["path"] for row in rows if not os.path.isfile(path.parent / row["path"])]
     if unknown:
         raise UserError(f"expected files at the paths in {path}, relative to its folder, found none at "
                         f"{len(unknown)} of them, {unknown[0]!a} the first; mend or remove those rows")
+    seen: set[str] = set()
+    for number, row in enumerate(rows, start=1):
+        file = os.path.realpath(path.parent / row["path"])
+        if file in seen:
+            raise UserError(f"expected every file once in {path}, found {row['path']!a} again in row "
+                            f"{number}; remove one")
+        seen.add(file)
     return Listing([path.parent / row["path"] for row in rows], read_image,
                    [row["label"] for row in rows], [row["path"] for row in rows])
 
 
 def _list_arrays(path: Path) -> Listing:
     try:
-        with zipfile.ZipFile(path):
-            pass
         with np.load(path, allow_pickle=False) as file:
             x, y = file["x"], file["y"]
     except Exception as error:  # a damaged archive raises almost anything
@@ -185,21 +203,22 @@ def _list_arrays(path: Path) -> Listing:
                    [str(label) for label in y.reshape(-1)])
 
 
-def _report(listing: Listing, errors: dict[int, Exception], strict: bool):
-    """Name the files that are no images.
+def _report(listing: Listing, errors: dict[int, Exception], strict: bool) -> list[str]:
+    """The files that are no images, a line each; the first are printed.
 
     Raises:
         UserError: there are some, and `strict`; or they are no files.
     """
     lines = [f"{ascii(listing.paths[number]) if listing.paths else f'image {number}'}: "
-             + " ".join(str(error).split()) for number, error in errors.items()]
+             + " ".join(str(error).split()) for number, error in sorted(errors.items())]
     if lines and (strict or not listing.paths):
         raise UserError(f"{len(lines)} of {len(listing.sources)} files are no images that can be read, "
                         f"the first {lines[0]}; remove them" + ", or leave --strict out" * strict)
     for line in lines[:SKIPPED_SHOWN]:
         print(f"skipped {line}", flush=True)
     if len(lines) > SKIPPED_SHOWN:
-        print(f"skipped {len(lines) - SKIPPED_SHOWN} more", flush=True)
+        print(f"skipped {len(lines) - SKIPPED_SHOWN} more, listed in {SKIPPED_FILE}", flush=True)
+    return lines
 
 
 def _check_names(path: Path, names: set[str]):
@@ -208,13 +227,13 @@ def _check_names(path: Path, names: set[str]):
         if not _is_line(name):
             raise UserError(f"expected class names of one line of UTF-8 text in {path}, found "
                             f"{name!a}; rename it")
-        other = folded.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        other = folded.setdefault(unicodedata.normalize("NFC", name).casefold().strip(), name)
         if other != name:
-            raise UserError(f"expected class names that differ in more than case in {path}, found "
-                            f"{other!a} and {name!a}; make them one or rename one")
+            raise UserError(f"expected class names that differ in more than case and blanks in {path}, "
+                            f"found {other!a} and {name!a}; make them one or rename one")
 
 
-def _class_names(path: Path, listing: Listing, kept: np.ndarray) -> list[str]:
+def _class_names(path: Path, listing: Listing, kept: Sequence[int]) -> list[str]:
     """The classes of the samples numbered `kept`, in their order.
 
     Raises:
@@ -237,9 +256,14 @@ def _class_names(path: Path, listing: Listing, kept: np.ndarray) -> list[str]:
 
 
 def _is_line(text: str) -> bool:
-    """Whether it is one line of text, without control characters and what is not Unicode."""
-    return text.splitlines() == [text] and not any(unicodedata.category(letter) in ("Cc", "Cs")
-                                                   for letter in text)
+    """Whether it is one line of text that reads as it is stored.
+
+    Without control characters, what is not Unicode, and marks that turn the direction of others.
+    """
+    return text.splitlines() == [text] and not any(
+        unicodedata.category(letter) in ("Cc", "Cs")
+        or unicodedata.bidirectional(letter) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI",
+                                                 "PDI") for letter in text)
 
 
 def _natural(name: str) -> tuple:

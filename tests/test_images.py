@@ -84,11 +84,12 @@ def test_decode_keeps_the_order_and_says_what_failed(tmp_path, monkeypatch):
         Image.new("RGB", (33, 31), (number, 0, 0)).save(path)
     paths[7].write_text("no image")
     paths[9].write_bytes(paths[9].read_bytes()[:-30])
-    Image.new("L", (40, 40)).save(paths[11])
+    Image.new("L", (50, 50)).save(paths[11])
+    Image.new("RGB", (40, 40), (12, 0, 0)).save(paths[12])  # large, but Pillow only warns
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1100)
     images, errors = decode(read_image, paths)
     assert list(errors) == [7, 9, 11]
-    assert isinstance(errors[11], Image.DecompressionBombWarning)
+    assert isinstance(errors[11], Image.DecompressionBombError)
     for number in set(range(40)) - set(errors):
         assert (images[number, 0] == number).all() and images[number, 1:].max() == 0
 

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import subprocess
 import sys
 
@@ -113,7 +114,7 @@ def test_ranking_goes_without_two_kinds_of_labels(run, tmp_path, capsys, truth, 
     issues = metrics.pop("estimated_label_issues")
     assert metrics == {"samples": 30, "mislabelled": count, "scores": {}}
     out = capsys.readouterr().out
-    assert line in out and f"by the confident joint: {issues}; start with" in out
+    assert line in out and f"by the confident joint: {issues or 'none'} of 30" in out
     assert (tmp_path / "figure" / "score_distribution.png").exists()
     assert not (tmp_path / "figure" / "score_curve.png").exists()
     rows = suspects(tmp_path / "figure")
@@ -133,6 +134,28 @@ def test_label_issues_by_hand():
     # The last reaches the threshold of the other class alone, but its own is likelier all the same.
     probability = np.array([[0.95, 0.05], [0.95, 0.05], [0.55, 0.45], [0.7, 0.3], [0.6, 0.4]])
     assert count_label_issues(probability, np.array([0, 0, 0, 1, 1])[:, None]) == 0
+    # The first is likeliest to be what nobody is labelled, which has no threshold to reach.
+    probability = np.array([[0.1, 0.2, 0.7], [0.6, 0.4, 0], [0.3, 0.7, 0]])
+    assert count_label_issues(probability, np.array([0, 0, 1])[:, None]) == 0
+    # The last two reach the threshold of class 0, which is 0.5, and no more.
+    probability = np.array([[1, 0], [0, 1], [0.5, 0.5], [0.5, 0.5]])
+    assert count_label_issues(probability, np.array([0, 0, 1, 1])[:, None]) == 3
+
+
+def test_label_issues_are_those_of_the_confident_joint():
+    """Against the definition, sample by sample."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        probability = rng.dirichlet(np.ones(5), 40)
+        labels = rng.integers(0, 4, (40, 1))  # nobody is labelled 4
+        given = labels[:, 0]
+        threshold = {label: probability[given == label, label].mean() for label in set(given.tolist())}
+        expected = 0
+        for row, label in zip(probability, given):
+            reached = [other for other, least in threshold.items() if row[other] >= least]
+            counted = max(reached, key=lambda other: row[other]) if reached else label
+            expected += counted != label and row.argmax() != label
+        assert count_label_issues(probability, labels) == expected
 
 
 def test_paths_of_own_images_are_in_the_table(run, tmp_path):
@@ -228,12 +251,23 @@ def test_review_page_is_written_unless_unwanted(run, tmp_path, capsys):
     assert "review.html" not in capsys.readouterr().out and not (tmp_path / "review.html").exists()
 
 
+def test_review_page_is_in_the_order_of_the_ranking(run, tmp_path):
+    analyse(run, tmp_path, "--rank_by", "random")
+    page = (tmp_path / "review.html").read_text()
+    shown = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])["suspects"]
+    rows = suspects(tmp_path)
+    assert [one["index"] for one in shown] == [int(row["index"]) for row in rows]
+    for name in ("score", "given_probability", "suggested_probability", "disagreement"):
+        assert [one[name] for one in shown] == [float(row[name]) for row in rows]
+    assert "ranked by random" in page
+
+
 @pytest.mark.parametrize("rank_by", ["tracin", "random"])
 def test_drop_removes_the_most_suspicious(run, tmp_path, capsys, rank_by):
     analyse(run, tmp_path, "--drop", "0.2", "--rank_by", rank_by)
     found = corrections.load(tmp_path / "drop.csv", arrays.load(run))
     assert found == Corrections(removed=[int(row["index"]) for row in suspects(tmp_path)[:6]])
-    assert "drop.csv: 0 relabelled, 6 removed (class " in capsys.readouterr().out
+    assert "drop.csv: 0 relabelled, 6 removed (" in capsys.readouterr().out
 
 
 def test_relabel_takes_the_suggestions(run, tmp_path):
@@ -245,5 +279,5 @@ def test_relabel_takes_the_suggestions(run, tmp_path):
     with pytest.raises(UserError, match="not allowed with"):
         analyse(run, tmp_path, "--relabel", "0.5", "--drop", "0.1")
     with pytest.raises(UserError, match="leave every class a sample"):
-        analyse(run, tmp_path, "--drop", "1")
-    assert not (tmp_path / "drop.csv").exists()
+        analyse(run, tmp_path / "none", "--drop", "1")
+    assert not list((tmp_path / "none").glob("*"))

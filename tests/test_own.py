@@ -49,15 +49,25 @@ def test_folder_of_class_folders(folder, capsys):
     expected = {level: f"{['cat', 'dog', '10'][level // 50]}/{level % 50}.png" for level in range(150)}
     expected[49] = "cat/more/deep.png"
     assert [expected[level] for level in levels(source.train)] == source.paths
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == (
+        "reading 31 samples of 3 classes: 10 10, cat 11, dog 10\n"
+        "6 images are held out to test on, and will not be ranked (--val_fraction 0 ranks all)\n")
+
+
+def test_all_images_are_ranked_where_none_are_held_out(folder, capsys):
+    source = load(folder, val_fraction=0)
+    assert len(source.train.images) == len(source.paths) == 30
+    assert np.array_equal(source.train.images, source.test.images)
+    assert np.array_equal(source.train.labels, source.test.labels)
+    assert "none are held out: all are ranked" in capsys.readouterr().out
 
 
 def test_files_beside_the_class_folders_are_named(folder, capsys):
     write_image(folder / "b\n.png")
     (folder / "c.txt").write_text("about")
     assert len(load(folder).train.images) == 24
-    assert capsys.readouterr().out == (f"left out 2 files beside the class folders of {folder}, "
-                                       r"'b\n.png' the first" "\n")
+    assert capsys.readouterr().out.splitlines()[0] == (
+        rf"left out, beside the class folders of {folder}: 'b\n.png' and 1 more")
 
 
 def test_the_test_set_is_drawn_by_the_seed(folder):
@@ -84,6 +94,18 @@ def test_train_and_val_folders(folder, tmp_path):
     write_image(tmp_path / "both" / "val" / "cow" / "b.png")
     with pytest.raises(UserError, match="expected the classes of .*train in its val .* found 'cow'"):
         load(tmp_path / "both")
+
+
+def test_val_folder_without_images_is_refused(tmp_path):
+    for name in ("cat", "dog"):
+        write_image(tmp_path / "train" / name / "a.png", 1)
+    (tmp_path / "val").mkdir()
+    with pytest.raises(UserError, match="one folder of images a class in .*val, found none"):
+        load(tmp_path)
+    write_image(tmp_path / "val" / "cat" / "a.png", 1)
+    (tmp_path / "val" / "dog").mkdir()
+    with pytest.raises(UserError, match="every class folder of .*val, found none in 'dog'"):
+        load(tmp_path)
 
 
 def test_a_class_may_be_called_train(folder):
@@ -146,12 +168,18 @@ def test_file_that_is_no_image_is_skipped_with_its_name(folder, capsys):
         (folder / "dog" / f"x{number:02}.png").write_bytes(b"\x89PNG\r\n")
     write_image(folder / "dog" / os.fsdecode(b"\xff.png"))
     (folder / "dog" / "y.png").symlink_to("nowhere")
-    assert len(load(folder).train.images) == 24
-    lines = capsys.readouterr().out.splitlines()
+    os.mkfifo(folder / "cat" / "pipe")
+    (folder / "dog" / "z.png").symlink_to("../cat/pipe")
+    source = load(folder)
+    assert len(source.train.images) == 24
+    lines = capsys.readouterr().out.splitlines()[1:-1]
     assert lines[0].startswith("skipped 'cat/notes\\n.txt': ")
-    assert lines[1].startswith("skipped 'dog/x00.png': cannot identify image file")
-    assert len(lines) == 11 and lines[-1] == "skipped 5 more"
-    with pytest.raises(UserError, match=r"15 of 45 files are no images .*first 'cat/notes\\n.txt'"):
+    assert lines[1] == "skipped 'cat/pipe': it is no file"
+    assert lines[2].startswith("skipped 'dog/x00.png': cannot identify image file")
+    assert len(lines) == 11 and lines[-1] == "skipped 7 more, listed in skipped.txt"
+    assert [f"skipped {line}" for line in source.skipped[:10]] == lines[:10]
+    assert source.skipped[-2] == "'dog/z.png': it is no file" and len(source.skipped) == 17
+    with pytest.raises(UserError, match=r"17 of 47 files are no images .*first 'cat/notes\\n.txt'"):
         load(folder, strict=True)
 
 
@@ -161,7 +189,10 @@ def test_bad_folders_are_refused(folder, tmp_path, monkeypatch):
         load(folder)
     (folder / "empty").rename(folder / "Cat")
     write_image(folder / "Cat" / "a.png")
-    with pytest.raises(UserError, match="more than case in .*, found 'Cat' and 'cat'"):
+    with pytest.raises(UserError, match="more than case and blanks in .*, found 'Cat' and 'cat'"):
+        load(folder)
+    (folder / "Cat").rename(folder / "cat ")
+    with pytest.raises(UserError, match="more than case and blanks in .*, found 'cat' and 'cat '"):
         load(folder)
     with pytest.raises(UserError, match="one folder of images a class in .*cat, found none"):
         load(folder / "cat")
@@ -199,8 +230,13 @@ def test_bad_tables_are_refused(folder):
         load(write_table(table, [("cat/1.png", "a\nb"), ("cat/2.png", "a\nb")]), 0.5)
     with pytest.raises(UserError, match="class names of one line"):
         load(write_table(table, [("cat/1.png", "\x1b[31mred"), ("cat/2.png", "b")]), 0.5)
-    with pytest.raises(UserError, match="every path once in .*'cat/1.png' again in row 2"):
-        load(write_table(table, [("cat/1.png", "a"), ("cat/1.png", "b")]))
+    for again in ("cat/1.png", "dog/../cat/1.png", folder / "cat" / "1.png"):
+        with pytest.raises(UserError, match="every file once in .*cat/1.png' again in row 2"):
+            load(write_table(table, [("cat/1.png", "a"), (again, "b")]))
+    with pytest.raises(UserError, match="class names of one line"):
+        load(write_table(table, [("cat/1.png", "a\u202eb"), ("cat/2.png", "b")]), 0.5)
+    with pytest.raises(UserError, match="columns path, label once each .*'label', 'label'"):
+        load(write_table(table, [("cat/1.png", "a", "b")], header="path,label,label"))
     with pytest.raises(UserError, match="none at 1 of them"):
         load(write_table(table, [("a" * 300, "a"), ("cat/1.png", "b")]))
     table.write_text("")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from tests.conftest import make_dataset
 from utils import corrections
@@ -31,6 +31,7 @@ def browser():
 def dataset():
     """200 samples of three classes; the more suspicious, the smaller their index."""
     paths = [f'{number}, "{EVIL}".png' for number in range(200)]
+    paths[2] = "2, a.png"
     return replace(make_dataset(200), names=[EVIL, "</script>", "dog, \"big\""], paths=paths)
 
 
@@ -79,7 +80,7 @@ def download(page, target):
         page.click("#download")
     assert download.value.suggested_filename == "corrections.csv"
     download.value.save_as(target)
-    with target.open(newline="") as file:
+    with target.open(newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 
@@ -117,6 +118,57 @@ def test_decisions_by_mouse(page, dataset, tmp_path):
     assert page.inner_text("#count") == "5 of 150 suspects decided"
 
 
+def test_undo(page, tmp_path):
+    tile = page.locator("article").nth(1)
+    undo = tile.get_by_role("button", name="undo")
+    assert undo.is_disabled()
+    tile.get_by_role("button", name="remove").click()
+    undo.click()
+    assert undo.is_disabled() and focused(page) == 1
+    assert page.inner_text("#count") == "0 of 150 suspects decided"
+    page.click("#download")
+    assert page.inner_text("#message") == "Nothing is decided yet."
+    press(page, "r")
+    page.reload()
+    press(page, "ArrowRight u")
+    page.reload()
+    assert page.inner_text("#count") == "0 of 150 suspects decided"
+
+
+def test_escape_leaves_the_chooser_without_a_decision(page, dataset):
+    press(page, "c ArrowDown ArrowDown Escape")
+    assert page.inner_text("#count") == "0 of 150 suspects decided" and focused(page) == 0
+    assert page.inner_text("#message") == ""
+    press(page, "a c ArrowUp ArrowUp Escape")
+    suggested = dataset.names[(dataset.labels[0, 0] + 1) % 3]
+    assert page.inner_text("#message") == f"Suspect 1: relabelled: {suggested}"
+    assert page.locator("article").first.locator("select").input_value() == str(
+        (dataset.labels[0, 0] + 1) % 3)
+
+
+def test_keys_of_the_browser_are_its_own(page):
+    press(page, "Control+r")
+    page.wait_for_load_state()
+    press(page, "Alt+a Meta+f")
+    assert page.inner_text("#count") == "0 of 150 suspects decided"
+
+
+def test_full_storage_loses_no_decision(page, tmp_path):
+    press(page, "a ArrowRight r ArrowRight")
+    page.evaluate("""() => {
+        let text = "x".repeat(1 << 20);
+        for (let number = 0; text.length; number++) {
+            try { localStorage.setItem("full" + number, text); }
+            catch { text = text.slice(text.length / 2 + 1); }
+        }
+    }""")
+    press(page, "r ArrowRight f")
+    assert "keeps no more progress: download" in page.inner_text("#message")
+    rows = download(page, tmp_path / "a.csv")
+    assert [(row["index"], row["decision"]) for row in rows] == [
+        ("0", "relabel"), ("1", "remove"), ("2", "remove"), ("3", "fine")]
+
+
 def test_progress_is_kept(page, tmp_path):
     press(page, "r ArrowRight f")
     page.reload()
@@ -147,6 +199,13 @@ def test_pages_filter_and_order(page, dataset):
     assert page.locator("article").first.get_attribute("data-index") == "2"
     page.select_option("#show", "decided")
     assert page.locator("article").count() == 1
+    page.select_option("#class", "2")
+    if page.locator("article").count() == 0:
+        assert page.inner_text("#message") == "No suspects shown"
+    page.select_option("#class", "")
+    assert page.inner_text("#message") == "1 suspects shown"
+    page.select_option("#show", "differ")
+    assert "150 of 200" in page.inner_text("#page")
     page.select_option("#show", "all")
     for order, shift in [("given", 0), ("suggested", 1)]:
         page.select_option("#sort", order)
@@ -178,11 +237,15 @@ def test_tab_stops_at_one_tile_and_its_controls(page):
     page.locator("article").nth(4).get_by_role("button", name="fine").click()
     press(page, "ArrowRight")
     stops = page.eval_on_selector_all("main [tabindex='0']", "all => all.map(one => one.tagName)")
-    assert stops == ["ARTICLE", "BUTTON", "BUTTON", "BUTTON", "SELECT"]
+    assert stops == ["ARTICLE", *["BUTTON"] * 4, "SELECT"]
     assert focused(page) == 5
 
 
 def test_decisions_are_announced(page, dataset):
+    assert page.locator("#message").get_attribute("role") == "status"
+    press(page, "a")
+    suggested = dataset.names[(dataset.labels[0, 0] + 1) % 3]
+    assert page.inner_text("#message") == f"Suspect 1: relabelled: {suggested}"
     press(page, "r")
     assert page.inner_text("#message") == "Suspect 1: to be removed"
     names = [dataset.names[(dataset.labels[0, 0] + shift) % 3] for shift in (0, 1)]
@@ -208,6 +271,10 @@ def test_two_tabs_and_two_pages_of_a_run_share_their_decisions(page, page_file, 
     assert {(row["index"], row["decision"]) for row in rows} == {
         ("0", "remove"), ("1", "relabel"), ("3", "fine")}
     assert other.inner_text("#count") == "2 of 2 suspects decided, and 1 that are not on this page"
+    expect(page.locator("article").nth(1)).to_have_attribute("data-decision", "relabel")
+    page.locator("article").nth(1).focus()
+    press(page, "u")
+    expect(other.locator("article").nth(1)).to_have_attribute("data-decision", "")
 
 
 def test_another_run_has_decisions_of_its_own(page, dataset, make_page, tmp_path):
@@ -233,6 +300,48 @@ def test_names_from_strangers_show_as_text(page, dataset):
     assert EVIL in page.locator("article").first.inner_text()
     assert page.locator("#class option").nth(1).inner_text() == EVIL
     assert page.locator("script").count() == 2
+
+
+def test_tile_says_all_that_is_known(page, dataset):
+    given, suggested = [dataset.names[(dataset.labels[0, 0] + shift) % 3] for shift in (0, 1)]
+    assert page.locator("article").first.inner_text().split("\n\n")[:6] == [
+        f"labelled {given}, 10 %", f"suggested {suggested}, 80 %", "100 % of checkpoints disagree",
+        "#1, score 0.000", dataset.paths[0], "undecided"]
+    assert "50 % of checkpoints disagree" in page.locator("article").nth(1).inner_text()
+    assert page.inner_text("h1") == "0 of 150 suspects decided ranked by tracin"
+
+
+def test_names_that_run_from_right_to_left_do_not_turn_the_line(dataset, make_page, page, tmp_path):
+    make_page(tmp_path / "rtl.html", replace(dataset, names=["כלב", "סוס", "חתול"]))
+    page.goto((tmp_path / "rtl.html").as_uri())
+    lefts = page.evaluate("""() => [...document.querySelector("article p").childNodes].map(node => {
+        const range = document.createRange();
+        range.selectNode(node);
+        return range.getBoundingClientRect().left;
+    })""")
+    assert lefts == sorted(lefts) and len(lefts) == 3
+
+
+def test_ten_thousand_suspects_without_lag(make_page, page, tmp_path):
+    """In seconds, measured in the page; a decision, a page turned and a filter, each shown."""
+    make_page(tmp_path / "long.html", replace(make_dataset(10_000), names=["a", "b", "c"]), limit=10_000)
+    page.goto((tmp_path / "long.html").as_uri())
+    seconds = page.evaluate("""() => {
+        const [tile, chooser] = [document.querySelector("article"), document.getElementById("class")];
+        const press = key => document.activeElement.dispatchEvent(
+            new KeyboardEvent("keydown", {key, bubbles: true}));
+        const acts = [() => press("r"), () => press("n"),
+                      () => { chooser.value = "1"; chooser.dispatchEvent(new Event("change")); }];
+        tile.focus();
+        return acts.map(act => {
+            const start = performance.now();
+            act();
+            document.body.getBoundingClientRect();
+            return (performance.now() - start) / 1000;
+        });
+    }""")
+    assert page.inner_text("#count") == "1 of 10000 suspects decided"
+    assert max(seconds) < 0.5, seconds
 
 
 def test_image_is_the_sample(page, dataset):

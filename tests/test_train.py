@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -412,11 +413,13 @@ def test_defaults_are_those_of_the_design(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("more", "message"), [
-    (["--dataset", "mnist"], "expected cifar10, cifar100, digits or the path .* found mnist"),
+    (["--dataset", "mnist"], "expected cifar10, cifar100, digits or the path .* nothing at mnist"),
+    (["--dataset", ""], "--dataset: expected a name or a path, found nothing"),
     (["--dataset", "digits", "--val_fraction", "0.1"], "--val_fraction is for your own images"),
     (["--dataset", "digits", "--strict"], "--strict is for your own images"),
     (["--dataset", ".", "--data", "somewhere"], "--data is for cifar10"),
-    (["--dataset", ".", "--val_fraction", "0"], "expected a number above 0"),
+    (["--dataset", ".", "--val_fraction", "-0.1"], "expected a number from 0"),
+    (["--dataset", ".", "--output", "a/b"], "outside the images of --dataset ., found a/b"),
     (["--corrections", "a.csv"], "--corrections are of the labels .* found no --input"),
     (["--input", ".", "--corrections", "a.csv", "--shuffle_label", "False"], "found --shuffle_label F"),
     (["--input", ".", "--strict"], "which --strict cannot change")])
@@ -476,6 +479,18 @@ def test_own_images_keep_their_labels_and_their_files(own_images, tmp_path):
     assert (again / "paths.txt").read_text().splitlines() == paths
 
 
+def test_folder_called_like_a_known_set_is_ones_own(own_images, tmp_path, monkeypatch, capsys):
+    own_images.rename(tmp_path / "digits")
+    (tmp_path / "digits" / "dog" / "a.txt").write_text("no image")
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(["./digits", str(tmp_path / "digits")]):
+        nn.clear_parameters()
+        train.main(["--dataset", name, "--output", f"run{number}", "--monitor-path", f"run{number}",
+                    *OWN_FLAGS])
+        assert "32 training samples, an unknown number mislabelled, 8 test" in capsys.readouterr().out
+        assert (tmp_path / f"run{number}" / "skipped.txt").read_text().startswith("'dog/a.txt': cannot")
+
+
 def test_corrected_data_are_trained_on(run, tmp_path, capsys):
     analysis, again = tmp_path / "analysis", tmp_path / "again"
     mislabel_analysis.main(["--input", str(run), "--output", str(analysis), "--drop", "0.2"])
@@ -485,7 +500,8 @@ def test_corrected_data_are_trained_on(run, tmp_path, capsys):
     capsys.readouterr()
     train.main(flags(run, again, *common))
     out = capsys.readouterr().out
-    assert out.startswith("corrections: 0 relabelled, 6 removed (class ")
+    assert re.match(r"corrections: 0 relabelled, 6 removed \([1-6] of class ", out)
+    assert (again / "applied_corrections.csv").read_bytes() == (analysis / "drop.csv").read_bytes()
     assert "24 training samples" in out
     removed = np.argsort(-np.load(run / "influence_all_epoch.npy"), kind="stable")[:6]
     for name in ("x_train.npy", "y_train.npy", "y_shuffle_train.npy"):

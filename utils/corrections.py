@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils.cli import UserError
-from utils.files import read_table, whole_file
+from utils.files import cell_text, read_table, text_cell, whole_file
 
 if TYPE_CHECKING:
     from datasets.arrays import Dataset
 
 COLUMNS = ("index", "path", "given_label", "decision", "new_label", "image_sha256")
 DECISIONS = ("relabel", "remove", "fine")
+ENCODING = "utf-8-sig"  # by its mark spreadsheets know UTF-8
 PAIRS_SHOWN = 5
 
 
@@ -71,15 +72,15 @@ class Corrections:
     def describe(self, dataset: "Dataset") -> str:
         """One line: how many samples of `dataset` change, and how."""
         names, given = dataset.names, dataset.labels[:, 0]
-        relabelled = Counter(f"{names[given[index]]} to {names[label]}"
+        relabelled = Counter(f"from {names[given[index]]} to {names[label]}"
                              for index, label in self.relabelled.items())
-        removed = Counter(names[given[index]] for index in self.removed)
+        removed = Counter(f"of {names[given[index]]}" for index in self.removed)
         return (f"{len(self.relabelled)} relabelled{_counts(relabelled)}, {len(self.removed)} removed"
                 f"{_counts(removed)}, {len(self.fine)} fine as they are")
 
 
 def _counts(counter: Counter) -> str:
-    shown = [f"{name} {count}" for name, count in counter.most_common(PAIRS_SHOWN)]
+    shown = [f"{count} {what}" for what, count in counter.most_common(PAIRS_SHOWN)]
     return f" ({', '.join(shown + ['...'] * (len(counter) > PAIRS_SHOWN))})" if shown else ""
 
 
@@ -87,19 +88,18 @@ def save(path: Path, dataset: "Dataset", corrections: Corrections):
     """Write corrections as a CSV with ``COLUMNS``, most suspicious first if they came so.
 
     Raises:
-        UserError: the file cannot be written, or a class would have no sample left.
+        UserError: the file cannot be written.
     """
-    corrections.new_labels(dataset)
     rows = [(index, "relabel", dataset.names[label]) for index, label in corrections.relabelled.items()]
     rows += [(index, "remove", "") for index in corrections.removed]
     rows += [(index, "fine", "") for index in corrections.fine]
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with whole_file(path) as temporary, temporary.open("w", encoding=ENCODING, newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for index, decision, new in rows:
-            writer.writerow([index, dataset.paths[index] if dataset.paths else "",
-                             dataset.names[dataset.labels[index, 0]], decision, new,
-                             sample_digest(dataset, index)])
+            writer.writerow([index, text_cell(dataset.paths[index] if dataset.paths else ""),
+                             text_cell(dataset.names[dataset.labels[index, 0]]), decision,
+                             text_cell(new), sample_digest(dataset, index)])
 
 
 def load(path: Path, dataset: "Dataset") -> Corrections:
@@ -112,17 +112,23 @@ def load(path: Path, dataset: "Dataset") -> Corrections:
     Raises:
         UserError: the file cannot be read, is of other data, or says what cannot be done.
     """
-    rows = read_table(path, [name for name in COLUMNS if name != "path"],
-                      "download it again from the review page")
+    columns = [name for name in COLUMNS if name != "path"]
+    rows = read_table(path, columns, "save it as CSV in UTF-8 with commas, or download it again from "
+                      "the review page")
     result, seen = Corrections(), set()
     for number, row in enumerate(rows, start=1):
         where = f"row {number} of {path}"
+        if None in (row[name] for name in columns):
+            raise UserError(f"expected {len(COLUMNS)} values in {where}, found fewer; mend or remove it")
         index = _index(row["index"], len(dataset.labels), where)
-        given = dataset.names[dataset.labels[index, 0]]
-        if row["given_label"] != given or row["image_sha256"] != sample_digest(dataset, index):
-            other = "label" if row["given_label"] != given else "image"
-            raise UserError(f"expected corrections of these images and labels, found another {other} in "
-                            f"{where}; give the --input that the review was made of")
+        given, new = dataset.names[dataset.labels[index, 0]], cell_text(row["new_label"])
+        if row["image_sha256"] != sample_digest(dataset, index):
+            raise UserError(f"expected corrections of these images, found another one in {where}; give "
+                            "the --input that the review was made of")
+        if cell_text(row["given_label"]) != given:
+            raise UserError(f"expected the given label {given!r} in {where}, found "
+                            f"{row['given_label']!r}; give the --input that the review was made of, or, "
+                            "where a spreadsheet changed it, download the corrections again")
         if index in seen:
             raise UserError(f"expected one row a sample, found index {index} again in {where}; remove "
                             "one")
@@ -130,19 +136,19 @@ def load(path: Path, dataset: "Dataset") -> Corrections:
         if row["decision"] not in DECISIONS:
             raise UserError(f"expected {', '.join(DECISIONS)} as the decision in {where}, found "
                             f"{row['decision']!r}; mend or remove it")
-        if row["decision"] == "relabel" and row["new_label"] != given:
-            if row["new_label"] not in dataset.names:
+        if row["decision"] == "relabel" and new != given:
+            if new not in dataset.names:
                 raise UserError(f"expected one of the {len(dataset.names)} classes as new_label in "
-                                f"{where}, found {row['new_label']!r}; mend or remove it")
-            result.relabelled[index] = dataset.names.index(row["new_label"])
+                                f"{where}, found {new!r}; mend or remove it")
+            result.relabelled[index] = dataset.names.index(new)
         else:
             (result.removed if row["decision"] == "remove" else result.fine).append(index)
     return result
 
 
-def _index(text: str | None, samples: int, where: str) -> int:
-    index = int(text) if text and text.isascii() and text.isdigit() and len(text) < 18 else -1
+def _index(text: str, samples: int, where: str) -> int:
+    index = int(text) if text.isascii() and text.isdigit() and len(text) < 18 else -1
     if not 0 <= index < samples:
-        raise UserError(f"expected an index below {samples} in {where}, found {text!r}; give the "
-                        "--input that the review was made of")
+        raise UserError(f"expected an index from 0 to {samples - 1} in {where}, found {text!r}; give "
+                        "the --input that the review was made of")
     return index

@@ -123,8 +123,22 @@ def load_array(path: Path) -> np.ndarray:
             from error
 
 
+def text_cell(text: str) -> str:
+    """A stranger's text as a cell of a CSV, with ' before what a spreadsheet takes for a formula."""
+    try:
+        float(text)
+    except ValueError:
+        return "'" + text if text.startswith(("=", "+", "-", "@", "'")) else text
+    return text
+
+
+def cell_text(cell: str) -> str:
+    """The text of which `text_cell` made a cell."""
+    return cell.removeprefix("'")
+
+
 def read_table(path: Path, columns: Iterable[str], advice: str) -> list[dict[str, str]]:
-    """The rows of a CSV in UTF-8 that comes from anywhere.
+    """The rows of a CSV in UTF-8 that comes from anywhere; empty ones do not count.
 
     Args:
         path: the file.
@@ -132,21 +146,20 @@ def read_table(path: Path, columns: Iterable[str], advice: str) -> list[dict[str
         advice: what to do where it cannot be read.
 
     Raises:
-        UserError: it cannot be read, or lacks a column.
+        UserError: it cannot be read, lacks a column, or has one twice.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             found = [name.strip() for name in reader.fieldnames or []]
             reader.fieldnames = found
-            rows = list(reader)
+            rows = [row for row in reader if any(row.values())]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; {advice}") from error
     except (ValueError, csv.Error) as error:
         raise UserError(f"cannot read {path} as a CSV in UTF-8: {error}; {advice}") from error
-    missing = [name for name in columns if name not in found]
-    if missing:
-        raise UserError(f"expected the columns {', '.join(columns)} in {path}, found "
+    if any(found.count(name) != 1 for name in columns):
+        raise UserError(f"expected the columns {', '.join(columns)} once each in {path}, found "
                         f"{', '.join(map(ascii, found)) or 'nothing'}; {advice}")
     return rows
 

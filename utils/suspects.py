@@ -9,7 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from utils.detection import rank
-from utils.files import whole_file, whole_folder
+from utils.files import text_cell, whole_file, whole_folder
 
 if TYPE_CHECKING:
     from datasets.arrays import Dataset
@@ -23,6 +23,7 @@ def count_label_issues(probability: np.ndarray, labels: np.ndarray) -> int:
     :math:`t_j`, the mean probability of j over the samples labelled j, or as of none.  From Northcutt
     et al. 2021 (arXiv:1911.00068, eq. 1 and 2), who take the probabilities of networks that were not
     trained on the sample.  As in cleanlab, those do not count whose likeliest class is the given one.
+    (Of samples that reach several :math:`t_j`, cleanlab takes the likeliest class of all.)
 
     Args:
         probability: of each class, float (N, C).
@@ -53,9 +54,9 @@ def save_suspects(path: Path, dataset: "Dataset", scores: dict[str, np.ndarray],
     """
     rows = range(len(dataset.labels))
     given, suggested = dataset.labels[:, 0], per_checkpoint.probability.argmax(axis=1)
-    names, columns = np.array(dataset.names, object), {}
+    names, columns = np.array([text_cell(name) for name in dataset.names], object), {}
     if dataset.paths is not None:
-        columns["path"] = dataset.paths
+        columns["path"] = [text_cell(path) for path in dataset.paths]
     columns |= {"score": scores[rank_by], "given_label": names[given],
                 "suggested_label": names[suggested]}
     if dataset.true_labels is not None:
