@@ -305,9 +305,10 @@ def test_names_from_strangers_show_as_text(page, dataset):
 def test_tile_says_all_that_is_known(page, dataset):
     given, suggested = [dataset.names[(dataset.labels[0, 0] + shift) % 3] for shift in (0, 1)]
     assert page.locator("article").first.inner_text().split("\n\n")[:6] == [
-        f"labelled {given}, 10 %", f"suggested {suggested}, 80 %", "100 % of checkpoints disagree",
+        f"labelled {given}, 10\xa0%", f"suggested {suggested}, 80\xa0%",
+        "100\xa0% of checkpoints disagree",
         "#1, score 0.000", dataset.paths[0], "undecided"]
-    assert "50 % of checkpoints disagree" in page.locator("article").nth(1).inner_text()
+    assert "50\xa0% of checkpoints disagree" in page.locator("article").nth(1).inner_text()
     assert page.inner_text("h1") == "0 of 150 suspects decided ranked by tracin"
 
 
