@@ -14,9 +14,17 @@ import calculate_score
 import train
 from datasets.arrays import Dataset, Split
 from datasets.arrays import save as save_dataset
+from datasets.digits import NAMES, load_digits
+from utils.context import cudnn_problem
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT.parent / "shared" / "data" / "cifar10-sample-python.tar.gz"
+
+
+def pytest_runtest_setup(item):
+    problem = cudnn_problem(0) if item.get_closest_marker("gpu") else None
+    if problem:
+        pytest.skip(f"needs a GPU: {problem}")
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +84,23 @@ def finished_run(tmp_path_factory) -> Path:
 def run(finished_run: Path, tmp_path: Path) -> Path:
     """A copy of `finished_run` to change."""
     return shutil.copytree(finished_run, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    """Folders of ResNet23 and ResNet56 trained for an epoch on real digits."""
+    folder = tmp_path_factory.mktemp("digits")
+    split, test = load_digits()
+    labels = split.labels[:60].copy()
+    labels[::10] = (labels[::10] + 1) % 10
+    save_dataset(folder / "data", Dataset(split.images[:60], labels, split.labels[:60],
+                                          Split(test.images[:20], test.labels[:20]), list(NAMES)))
+    for model in ("resnet23", "resnet56"):
+        nn.clear_parameters()
+        train.main(["--input", str(folder / "data"), "--model", model, "-c", "cpu",
+                    "--train_epochs", "1", "--train_batch_size", "5", "--learning_rate", "0.5",
+                    "--output", str(folder / model), "--monitor-path", str(folder / model)])
+    return folder
 
 
 def children(process: int) -> list[int]:

@@ -7,10 +7,6 @@ import pytest
 from nnabla.ext_utils import get_extension_context
 from numpy.lib.stride_tricks import sliding_window_view
 
-import train
-from datasets.arrays import Dataset, Split
-from datasets.arrays import save as save_dataset
-from datasets.digits import NAMES, load_digits
 from models import build_prediction
 from utils import checkpoint
 from utils.engines import NnablaEngine, OnnxRuntimeEngine
@@ -48,23 +44,6 @@ def random_samples(count=13, classes=10):
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (count, 3, 32, 32)).astype(np.uint8)
     return images, rng.integers(0, classes, (count, 1))
-
-
-@pytest.fixture(scope="module")
-def digits_run(tmp_path_factory):
-    """Folders of ResNet23 and ResNet56 trained for an epoch on real digits."""
-    folder = tmp_path_factory.mktemp("digits")
-    split, test = load_digits()
-    labels = split.labels[:60].copy()
-    labels[::10] = (labels[::10] + 1) % 10
-    save_dataset(folder / "data", Dataset(split.images[:60], labels, split.labels[:60],
-                                          Split(test.images[:20], test.labels[:20]), list(NAMES)))
-    for model in ("resnet23", "resnet56"):
-        nn.clear_parameters()
-        train.main(["--input", str(folder / "data"), "--model", model, "-c", "cpu",
-                    "--train_epochs", "1", "--train_batch_size", "5", "--learning_rate", "0.5",
-                    "--output", str(folder / model), "--monitor-path", str(folder / model)])
-    return folder
 
 
 @pytest.fixture(params=[(model, trained) for model in ("resnet23", "resnet56")

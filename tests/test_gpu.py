@@ -1,0 +1,104 @@
+"""On a GPU, against the CPU: ``python -m pytest -m gpu``."""
+import os
+import shutil
+import subprocess
+import sys
+
+import nnabla as nn
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+import calculate_score
+import train
+from datasets import arrays
+from models import build_prediction
+from tests.conftest import ROOT
+from tests.test_train import contents
+from utils import checkpoint
+from utils.context import set_context
+from utils.engines import predict
+from utils.scoring import Setup, SliceScorer
+
+pytestmark = pytest.mark.gpu
+TRAIN = ["--dataset", "digits", "--subset", "600", "--model", "resnet23", "--nmaps", "16",
+         "--train_epochs", "2", "--model_save_interval", "1"]
+models = pytest.mark.parametrize("model", ["resnet23", "resnet56"])
+
+
+@pytest.fixture(autouse=True)
+def _back_to_the_cpu():
+    yield
+    set_context("cpu", 0, "float")
+
+
+@models
+def test_logits_are_those_of_the_cpu(digits_run, model):
+    images = np.load(digits_run / model / "x_train.npy")
+    current = checkpoint.find(digits_run / model)[-1]
+    logits = {}
+    for context in ("cpu", "cudnn"):
+        set_context(context, 0, "float")
+        logits[context] = predict(current, build_prediction(model, 10), images)
+    np.testing.assert_allclose(logits["cudnn"], logits["cpu"], rtol=1e-4,
+                               atol=1e-4 * np.abs(logits["cpu"]).max())
+
+
+@models
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_scores_are_those_of_the_cpu(digits_run, model, layers):
+    run = digits_run / model
+    current, scores = checkpoint.find(run)[-1], {}
+    for context in ("cpu", "cudnn"):
+        nn.clear_parameters()
+        setup = Setup(build_prediction(model, 10), run / arrays.TRAIN_IMAGES, run / arrays.TRAIN_LABELS,
+                      layers, "nnabla", 16, 1, context, 0, "float")
+        scores[context] = SliceScorer(setup)(current, 0, 60)
+    for name in ("influence", "loss", "error_norm", "probability"):
+        np.testing.assert_allclose(getattr(scores["cudnn"], name), getattr(scores["cpu"], name),
+                                   rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def trained(run, *more):
+    """Train on digits, and give the mean training loss of both epochs."""
+    nn.clear_parameters()
+    train.main([*TRAIN, "--output", str(run), "--monitor-path", str(run), *more])
+    return np.loadtxt(run / "Training-loss.series.txt", ndmin=2)[:, 1]
+
+
+def test_an_epoch_of_training_goes_as_on_the_cpu(tmp_path):
+    cpu, gpu = trained(tmp_path / "a", "-c", "cpu"), trained(tmp_path / "b", "-c", "cudnn")
+    assert gpu[1] < gpu[0]
+    # Parameters that differ by 1e-6 at the start make 1 % of it, by 1e-5, 10 %.
+    np.testing.assert_allclose(gpu[0], cpu[0], rtol=0.1)
+
+
+def test_half_precision_trains_and_scores(tmp_path):
+    run = tmp_path / "run"
+    losses = trained(run, "-c", "cudnn", "-t", "half")
+    assert np.isfinite(losses).all() and losses[1] < losses[0]
+    for layers in ("last", "all"):
+        scores = {}
+        for kind in ("float", "half"):
+            nn.clear_parameters()
+            calculate_score.main(["--input", str(run), "--checkpoint", str(run), "--layers", layers,
+                                  "--output", str(tmp_path / layers / kind), "-c", "cudnn", "-t", kind])
+            scores[kind] = np.load(tmp_path / layers / kind / "influence_all_epoch.npy")
+        assert spearmanr(scores["half"], scores["float"]).statistic > 0.98
+
+
+def test_resumed_run_ends_like_one_that_ran_through(tmp_path):
+    """With augmentation, and with cuDNN's deterministic algorithms."""
+    def start(run, *more):
+        subprocess.run([sys.executable, ROOT / "train.py", *TRAIN, "--augmentation", "True", "-c",
+                        "cudnn", "--output", run, "--monitor-path", run, *more], check=True,
+                       env={**os.environ, "NNABLA_CUDNN_DETERMINISTIC": "1"})
+    start(tmp_path / "through")
+    shutil.copytree(tmp_path / "through", tmp_path / "resumed")
+    for path in (tmp_path / "resumed").glob("*000002*"):
+        path.unlink()
+    start(tmp_path / "resumed", "--checkpoint", tmp_path / "resumed")
+    through, resumed = contents(tmp_path / "through"), contents(tmp_path / "resumed")
+    assert through.keys() == resumed.keys()
+    for key, array in through.items():
+        np.testing.assert_allclose(resumed[key], array, rtol=1e-4, atol=1e-6, err_msg=str(key))
