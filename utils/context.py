@@ -100,9 +100,9 @@ def cudnn_problem(device_id: int) -> str | None:
     except Exception as error:  # noqa: BLE001
         if missing:
             return f"expected {', '.join(missing)}; {INSTALL}"
-        reason = " ".join(str(error).split())
-        return (f"NNabla's CUDA extension does not work here: {type(error).__name__}"
-                + f": {reason}" * bool(reason) + "; check the driver, which must know CUDA 12")
+        reason = [type(error).__name__, *str(error).strip().splitlines()[-1:]]  # NNabla's comes last
+        return (f"NNabla's CUDA extension does not work here: {': '.join(reason)}; check the driver, "
+                "which must know CUDA 12")
     return None
 
 
