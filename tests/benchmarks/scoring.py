@@ -1,10 +1,10 @@
 """Time of a score, an image and a checkpoint, by every way to it and beside the bare passes.
 
     python -m tests.benchmarks.scoring
+    python -m tests.benchmarks.scoring -c cudnn
 
 Every row is measured once in each round, so that what else the machine does strikes all rows alike.
 """
-import argparse
 import multiprocessing
 import platform
 import tempfile
@@ -22,6 +22,8 @@ from tqdm import tqdm
 
 from models import build_prediction
 from utils import checkpoint
+from utils.cli import Parser
+from utils.context import current_context, set_context
 from utils.onnx_export import INPUT, to_onnx
 from utils.processes import available_cores, begin, call
 from utils.scoring import BATCH_SIZES, Setup, SliceScorer
@@ -55,7 +57,7 @@ def plain_loop(prediction: Callable, images: np.ndarray, labels: np.ndarray,
     return run
 
 
-def bare_inference(prediction: Callable, images: np.ndarray, batch_size: int) -> Callable[[int], None]:
+def bare_inference(prediction: Callable, images: np.ndarray, batch_size: int) -> Callable[[int], object]:
     """NNabla's forward pass in inference mode, and nothing else."""
     image = nn.Variable((batch_size, 3, 32, 32))
     logits, _ = prediction(image, test=True)
@@ -64,11 +66,12 @@ def bare_inference(prediction: Callable, images: np.ndarray, batch_size: int) ->
     def run(count: int):
         for _ in range(count // batch_size):
             logits.forward(clear_buffer=True)
+        return logits.d  # waits for a GPU
     return run
 
 
 def bare_training(prediction: Callable, images: np.ndarray, labels: np.ndarray,
-                  batch_size: int) -> Callable[[int], None]:
+                  batch_size: int) -> Callable[[int], object]:
     """NNabla's forward and backward pass in training mode, without the update."""
     image, label = nn.Variable((batch_size, 3, 32, 32)), nn.Variable((batch_size, 1))
     logits, _ = prediction(image, test=False)
@@ -82,6 +85,7 @@ def bare_training(prediction: Callable, images: np.ndarray, labels: np.ndarray,
                 parameter.grad.zero()
             loss.forward(clear_no_need_grad=True)
             loss.backward(clear_buffer=True)
+        return parameters["affine/W"].g
     return run
 
 
@@ -105,9 +109,10 @@ def bare_onnxruntime(prediction: Callable, images: np.ndarray, batch_size: int,
 def scorer(folder: Path, prediction: Callable, layers: str, engine: str, workers: int,
            stack: ExitStack) -> Callable[[int], object]:
     """The suite's own scoring, the images read from the disk's memory map, by however many workers."""
-    batch_size = BATCH_SIZES["cpu", layers]
+    context = current_context()
+    batch_size = BATCH_SIZES[context, layers]
     setup = Setup(prediction, folder / "images.npy", folder / "labels.npy", layers, engine, batch_size,
-                  workers, "cpu", 0, "float")
+                  workers, context, 0, "float")
     current, = checkpoint.find(folder)
     if setup.processes == 1:
         score = SliceScorer(setup)
@@ -130,23 +135,34 @@ def rows(model: str, folder: Path, stack: ExitStack) -> dict[str, tuple[Callable
     nn.save_parameters(str(folder / "params_1.h5"))
     prediction, cores = build_prediction(model, 10), available_cores()
     images, labels = np.load(folder / "images.npy"), np.load(folder / "labels.npy")
-    last, every = BATCH_SIZES["cpu", "last"], BATCH_SIZES["cpu", "all"]
+    last, every = (BATCH_SIZES[current_context(), layers] for layers in ("last", "all"))
 
     def ours(layers: str, engine: str, workers: int) -> Callable:
         return scorer(folder, prediction, layers, engine, workers, stack)
+    plain = plain_loop(prediction, images, labels, STOPS_AT_FEATURES[model])
+    inference = bare_inference(prediction, images, last)
+    training = bare_training(prediction, images, labels, every)
+    if current_context() == "cudnn":
+        return {
+            "plain loop, batch 1": (plain, 128),
+            "last layer: NNabla, 1 process": (ours("last", "nnabla", 1), SAMPLES),
+            "all layers: NNabla, 1 process": (ours("all", "nnabla", 1), SAMPLES),
+            "bare NNabla inference pass": (inference, SAMPLES),
+            "bare NNabla training pass": (training, SAMPLES),
+        }
     return {
-        "plain loop, batch 1": (plain_loop(prediction, images, labels, STOPS_AT_FEATURES[model]), 16),
+        "plain loop, batch 1": (plain, 16),
         "last layer: NNabla, 1 process": (ours("last", "nnabla", 1), 128),
         f"last layer: NNabla, {cores} processes": (ours("last", "nnabla", cores), 128 * cores),
         "last layer: ONNX Runtime, 1 thread": (ours("last", "onnxruntime", 1), 1024),
         f"last layer: ONNX Runtime, {cores} threads": (ours("last", "onnxruntime", cores), 1024),
         "all layers: NNabla, 1 process": (ours("all", "nnabla", 1), 64),
         f"all layers: NNabla, {cores} processes": (ours("all", "nnabla", cores), 64 * cores),
-        "bare NNabla inference pass": (bare_inference(prediction, images, last), 128),
+        "bare NNabla inference pass": (inference, 128),
         "bare ONNX Runtime pass, 1 thread": (bare_onnxruntime(prediction, images, last, 1), 1024),
         f"bare ONNX Runtime pass, {cores} threads": (
             bare_onnxruntime(prediction, images, last, cores), 1024),
-        "bare NNabla training pass": (bare_training(prediction, images, labels, every), 64),
+        "bare NNabla training pass": (training, 64),
     }
 
 
@@ -176,11 +192,14 @@ def floor_of(name: str) -> str | None:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="repeats (default: %(default)s)")
-    rounds, cores = parser.parse_args().rounds, available_cores()
-    print(f"{platform.machine()}, {cores} cores; milliseconds an image and checkpoint, median of "
-          f"{rounds} rounds (least to most)\n")
+    parser.add_argument("-c", "--context", choices=["cpu", "cudnn"], default="cpu")
+    args = parser.parse_args()
+    rounds, cores = args.rounds, available_cores()
+    where = set_context(args.context, 0, "float")
+    print(f"{platform.machine()}, {cores} cores, {where}; milliseconds an image and checkpoint, median "
+          f"of {rounds} rounds (least to most)\n")
     with tempfile.TemporaryDirectory() as name:
         folder, rng = Path(name), np.random.default_rng(0)
         np.save(folder / "images.npy", rng.integers(0, 256, (SAMPLES, 3, 32, 32)).astype(np.uint8))
