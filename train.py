@@ -101,7 +101,8 @@ def complete(args: argparse.Namespace):
     if args.nmaps is None:
         args.nmaps = default_nmaps(args.model)
     elif default_nmaps(args.model) is None:
-        raise UserError(f"--nmaps {args.nmaps}: {args.model} has a fixed width; leave --nmaps out")
+        raise UserError(f"--nmaps {args.nmaps}: {args.model} has a fixed width; leave --nmaps out, "
+                        "or give --model resnet23")
     elif args.nmaps % 2:
         raise UserError(f"expected an even --nmaps, found {args.nmaps}")
     if args.model_save_interval is None:

@@ -136,7 +136,8 @@ def _list_folder(path: Path) -> Listing:
         folders = _folders(part)
         if not folders:
             raise UserError(f"expected one folder of images a class in {part}, found none; sort the "
-                            "images into folders named for their classes, or give a .csv")
+                            "images into folders named for their classes, or give a .csv"
+                            + ", or remove val" * held)
         beside = sorted(file.name for file in part.iterdir()
                         if not file.is_dir() and not file.name.startswith("."))
         if beside:
@@ -162,7 +163,8 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _list_table(path: Path) -> Listing:
-    rows = read_table(path, ("path", "label"), "write columns path,label and a row an image")
+    rows = read_table(path, ("path", "label"), "write the columns path,label, with commas, and a row an "
+                      "image")
     for number, row in enumerate(rows, start=1):
         row["label"] = (row["label"] or "").strip()
         if not row["path"] or not row["label"]:

@@ -1,5 +1,6 @@
 import ctypes
 import importlib
+import re
 import shutil
 import types
 from importlib import metadata
@@ -90,9 +91,15 @@ def test_cpu_is_chosen_where_there_is_no_gpu(monkeypatch):
     assert context.set_context("cpu", 0, "float") == "cpu"
 
 
-def test_half_on_the_cpu_is_refused():
-    with pytest.raises(UserError, match="--type-config half needs a GPU"):
+def test_what_needs_a_gpu_is_refused_without(monkeypatch):
+    with pytest.raises(UserError, match="--type-config half needs cuDNN: found -c cpu; or leave it out"):
         context.set_context("cpu", 0, "half")
+    monkeypatch.setattr(context, "cudnn_problem", lambda device_id: "no driver")
+    with pytest.raises(UserError, match="--type-config half needs cuDNN: no driver; or leave it out"):
+        context.set_context(None, 0, "half")
+    with pytest.raises(UserError, match="--device-id 1 needs cuDNN: no driver; or leave it out"):
+        context.set_context(None, 1, "float")
+    assert context.set_context("cpu", 1, "float") == "cpu"
 
 
 @pytest.mark.parametrize("asked", ["cudnn", None])
@@ -106,7 +113,7 @@ def test_gpu_is_used_where_it_works(machine, monkeypatch, asked):
 
 def test_missing_driver_is_named(machine):
     machine.driver = None
-    with pytest.raises(UserError, match="-c cudnn: expected the NVIDIA driver .*; or use -c cpu"):
+    with pytest.raises(UserError, match="-c cudnn needs cuDNN: expected the NVIDIA driver .*; or leave"):
         context.set_context("cudnn", 0, "float")
 
 
@@ -124,7 +131,7 @@ def test_driver_that_fails_is_named(machine):
 
 def test_gpu_that_does_not_exist_is_named(machine):
     assert context.cudnn_problem(1) is None
-    assert context.cudnn_problem(2) == "expected a GPU number below 2, found --device-id 2"
+    assert context.cudnn_problem(2) == "expected a GPU number below 2, found --device-id 2; give another"
 
 
 def test_missing_extension_is_named(machine):
@@ -164,7 +171,7 @@ def test_libraries_of_the_system_are_left_alone(machine, monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", load)
     assert context.cudnn_problem(0) is None
     assert {Path(name).name for name in machine.loaded} == {
-        "libcudart.so.12", "libcusolver.so.11", "libcurand.so.10", "libcufft.so.11"}
+        "libcudart.so.12", "libcusolver.so.11", "libcurand.so.10", "libcufft.so.11", "libnvrtc.so.12"}
 
 
 @pytest.mark.parametrize("name, wheel", context.LIBRARIES.items())
@@ -176,6 +183,20 @@ def test_missing_wheel_is_named(machine, name, wheel):
     machine.versions[f"nvidia-{wheel}-cu12"] = "99.1"
     assert context.cudnn_problem(0) == (f"expected {name}, found nvidia-{wheel}-cu12 99.1; pip install "
                                         "-r requirements-cuda.txt")
+
+
+def test_wheel_that_does_not_load_is_named(machine):
+    make_wheels(machine.site)
+    (machine.site / "nvidia" / "curand" / "lib" / "libcurand.so.10").write_text("no library")
+    machine.extension = raising(ImportError("libcurand.so.10: cannot open shared object file"))
+    assert re.fullmatch("expected libcurand.so.10, found .*curand/lib/libcurand.so.10: .*; pip install "
+                        "-r requirements-cuda.txt", context.cudnn_problem(0))
+
+
+def test_what_the_extension_prints_is_not_shown(machine, capsys):
+    machine.extension = lambda: print("GPU compatibility could not be verified") or EXTENSION
+    assert context.cudnn_problem(0) is None
+    assert capsys.readouterr().out == ""
 
 
 def test_extension_that_needs_no_wheels_works_without(machine):
@@ -193,7 +214,7 @@ def test_whatever_the_extension_raises_is_one_line(machine, error):
     with pytest.raises(UserError) as caught:
         context.set_context("cudnn", 0, "float")
     assert type(error).__name__ in str(caught.value) and str(error).split("\n")[-1] in str(caught.value)
-    assert "check the driver, which must know CUDA 12; or use -c cpu" in str(caught.value)
+    assert "check the driver, which must know CUDA 12; or leave it out" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

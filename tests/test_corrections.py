@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from datasets.arrays import Split
 from tests.conftest import make_dataset
 from utils import corrections
 from utils.cli import UserError
@@ -62,6 +63,16 @@ def test_applied_corrections_relabel_and_remove(dataset):
     expected[3], expected[5] = 0, 2
     assert np.array_equal(corrected.labels, expected[kept])
     assert np.array_equal(dataset.labels, before)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_test_set_that_is_the_training_set_is_corrected_too(dataset, known):
+    both = replace(dataset, true_labels=dataset.true_labels if known else None,
+                   test=Split(dataset.images, dataset.true_labels if known else dataset.labels))
+    corrected = Corrections({3: 0, 5: 2}, [7, 1]).apply(both)
+    assert np.array_equal(corrected.test.images, corrected.images)
+    assert np.array_equal(corrected.test.labels, corrected.true_labels if known else corrected.labels)
+    assert Corrections(removed=[1]).apply(dataset).test is dataset.test
 
 
 def test_what_changed_is_said(dataset):

@@ -240,7 +240,7 @@ def test_bad_tables_are_refused(folder):
     with pytest.raises(UserError, match="none at 1 of them"):
         load(write_table(table, [("a" * 300, "a"), ("cat/1.png", "b")]))
     table.write_text("")
-    with pytest.raises(UserError, match="found nothing; write columns path,label"):
+    with pytest.raises(UserError, match="found nothing; write the columns path,label, with commas"):
         load(table)
     names = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
     with pytest.raises(UserError, match=r"found 'cafe\\u0301' and 'caf\\xe9'"):

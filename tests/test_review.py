@@ -233,6 +233,14 @@ def test_every_class_is_reached_by_arrow_keys(page, dataset, tmp_path):
         assert (row["decision"], row["new_label"]) == (("fine", "") if given == 2 else ("relabel", last))
 
 
+def test_keys_go_to_the_last_tile_where_nothing_is_focused(page):
+    press(page, "ArrowRight")
+    page.evaluate("document.activeElement.blur()")
+    press(page, "r")
+    assert focused(page) == 1
+    assert page.locator("article").nth(1).get_attribute("data-decision") == "remove"
+
+
 def test_tab_stops_at_one_tile_and_its_controls(page):
     page.locator("article").nth(4).get_by_role("button", name="fine").click()
     press(page, "ArrowRight")

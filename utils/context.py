@@ -2,8 +2,9 @@
 import ctypes
 import importlib
 import importlib.util
+import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib import metadata
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from utils.cli import RunError, UserError
 
 EXTENSION = "nnabla-ext-cuda120"
 INSTALL = "pip install -r requirements-cuda.txt"
-# What the extension is linked against, and the wheel that has it: nvidia-<wheel>-cu12.
+# What the extension is linked against, and what cuDNN opens by itself, and the wheel that has it:
+# nvidia-<wheel>-cu12.
 LIBRARIES = {"libcudart.so.12": "cuda-runtime", "libcublas.so.12": "cublas",
              "libcusolver.so.11": "cusolver", "libcurand.so.10": "curand", "libcufft.so.11": "cufft",
-             "libcudnn.so.8": "cudnn"}
+             "libcudnn.so.8": "cudnn", "libnvrtc.so.12": "cuda-nvrtc"}
 # Where the extension looks by itself, apart from where the system's loader does.
 TOOLKIT = Path("/usr/local/cuda/lib64")
 
@@ -34,15 +36,15 @@ def set_context(context: str | None, device_id: int, type_config: str) -> str:
         What was chosen, in words.
 
     Raises:
-        UserError: ``cudnn`` does not work here, or ``half`` was asked for on the CPU.
+        UserError: ``cudnn`` does not work here, or what needs a GPU was asked for on the CPU.
     """
     problem = cudnn_problem(device_id) if context != "cpu" else None
-    if context == "cudnn" and problem:
-        raise UserError(f"-c cudnn: {problem}; or use -c cpu")
+    for asked, flag in [(context == "cudnn", "-c cudnn"), (type_config == "half", "--type-config half"),
+                        (context is None and device_id > 0, f"--device-id {device_id}")]:
+        if asked and (problem or context == "cpu"):
+            raise UserError(f"{flag} needs cuDNN: {problem or 'found -c cpu'}; or leave it out")
     if context is None:
         context = "cpu" if problem else "cudnn"
-    if context == "cpu" and type_config == "half":
-        raise UserError("--type-config half needs a GPU (-c cudnn), found the CPU; use float")
     nn.set_default_context(get_extension_context(context, device_id=str(device_id),
                                                  type_config=type_config))
     if context == "cpu":
@@ -92,7 +94,8 @@ def cudnn_problem(device_id: int) -> str | None:
         return f"expected {EXTENSION} {nn.__version__}, as NNabla is, found {version}; {INSTALL}"
     missing = _load_libraries()
     try:
-        cudnn = importlib.import_module("nnabla_ext.cudnn")
+        with redirect_stdout(io.StringIO()):  # what the extension has to say will be in the error
+            cudnn = importlib.import_module("nnabla_ext.cudnn")
         cudnn.get_device_count()
         cudnn.check_gpu(str(device_id))
     # Without its libraries the extension's import ends in OSError, ImportError or RecursionError; an
@@ -100,9 +103,10 @@ def cudnn_problem(device_id: int) -> str | None:
     except Exception as error:  # noqa: BLE001
         if missing:
             return f"expected {', '.join(missing)}; {INSTALL}"
-        reason = [type(error).__name__, *str(error).strip().splitlines()[-1:]]  # NNabla's comes last
-        return (f"NNabla's CUDA extension does not work here: {': '.join(reason)}; check the driver, "
-                "which must know CUDA 12")
+        # NNabla's reason comes last.
+        reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[-1:]]).rstrip(".")
+        return (f"NNabla's CUDA extension does not work here: {reason}; check the driver, which must know "
+                "CUDA 12")
     return None
 
 
@@ -111,7 +115,7 @@ def _driver_problem(device_id: int) -> str | None:
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return "expected the NVIDIA driver (libcuda.so.1), found none; install it on a GPU machine"
+        return "expected the NVIDIA driver (libcuda.so.1), found none; install it where there is a GPU"
     count = ctypes.c_int()
     status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
     if status not in (0, 100):  # 100: no device
@@ -119,7 +123,7 @@ def _driver_problem(device_id: int) -> str | None:
     if not count.value:
         return "expected a GPU, found none; check nvidia-smi and CUDA_VISIBLE_DEVICES"
     if device_id >= count.value:
-        return f"expected a GPU number below {count.value}, found --device-id {device_id}"
+        return f"expected a GPU number below {count.value}, found --device-id {device_id}; give another"
     return None
 
 
@@ -131,23 +135,27 @@ def _load_libraries() -> list[str]:
     Returns:
         Those that are nowhere, in words.
     """
+    package = importlib.util.find_spec("nvidia")
+    folders = [] if package is None else package.submodule_search_locations
     missing = []
     for name, wheel in LIBRARIES.items():
-        if _loads(name) or (TOOLKIT / name).exists():
+        if (TOOLKIT / name).exists() or not _load(name):
             continue
-        package = importlib.util.find_spec("nvidia")
-        folders = [] if package is None else package.submodule_search_locations
-        if not any(_loads(f"{folder}/{wheel.replace('-', '_')}/lib/{name}") for folder in folders):
-            missing.append(f"{name}, found {_installed(f'nvidia-{wheel}-cu12')}")
+        files = [Path(folder) / wheel.replace("-", "_") / "lib" / name for folder in folders]
+        file = next((file for file in files if file.exists()), None)
+        problem = _load(str(file)) if file else _installed(f"nvidia-{wheel}-cu12")
+        if problem:
+            missing.append(f"{name}, found {problem}")
     return missing
 
 
-def _loads(library: str) -> bool:
+def _load(library: str) -> str:
+    """Load a library; returns why it cannot be loaded, or nothing."""
     try:
         ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _installed(distribution: str) -> str:

@@ -45,12 +45,18 @@ class Corrections:
     def apply(self, dataset: "Dataset") -> "Dataset":
         """The corrected training set; `dataset` stays as it is.
 
+        A test set that is the training set over again is corrected with it.
+
         Raises:
             UserError: a class has no sample left.
         """
         labels, kept = self.new_labels(dataset)
-        return replace(dataset, images=dataset.images[kept], labels=labels[kept],
-                       true_labels=None if dataset.true_labels is None else dataset.true_labels[kept],
+        images, labels = dataset.images[kept], labels[kept]
+        true_labels = None if dataset.true_labels is None else dataset.true_labels[kept]
+        test = dataset.test
+        if test and np.array_equal(test.images, dataset.images):
+            test = replace(test, images=images, labels=labels if true_labels is None else true_labels)
+        return replace(dataset, images=images, labels=labels, true_labels=true_labels, test=test,
                        paths=dataset.paths and [dataset.paths[index] for index in kept])
 
     def new_labels(self, dataset: "Dataset") -> tuple[np.ndarray, np.ndarray]:

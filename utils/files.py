@@ -155,7 +155,7 @@ def read_table(path: Path, columns: Iterable[str], advice: str) -> list[dict[str
             reader.fieldnames = found
             rows = [row for row in reader if any(row.values())]
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; {advice}") from error
+        raise UserError(f"cannot read {path}: {error.strerror}; give the path of a table") from error
     except (ValueError, csv.Error) as error:
         raise UserError(f"cannot read {path} as a CSV in UTF-8: {error}; {advice}") from error
     if any(found.count(name) != 1 for name in columns):
