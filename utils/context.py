@@ -105,8 +105,8 @@ def cudnn_problem(device_id: int) -> str | None:
             return f"expected {', '.join(missing)}; {INSTALL}"
         # NNabla's reason comes last.
         reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[-1:]]).rstrip(".")
-        return (f"NNabla's CUDA extension does not work here: {reason}; check the driver, which must know "
-                "CUDA 12")
+        return (f"NNabla's CUDA extension does not work here: {reason}; check the driver, which must "
+                "know CUDA 12")
     return None
 
 
