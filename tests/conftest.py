@@ -1,4 +1,5 @@
 """Small data that the tests make themselves, and the real sample where it is."""
+import importlib.util
 import io
 import pickle
 import shutil
@@ -15,16 +16,20 @@ import train
 from datasets.arrays import Dataset, Split
 from datasets.arrays import save as save_dataset
 from datasets.digits import NAMES, load_digits
-from utils.context import cudnn_problem
+from utils.context import cudnn_problem, driver_problem
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT.parent / "shared" / "data" / "cifar10-sample-python.tar.gz"
 
 
 def pytest_runtest_setup(item):
-    problem = cudnn_problem(0) if item.get_closest_marker("gpu") else None
-    if problem:
-        pytest.skip(f"needs a GPU: {problem}")
+    if not item.get_closest_marker("gpu"):
+        return
+    problem = driver_problem(0)
+    if problem or importlib.util.find_spec("nnabla_ext.cudnn") is None:
+        pytest.skip(f"needs a GPU: {problem or cudnn_problem(0)}")
+    if cudnn_problem(0):
+        pytest.fail(cudnn_problem(0))
 
 
 @pytest.fixture(autouse=True)

@@ -44,6 +44,8 @@ def machine(monkeypatch, tmp_path):
     def load(name):
         if name == "libcuda.so.1" and has.driver:
             return has.driver
+        if name in context.LIBRARIES:
+            raise OSError(f"{name}: cannot open shared object file")
         library = really_load(name)
         has.loaded.append(name)
         return library
@@ -221,15 +223,25 @@ def test_whatever_the_extension_raises_is_one_line(machine, error):
 @pytest.mark.parametrize("error", [
     MemoryError(), RuntimeError("memory error in alloc\nFailed `this->alloc_impl()`"),
     RuntimeError('(cudaMalloc()) failed with "out of memory" (cudaErrorMemoryAllocation).'),
-    RuntimeError("target_specific error in f\nALLOC_FAILED")])
+    RuntimeError("target_specific error in f\nALLOC_FAILED"), Exception("std::bad_alloc"),
+    Exception("Failed to allocate memory for requested buffer of size 1000")])
 def test_lack_of_memory_is_told_with_a_batch_size_to_try(error):
     with pytest.raises(RunError) as caught, context.memory_for("--batch_size", 9, "run again"):
         raise error
     assert str(caught.value) == "out of memory at --batch_size 9; run again with --batch_size 4"
 
 
+def test_lack_of_memory_for_one_sample():
+    with pytest.raises(RunError, match="out of memory at --batch_size 1; free some memory"), \
+            context.memory_for("--batch_size", 1, "run again"):
+        raise MemoryError
+
+
 @pytest.mark.parametrize("error", [RuntimeError("target_specific error in f\nNOT_SUPPORTED"),
-                                   UserError("the memory of it")])
+                                   RuntimeError("an illegal memory access was encountered"),
+                                   FileNotFoundError("/out of memory/x.npy"),
+                                   UserError("out of memory")])
 def test_other_errors_are_no_lack_of_memory(error):
-    with pytest.raises(type(error)), context.memory_for("--batch_size", 9, "run again"):
+    with pytest.raises(type(error)) as caught, context.memory_for("--batch_size", 9, "run again"):
         raise error
+    assert caught.value is error

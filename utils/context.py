@@ -22,6 +22,8 @@ LIBRARIES = {"libcudart.so.12": "cuda-runtime", "libcublas.so.12": "cublas",
              "libcudnn.so.8": "cudnn", "libnvrtc.so.12": "cuda-nvrtc"}
 # Where the extension looks by itself, apart from where the system's loader does.
 TOOLKIT = Path("/usr/local/cuda/lib64")
+# What NNabla, CUDA, cuBLAS and cuDNN, ONNX Runtime and C++ say.
+OUT_OF_MEMORY = ("memory error in", "out of memory", "alloc_failed", "allocate memory", "bad_alloc")
 
 
 def set_context(context: str | None, device_id: int, type_config: str) -> str:
@@ -71,17 +73,18 @@ def memory_for(flag: str, batch_size: int, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:  # only MemoryError has a type of its own
-        told = any(word in str(error).lower() for word in ("memory", "bad_alloc", "alloc_failed"))
-        if isinstance(error, UserError) or not (told or isinstance(error, MemoryError)):
+    except Exception as error:  # only Python's has a type of its own
+        text = str(error).lower()
+        if isinstance(error, UserError | OSError) or not (
+                isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)):
             raise
-        raise RunError(f"out of memory at {flag} {batch_size}; {remedy} with {flag} "
-                       f"{max(1, batch_size // 2)}") from error
+        remedy = f"{remedy} with {flag} {batch_size // 2}" if batch_size > 1 else "free some memory"
+        raise RunError(f"out of memory at {flag} {batch_size}; {remedy}") from error
 
 
 def cudnn_problem(device_id: int) -> str | None:
     """What keeps the cuDNN context from working on a GPU, and the remedy; None where nothing does."""
-    problem = _driver_problem(device_id)
+    problem = driver_problem(device_id)
     if problem:
         return problem
     if importlib.util.find_spec("nnabla_ext.cudnn") is None:
@@ -110,7 +113,7 @@ def cudnn_problem(device_id: int) -> str | None:
     return None
 
 
-def _driver_problem(device_id: int) -> str | None:
+def driver_problem(device_id: int) -> str | None:
     """What keeps the driver from using a GPU; it is asked first, for the extension says it at length."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
