@@ -96,12 +96,10 @@ def choose_corrections(args: argparse.Namespace, dataset: Dataset, score: np.nda
     Raises:
         UserError: a class would have no sample left.
     """
-    if args.drop is None and args.relabel is None:
-        return Corrections()
-    share = args.drop if args.relabel is None else args.relabel
-    first = rank(score)[:round(share * len(score))].tolist()
-    chosen = Corrections(removed=first)
-    if args.relabel is not None:
+    first = rank(score)[:round((args.drop or args.relabel or 0) * len(score))].tolist()
+    if args.relabel is None:
+        chosen = Corrections(removed=first)
+    else:
         suggested = probability.argmax(axis=1)
         chosen = Corrections(relabelled={index: int(suggested[index]) for index in first
                                          if suggested[index] != dataset.labels[index, 0]})

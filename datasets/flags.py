@@ -117,9 +117,10 @@ def check_outside(args: argparse.Namespace, folder: Path):
     Raises:
         UserError: it is.
     """
-    source = Path(args.dataset or "nowhere")
-    if args.dataset not in DATASETS and source.is_dir() and not args.input \
-            and folder.resolve().is_relative_to(source.resolve()):
+    if args.input or args.dataset in DATASETS:
+        return
+    source = Path(args.dataset)
+    if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
         raise UserError(f"expected a folder to write in outside the images of --dataset {args.dataset}, "
                         f"found {folder}; give another")
 

@@ -150,6 +150,17 @@ def test_extension_of_another_version_is_named(machine):
     assert context.cudnn_problem(0) is None
 
 
+def test_extension_is_asked_for_this_very_gpu(machine):
+    def check_gpu(device_id):
+        raise ValueError(f"does not support GPU {device_id}")
+    machine.extension = lambda: types.SimpleNamespace(get_device_count=lambda: 2, check_gpu=check_gpu)
+    make_wheels(machine.site)
+    assert "ValueError: does not support GPU 1; check" in context.cudnn_problem(1)
+    old = raising(RuntimeError("CUDA driver version is insufficient"))
+    machine.extension = lambda: types.SimpleNamespace(get_device_count=old, check_gpu=lambda one: None)
+    assert "driver version is insufficient; check" in context.cudnn_problem(0)
+
+
 def test_libraries_of_the_wheels_are_loaded_before_the_extension(machine):
     make_wheels(machine.site)
     wheels = [str(machine.site / "nvidia" / wheel.replace("-", "_") / "lib" / name)

@@ -122,6 +122,31 @@ def test_ranking_goes_without_two_kinds_of_labels(run, tmp_path, capsys, truth, 
     assert ("true_label" in rows[0]) == (truth != "unknown")
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_count_and_agreement_are_said(run, tmp_path, capsys, right):
+    """Of networks that are sure of every label, or take six of thirty for the next class."""
+    scores = dict(np.load(run / "per_checkpoint.npz"))
+    labels = np.load(run / "y_shuffle_train.npy")[:, 0]
+    likeliest = labels.copy()
+    if not right:
+        likeliest[:6] = (labels[:6] + 1) % 3
+    scores["probability"] = (np.eye(3)[likeliest] * 0.97 + 0.01).astype(scores["probability"].dtype)
+    np.savez(run / "per_checkpoint.npz", **scores)
+    analyse(run, tmp_path)
+    count, agreement = capsys.readouterr().out.splitlines()[-2:]
+    assert count == ("labels likely wrong, by the confident joint: none of 30" if right else
+                     "labels likely wrong, by the confident joint: 6 of 30; start with the first 6")
+    assert agreement.startswith(f"the networks agree with {100 if right else 80}.0% of the labels;")
+
+
+def test_names_like_formulas_are_text_in_the_table(run, tmp_path):
+    (run / "label_names.txt").write_text("=a()\n-b\n-1\n")
+    (run / "paths.txt").write_text("".join(f"+{number}.png\n" for number in range(30)))
+    rows = suspects_of(run, tmp_path)
+    assert {row["given_label"] for row in rows} == {"'=a()", "'-b", "-1"}
+    assert all(row["path"] == f"'+{row['index']}.png" for row in rows)
+
+
 def test_label_issues_by_hand():
     """Thresholds 0.6 and 0.7, and none for a class that nobody is labelled."""
     probability = np.array([[0.9, 0.1, 0], [0.2, 0.75, 0.05], [0.7, 0.3, 0],

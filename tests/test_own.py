@@ -137,6 +137,19 @@ def write_table(path, rows, header="path,label"):
     return path
 
 
+def test_classes_are_counted_in_their_order(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", x=np.zeros((44, 8, 8), np.uint8), y=np.repeat(np.arange(22)[::-1], 2))
+    load(tmp_path / "a.npz", val_fraction=0)
+    listed = ", ".join(f"{number} 2" for number in range(20))
+    assert capsys.readouterr().out.splitlines()[0] == f"reading 44 samples of 22 classes: {listed}, ..."
+
+
+def test_link_to_a_listed_file_is_that_file(folder):
+    (folder / "link.png").symlink_to("cat/1.png")
+    with pytest.raises(UserError, match="every file once in .*'link.png' again in row 2"):
+        load(write_table(folder / "list.csv", [("cat/1.png", "a"), ("link.png", "b")]))
+
+
 def test_table_of_paths_and_labels(folder):
     rows = [(f"{name}/{number}.png", label) for number in range(10)
             for name, label in [("cat", "a cat, \"big\""), ("dog", "<b>")]]
