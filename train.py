@@ -160,7 +160,7 @@ def train_and_evaluate(args: argparse.Namespace, resumed: checkpoint.Checkpoint 
         save_bytes(args.output / "applied_corrections.csv", args.corrections.read_bytes())
 
     prediction = build_prediction(args.model, len(dataset.names), args.nmaps, rng)
-    trainer = Trainer(prediction, args.augmentation, args.seed)
+    trainer = Trainer(prediction, args.augmentation, args.seed, args.type_config == "half")
     history = []
     if resumed:
         checkpoint.load(resumed, trainer.solver)

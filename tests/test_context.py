@@ -34,19 +34,23 @@ class Driver:
 def machine(monkeypatch, tmp_path):
     """What the machine has, to be changed: driver, extension, versions of packages.
 
-    No library of CUDA is the system's; wheels are made in the folder ``site``.
+    No library of CUDA is the system's, but for those in ``system``; wheels are made in the folder
+    ``site``.
     """
-    has = types.SimpleNamespace(driver=Driver(), extension=lambda: EXTENSION, site=tmp_path / "site",
-                                versions={"nnabla-ext-cuda120": nnabla.__version__}, loaded=[])
+    has = types.SimpleNamespace(driver=Driver(), nvml=True, extension=lambda: EXTENSION,
+                                site=tmp_path / "site", system=set(), loaded=[],
+                                versions={"nnabla-ext-cuda120": nnabla.__version__})
     really_load, really_find = ctypes.CDLL, importlib.util.find_spec
     really_import = importlib.import_module
 
     def load(name):
         if name == "libcuda.so.1" and has.driver:
             return has.driver
-        if name in context.LIBRARIES:
+        if name == "libnvidia-ml.so.1" and has.nvml:
+            return None
+        if name in {*context.LIBRARIES, "libnvidia-ml.so.1"} - has.system:
             raise OSError(f"{name}: cannot open shared object file")
-        library = really_load(name)
+        library = None if name in has.system else really_load(name)
         has.loaded.append(name)
         return library
 
@@ -75,10 +79,13 @@ def machine(monkeypatch, tmp_path):
 def make_wheels(site, **left_out):
     """Shared libraries, called like those of NVIDIA's wheels."""
     for name, wheel in context.LIBRARIES.items():
-        folder = site / "nvidia" / wheel.replace("-", "_") / "lib"
-        folder.mkdir(parents=True)
         if wheel not in left_out:
-            shutil.copy(numpy.random._bounded_integers.__file__, folder / name)
+            make_library(site / "nvidia" / wheel.replace("-", "_") / "lib" / name)
+
+
+def make_library(file):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(numpy.random._bounded_integers.__file__, file)
 
 
 def raising(error):
@@ -173,18 +180,54 @@ def test_libraries_of_the_wheels_are_loaded_before_the_extension(machine):
     assert not maps.exists() or all(wheel in maps.read_text() for wheel in wheels)
 
 
-def test_libraries_of_the_system_are_left_alone(machine, monkeypatch):
-    make_wheels(machine.site)
-    context.TOOLKIT.mkdir()
-    (context.TOOLKIT / "libcudnn.so.8").touch()
-    of_the_system = ctypes.CDLL
+def names(machine):
+    """Whose the libraries are that were loaded: a wheel's, the toolkit's or the system's."""
+    return {Path(name).name: "site" if "/site/" in name else "cuda" if "/cuda/" in name else "system"
+            for name in machine.loaded}
 
-    def load(name):
-        return None if name == "libcublas.so.12" else of_the_system(name)
-    monkeypatch.setattr(ctypes, "CDLL", load)
+
+def test_toolkit_of_cuda_12_is_used_and_wheels_where_it_lacks_something(machine):
+    make_wheels(machine.site)
+    for name in ("libcudart.so.12", "libcublas.so.12"):
+        make_library(context.TOOLKIT / name)
     assert context.cudnn_problem(0) is None
-    assert {Path(name).name for name in machine.loaded} == {
-        "libcudart.so.12", "libcusolver.so.11", "libcurand.so.10", "libcufft.so.11", "libnvrtc.so.12"}
+    assert names(machine) == {**dict.fromkeys(context.LIBRARIES, "site"), "libcudart.so.12": "cuda",
+                              "libcublas.so.12": "cuda"}
+
+
+def test_cuda_12_of_the_system_is_used_and_wheels_where_it_lacks_something(machine):
+    make_wheels(machine.site)
+    machine.system = {"libcudart.so.12", "libcublas.so.12"}
+    assert context.cudnn_problem(0) is None
+    assert names(machine) == {**dict.fromkeys(context.LIBRARIES, "site"), "libcudart.so.12": "system",
+                              "libcublas.so.12": "system"}
+
+
+def test_another_cuda_of_the_system_is_not_used(machine):
+    """That of CUDA 11 or 13 has libraries of the same names."""
+    make_wheels(machine.site)
+    make_library(context.TOOLKIT / "libcurand.so.10")
+    machine.system = {"libcurand.so.10", "libcusolver.so.11"}
+    assert context.cudnn_problem(0) is None
+    assert names(machine) == dict.fromkeys(context.LIBRARIES, "site")
+
+
+def test_cudnn_of_the_system_is_used_only_where_there_is_no_wheel_of_it(machine):
+    make_wheels(machine.site)
+    machine.system = {"libcudart.so.12", "libcudnn.so.8"}
+    assert context.cudnn_problem(0) is None
+    assert names(machine)["libcudnn.so.8"] == "site"
+    (machine.site / "nvidia" / "cudnn" / "lib" / "libcudnn.so.8").unlink()
+    machine.loaded.clear()
+    assert context.cudnn_problem(0) is None
+    assert names(machine)["libcudnn.so.8"] == "system"
+
+
+def test_missing_nvml_is_named(machine):
+    machine.nvml = False
+    assert context.cudnn_problem(0) == (
+        "expected the driver's NVML (libnvidia-ml.so.1), found none; in a container set "
+        "NVIDIA_DRIVER_CAPABILITIES=compute,utility")
 
 
 @pytest.mark.parametrize("name, wheel", context.LIBRARIES.items())

@@ -1,6 +1,8 @@
 import nnabla as nn
+import nnabla.parametric_functions as PF
 import numpy as np
 import pytest
+from nnabla.ext_utils import get_extension_context
 
 from models import build_prediction
 from tests.conftest import make_dataset
@@ -128,6 +130,56 @@ def test_losses_fall_and_are_means_over_samples():
     (last, error), _ = train(trainer, 15)
     assert last < first
     assert 0 <= error <= 1
+
+
+def linear(factor):
+    """A linear network whose gradients are about as large as `factor`."""
+    def prediction(image, test=False):
+        features = image / 255
+        logits = factor * PF.affine(features, 3, name="affine", w_init=lambda shape: np.zeros(shape))
+        return logits, features
+    return prediction
+
+
+def trained_in(kind, factor):
+    """The weights of the linear network after four updates, in float or half."""
+    nn.clear_parameters()
+    with nn.context_scope(get_extension_context("cpu", type_config=kind)):
+        trainer = Trainer(linear(factor), False, 0, half=kind == "half")
+        (loss, _), seen = train(trainer, rate=1e-4 / factor**2)
+        assert [update[0] for update in seen] == [8, 8, 8, 6] and np.isfinite(loss)
+    return parameters()["affine/affine/W"]
+
+
+@pytest.mark.parametrize("factor", [1e-5, 1, 100])
+def test_gradients_too_small_or_too_large_for_half_train_as_in_float(factor):
+    """At the scales of 1 and 2**15, respectively, they vanish or overflow."""
+    expected = trained_in("float", factor)
+    np.testing.assert_allclose(trained_in("half", factor), expected, rtol=0.01,
+                               atol=0.01 * np.abs(expected).max())
+
+
+def test_loss_scale_is_that_of_the_batch_which_needed_the_smallest(monkeypatch):
+    nn.clear_parameters()
+    scales, original = [], Trainer._update
+
+    def update(self, graph, scale):
+        scales.append((scale, original(self, graph, scale)))
+        return scales[-1][1]
+    monkeypatch.setattr(Trainer, "_update", update)
+    with nn.context_scope(get_extension_context("cpu", type_config="half")):
+        train(Trainer(linear(100), False, 0, half=True), epochs=2, rate=0)
+    assert all(0 < after <= before for before, after in scales)
+    assert scales[0][1] < scales[0][0] and scales[1][0] == scales[0][1]
+    assert scales[0][0] == scales[4][0] == 2**15  # each epoch begins anew
+
+
+def test_loss_that_is_no_number_ends_at_a_scale_of_one():
+    nn.clear_parameters()
+    with nn.context_scope(get_extension_context("cpu", type_config="half")):
+        trainer = Trainer(linear(np.nan), False, 0, half=True)
+        (loss, _), seen = train(trainer)
+    assert np.isnan(loss) and len(seen) == 4
 
 
 def test_evaluation_covers_the_whole_test_set_whatever_the_batch():

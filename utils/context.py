@@ -17,10 +17,11 @@ EXTENSION = "nnabla-ext-cuda120"
 INSTALL = "pip install -r requirements-cuda.txt"
 # What the extension is linked against, and what cuDNN opens by itself, and the wheel that has it:
 # nvidia-<wheel>-cu12.
-LIBRARIES = {"libcudart.so.12": "cuda-runtime", "libcublas.so.12": "cublas",
-             "libcusolver.so.11": "cusolver", "libcurand.so.10": "curand", "libcufft.so.11": "cufft",
-             "libcudnn.so.8": "cudnn", "libnvrtc.so.12": "cuda-nvrtc"}
-# Where the extension looks by itself, apart from where the system's loader does.
+RUNTIME = "libcudart.so.12"
+LIBRARIES = {RUNTIME: "cuda-runtime", "libcublas.so.12": "cublas", "libcusolver.so.11": "cusolver",
+             "libcurand.so.10": "curand", "libcufft.so.11": "cufft", "libcudnn.so.8": "cudnn",
+             "libnvrtc.so.12": "cuda-nvrtc"}
+# Where the extension looks by itself, before where the system's loader does.
 TOOLKIT = Path("/usr/local/cuda/lib64")
 # What NNabla, CUDA, cuBLAS and cuDNN, ONNX Runtime and C++ say.
 OUT_OF_MEMORY = ("memory error in", "out of memory", "alloc_failed", "allocate memory", "bad_alloc")
@@ -127,11 +128,14 @@ def driver_problem(device_id: int) -> str | None:
         return "expected a GPU, found none; check nvidia-smi and CUDA_VISIBLE_DEVICES"
     if device_id >= count.value:
         return f"expected a GPU number below {count.value}, found --device-id {device_id}; give another"
+    if _load("libnvidia-ml.so.1"):  # NNabla asks it for the GPU's name
+        return ("expected the driver's NVML (libnvidia-ml.so.1), found none; in a container set "
+                "NVIDIA_DRIVER_CAPABILITIES=compute,utility")
     return None
 
 
 def _load_libraries() -> list[str]:
-    """Load the libraries of NVIDIA's wheels that the system does not have.
+    """Load the libraries of CUDA 12: the system's, where it has that very CUDA, and NVIDIA's wheels.
 
     The extension finds those that are loaded.
 
@@ -140,14 +144,18 @@ def _load_libraries() -> list[str]:
     """
     package = importlib.util.find_spec("nvidia")
     folders = [] if package is None else package.submodule_search_locations
+    # Of the names, only the runtime's is no other CUDA's too.
+    toolkit = [f"{TOOLKIT}/"] if (TOOLKIT / RUNTIME).exists() else []
+    system = [*toolkit, ""] if toolkit or not _load(RUNTIME) else []
     missing = []
     for name, wheel in LIBRARIES.items():
-        if (TOOLKIT / name).exists() or not _load(name):
-            continue
         files = [Path(folder) / wheel.replace("-", "_") / "lib" / name for folder in folders]
-        file = next((file for file in files if file.exists()), None)
-        problem = _load(str(file)) if file else _installed(f"nvidia-{wheel}-cu12")
-        if problem:
+        wheels = [str(file) for file in files if file.exists()]
+        places = [place + name for place in system]
+        # The system's cuDNN may be one for CUDA 11.
+        candidates = [*wheels, *places] if wheel == "cudnn" else [*places, *wheels]
+        if all(_load(library) for library in [*candidates, name]):
+            problem = _load(wheels[0]) if wheels else _installed(f"nvidia-{wheel}-cu12")
             missing.append(f"{name}, found {problem}")
     return missing
 

@@ -7,6 +7,9 @@ import nnabla.functions as F
 import nnabla.solvers as S
 import numpy as np
 
+# Powers of two change no digit; in half, the largest number is 65504 and the smallest 6e-8.
+HALF_LOSS_SCALE = 2.0**15
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -41,13 +44,15 @@ class Trainer:
         prediction: ``prediction(image, test=False) -> (logits, h)``.
         augmentation: scale by 0.8 to 1.2 and mirror training images at random.
         seed: with the epoch's number it decides the order of the samples and the augmentation.
+        half: compute in half precision; the loss is scaled, for most of its gradients are too small.
     """
 
-    def __init__(self, prediction: Callable, augmentation: bool, seed: int):
+    def __init__(self, prediction: Callable, augmentation: bool, seed: int, half: bool = False):
         self._prediction = prediction
         self._graphs: dict[tuple[int, bool], Graph] = {}
         self._augmentation = augmentation
         self._seed = seed
+        self._loss_scale = HALF_LOSS_SCALE if half else 1.0
         self.solver = S.Momentum(momentum=0.9)
         self._graph(1, test=True)  # creates the parameters
         self.solver.set_parameters(nn.get_parameters())
@@ -74,7 +79,7 @@ class Trainer:
         """Update the parameters once for every batch, every sample being in one of them.
 
         The order and the augmentation depend on (seed, epoch) alone; NNabla's augmentation keeps a
-        random state from batch to batch, so it is made afresh here.
+        random state from batch to batch, so it is made afresh here, and so is the loss scale.
 
         Args:
             epoch: epochs completed so far.
@@ -97,6 +102,7 @@ class Trainer:
         seeds = rng.integers(2**31, size=2)
         augmentation = {}
         total_loss = total_error = 0.0
+        scale = self._loss_scale
         for update, batch in enumerate(batches(order, batch_size)):
             graph = self._graph(len(batch), test=False)
             graph.label.d = labels[batch]
@@ -110,16 +116,33 @@ class Trainer:
             else:
                 graph.image.d = images[batch]
             self.solver.set_learning_rate(rate(update))
-            self.solver.zero_grad()
-            graph.loss.forward(clear_no_need_grad=True)
-            graph.loss.backward(clear_buffer=True)
-            self.solver.update()
+            scale = self._update(graph, scale)
             loss, error = float(graph.loss.d), error_rate(graph.logits.d, labels[batch])
             total_loss += loss * len(batch)
             total_error += error * len(batch)
             progress(len(batch), loss, error, self.solver.learning_rate())
             observe(batch, graph.logits.d)
         return total_loss / len(images), total_error / len(images)
+
+    def _update(self, graph: Graph, scale: float) -> float:
+        """Update the parameters once, from the gradients of `scale` times the loss.
+
+        Where they overflow, the same batch is tried at half of it, and so on: no sample is left out.
+
+        Returns:
+            The scale that did.
+        """
+        while True:
+            self.solver.zero_grad()
+            graph.loss.forward(clear_no_need_grad=True)
+            graph.loss.backward(grad=scale, clear_buffer=True)
+            if scale == 1 or not self.solver.check_inf_or_nan_grad():
+                break
+            scale /= 2
+        if scale != 1:
+            self.solver.scale_grad(1 / scale)
+        self.solver.update()
+        return scale
 
     def evaluate(self, images: np.ndarray, labels: np.ndarray,
                  batch_size: int) -> tuple[float, float]:
