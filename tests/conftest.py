@@ -103,7 +103,7 @@ def digits_run(tmp_path_factory):
     for model in ("resnet23", "resnet56"):
         nn.clear_parameters()
         train.main(["--input", str(folder / "data"), "--model", model, "-c", "cpu",
-                    "--train_epochs", "1", "--train_batch_size", "5", "--learning_rate", "0.5",
+                    "--train_epochs", "1", "--train_batch_size", "5", "--learning_rate", "0.02",
                     "--output", str(folder / model), "--monitor-path", str(folder / model)])
     return folder
 
