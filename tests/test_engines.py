@@ -127,9 +127,8 @@ def test_scores_of_onnxruntime_are_those_of_nnabla(network):
                                    rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("layers", ["last", "all"])
-def test_scores_are_those_of_one_sample_where_the_network_is_sure(layers):
-    """Where softmax is nearly 1, the error is the difference of almost equal float32 numbers."""
+def sure_network(spread=0.05):
+    """A network that is sure of some of 200 samples, and these with the labels it predicts."""
     rng = np.random.default_rng(0)
 
     def prediction(image, test):
@@ -138,13 +137,30 @@ def test_scores_are_those_of_one_sample_where_the_network_is_sure(layers):
         return PF.affine(h, 10, rng=rng), h
     images, _ = random_samples(200)
     prediction(nn.Variable((1, 3, 32, 32)), test=True)
-    nn.get_parameters()["affine/W"].d = rng.normal(0, 0.05, (64, 10))
-    engine = make_engine(layers, prediction, 100)
-    labels = engine.score(images, np.zeros((200, 1), int)).probability.argmax(axis=1)[:, None]
-    scores = engine.score(images, labels)
+    nn.get_parameters()["affine/W"].d = rng.normal(0, spread, (64, 10))
+    scores = make_engine("last", prediction, 100).score(images, np.zeros((200, 1), int))
+    return prediction, images, scores.probability.argmax(axis=1)[:, None]
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_scores_are_those_of_one_sample_where_the_network_is_sure(layers):
+    """Where softmax is nearly 1, the error is the difference of almost equal float32 numbers."""
+    prediction, images, labels = sure_network()
+    scores = make_engine(layers, prediction, 100).score(images, labels)
     assert (scores.error_norm < 1e-3).sum() > 10
     np.testing.assert_allclose(scores.influence, gradient_norms(prediction, images, labels, layers),
                                rtol=1e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_half_precision_tells_samples_apart_where_the_network_is_sure(layers):
+    """Half has no number between 1 - 5e-4 and 1."""
+    prediction, images, labels = sure_network(spread=0.02)
+    expected = make_engine(layers, prediction, 64).score(images, labels)
+    with nn.context_scope(get_extension_context("cpu", type_config="half")):
+        scores = make_engine(layers, prediction, 64).score(images, labels)
+    assert (expected.error_norm < 5e-4).sum() > 100
+    np.testing.assert_allclose(scores.influence, expected.influence, rtol=0.3)
 
 
 @pytest.mark.parametrize("name", ["last", "all", "onnxruntime"])

@@ -75,8 +75,10 @@ class NnablaEngine:
         count = len(images)
         self._image.d[:count] = images
         self._probability.forward(clear_buffer=not self._per_sample)
-        error = self._probability.d.copy()
+        error = self._probability.d.astype(np.float32)
         error[np.arange(count), labels[:, 0]] -= 1
+        if self._logits.d.dtype == np.float16:  # whose softmax cannot say 1 - p of a sure network
+            error[:count] = output_error(self._logits.d[:count], labels)
         if self._per_sample:
             # Of length 1, for an error that is all but 0 would leave the range of float32.
             norm = np.linalg.norm(error.astype(np.float64), axis=1, keepdims=True)
