@@ -129,3 +129,10 @@ def test_paths_are_kept_and_must_fit(tmp_path):
         path.unlink()
     arrays.save(tmp_path, replace(dataset, paths=None))
     assert not (tmp_path / "paths.txt").exists() and arrays.load(tmp_path).paths is None
+
+
+def test_lists_of_files_that_were_there_do_not_stay(tmp_path):
+    for name in ("paths.txt", "skipped.txt"):
+        (tmp_path / name).write_text("1.png\n")
+    arrays.save(tmp_path, make_dataset())
+    assert not (tmp_path / "paths.txt").exists() and not (tmp_path / "skipped.txt").exists()

@@ -65,6 +65,7 @@ def test_all_images_are_ranked_where_none_are_held_out(folder, capsys):
 def test_files_beside_the_class_folders_are_named(folder, capsys):
     write_image(folder / "b\n.png")
     (folder / "c.txt").write_text("about")
+    (folder / ".DS_Store").write_text("no image")
     assert len(load(folder).train.images) == 24
     assert capsys.readouterr().out.splitlines()[0] == (
         rf"left out, beside the class folders of {folder}: 'b\n.png' and 1 more")
@@ -246,8 +247,9 @@ def test_bad_tables_are_refused(folder):
     for again in ("cat/1.png", "dog/../cat/1.png", folder / "cat" / "1.png"):
         with pytest.raises(UserError, match="every file once in .*cat/1.png' again in row 2"):
             load(write_table(table, [("cat/1.png", "a"), (again, "b")]))
-    with pytest.raises(UserError, match="class names of one line"):
-        load(write_table(table, [("cat/1.png", "a\u202eb"), ("cat/2.png", "b")]), 0.5)
+    for mark in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069":
+        with pytest.raises(UserError, match="class names of one line"):
+            load(write_table(table, [("cat/1.png", f"a{mark}b"), ("cat/2.png", "b")]), 0.5)
     with pytest.raises(UserError, match="columns path, label once each .*'label', 'label'"):
         load(write_table(table, [("cat/1.png", "a", "b")], header="path,label,label"))
     with pytest.raises(UserError, match="none at 1 of them"):

@@ -271,6 +271,22 @@ def test_keys_go_to_the_last_tile_where_nothing_is_focused(page):
     assert page.locator("article").nth(1).get_attribute("data-decision") == "remove"
 
 
+def test_pages_turn_where_nothing_is_focused(page):
+    press(page, "n")
+    page.evaluate("document.activeElement.blur()")
+    press(page, "n")
+    assert "page 3 of 3" in page.inner_text("#page") and focused(page) == 120
+
+
+def test_another_order_and_another_page_begin_at_the_top(page):
+    for change in (lambda: page.select_option("#sort", "given"),
+                   lambda: page.get_by_role("button", name="next page").click()):
+        page.evaluate("scrollTo(0, document.body.scrollHeight)")
+        assert page.evaluate("scrollY") > 0
+        change()
+        assert page.evaluate("scrollY") == 0
+
+
 def test_tab_stops_at_one_tile_and_its_controls(page):
     page.locator("article").nth(4).get_by_role("button", name="fine").click()
     press(page, "ArrowRight")
