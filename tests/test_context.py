@@ -241,6 +241,12 @@ def test_missing_wheel_is_named(machine, name, wheel):
                                         "-r requirements-cuda.txt")
 
 
+def test_missing_wheel_is_not_blamed_for_an_old_driver(machine):
+    make_wheels(machine.site, **{"cuda-nvrtc": None})
+    machine.extension = raising(RuntimeError("driver version is insufficient"))
+    assert "driver version is insufficient; check the driver" in context.cudnn_problem(0)
+
+
 def test_wheel_that_does_not_load_is_named(machine):
     make_wheels(machine.site)
     (machine.site / "nvidia" / "curand" / "lib" / "libcurand.so.10").write_text("no library")

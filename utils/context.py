@@ -105,7 +105,7 @@ def cudnn_problem(device_id: int) -> str | None:
     # Without its libraries the extension's import ends in OSError, ImportError or RecursionError; an
     # old driver is a RuntimeError, a GPU that cuDNN 8 is too new or too old for a ValueError.
     except Exception as error:  # noqa: BLE001
-        if missing:
+        if missing and isinstance(error, OSError | ImportError | RecursionError):
             return f"expected {', '.join(missing)}; {INSTALL}"
         # NNabla's reason comes last.
         reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[-1:]]).rstrip(".")
