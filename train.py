@@ -210,7 +210,7 @@ def train_epoch(args: argparse.Namespace, trainer: Trainer, dataset: Dataset, lo
         with memory_for("--train_batch_size", args.train_batch_size, "train afresh"):
             train_loss, train_error = trainer.train_epoch(
                 epoch, dataset.images, dataset.labels, args.train_batch_size, rate, progress, observe)
-        with memory_for("--val_batch_size", args.val_batch_size, "go on"):
+        with memory_for("--val_batch_size", args.val_batch_size, "run again"):
             test_loss, test_error = trainer.evaluate(dataset.test.images, dataset.test.labels,
                                                      args.val_batch_size)
     if not math.isfinite(train_loss + test_loss):

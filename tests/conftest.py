@@ -29,7 +29,7 @@ def pytest_runtest_setup(item):
     if problem or importlib.util.find_spec("nnabla_ext.cudnn") is None:
         pytest.skip(f"needs a GPU: {problem or cudnn_problem(0)}")
     if cudnn_problem(0):
-        pytest.fail(cudnn_problem(0))
+        pytest.fail(cudnn_problem(0), pytrace=False)
 
 
 @pytest.fixture(autouse=True)

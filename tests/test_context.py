@@ -38,7 +38,7 @@ def machine(monkeypatch, tmp_path):
     ``site``.
     """
     has = types.SimpleNamespace(driver=Driver(), nvml=True, extension=lambda: EXTENSION,
-                                site=tmp_path / "site", system=set(), loaded=[],
+                                site=tmp_path / "site", system=set(), loaded=[], starts=[],
                                 versions={"nnabla-ext-cuda120": nnabla.__version__})
     really_load, really_find = ctypes.CDLL, importlib.util.find_spec
     really_import = importlib.import_module
@@ -73,6 +73,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib, "import_module", import_module)
     monkeypatch.setattr(metadata, "version", version)
     monkeypatch.setattr(context, "TOOLKIT", tmp_path / "cuda")
+    monkeypatch.setattr(context, "_start_cudnn", lambda device_id: has.starts.append(device_id))
     return has
 
 
@@ -89,7 +90,7 @@ def make_library(file):
 
 
 def raising(error):
-    def behaviour():
+    def behaviour(*args):
         raise error
     return behaviour
 
@@ -101,12 +102,12 @@ def test_cpu_is_chosen_where_there_is_no_gpu(monkeypatch):
 
 
 def test_what_needs_a_gpu_is_refused_without(monkeypatch):
-    with pytest.raises(UserError, match="--type-config half needs cuDNN: found -c cpu; or leave it out"):
+    with pytest.raises(UserError, match="--type-config half needs a GPU: found -c cpu; or leave --type"):
         context.set_context("cpu", 0, "half")
     monkeypatch.setattr(context, "cudnn_problem", lambda device_id: "no driver")
-    with pytest.raises(UserError, match="--type-config half needs cuDNN: no driver; or leave it out"):
+    with pytest.raises(UserError, match="--type-config half needs a GPU: no driver; or leave --type"):
         context.set_context(None, 0, "half")
-    with pytest.raises(UserError, match="--device-id 1 needs cuDNN: no driver; or leave it out"):
+    with pytest.raises(UserError, match="--device-id 1 needs a GPU: no driver; or leave --device"):
         context.set_context(None, 1, "float")
     assert context.set_context("cpu", 1, "float") == "cpu"
 
@@ -122,7 +123,7 @@ def test_gpu_is_used_where_it_works(machine, monkeypatch, asked):
 
 def test_missing_driver_is_named(machine):
     machine.driver = None
-    with pytest.raises(UserError, match="-c cudnn needs cuDNN: expected the NVIDIA driver .*; or leave"):
+    with pytest.raises(UserError, match="-c cudnn needs a GPU: expected the NVIDIA driver .*; or"):
         context.set_context("cudnn", 0, "float")
 
 
@@ -166,6 +167,22 @@ def test_extension_is_asked_for_this_very_gpu(machine):
     old = raising(RuntimeError("CUDA driver version is insufficient"))
     machine.extension = lambda: types.SimpleNamespace(get_device_count=old, check_gpu=lambda one: None)
     assert "driver version is insufficient; check" in context.cudnn_problem(0)
+
+
+def test_gpu_on_which_cudnn_does_not_start_is_named(machine, monkeypatch):
+    """As on one whose memory is full."""
+    assert context.cudnn_problem(1) is None and machine.starts == [1]
+    monkeypatch.setattr(context, "_start_cudnn",
+                        raising(RuntimeError("target_specific error\nCUDNN_STATUS_NOT_INITIALIZED")))
+    assert "CUDNN_STATUS_NOT_INITIALIZED; check with nvidia-smi" in context.cudnn_problem(1)
+
+
+def test_starting_cudnn_is_a_convolution_on_that_gpu(monkeypatch):
+    asked, cpu = [], nnabla.ext_utils.get_extension_context("cpu")
+    monkeypatch.setattr(context, "get_extension_context",
+                        lambda name, **options: asked.append((name, options)) or cpu)
+    context._start_cudnn(1)
+    assert asked == [("cudnn", {"device_id": "1"})]
 
 
 def test_libraries_of_the_wheels_are_loaded_before_the_extension(machine):
@@ -244,7 +261,7 @@ def test_missing_wheel_is_named(machine, name, wheel):
 def test_missing_wheel_is_not_blamed_for_an_old_driver(machine):
     make_wheels(machine.site, **{"cuda-nvrtc": None})
     machine.extension = raising(RuntimeError("driver version is insufficient"))
-    assert "driver version is insufficient; check the driver" in context.cudnn_problem(0)
+    assert "driver version is insufficient; check with nvidia-smi" in context.cudnn_problem(0)
 
 
 def test_wheel_that_does_not_load_is_named(machine):
@@ -276,7 +293,7 @@ def test_whatever_the_extension_raises_is_one_line(machine, error):
     with pytest.raises(UserError) as caught:
         context.set_context("cudnn", 0, "float")
     assert type(error).__name__ in str(caught.value) and str(error).split("\n")[-1] in str(caught.value)
-    assert "check the driver, which must know CUDA 12; or leave it out" in str(caught.value)
+    assert "and the GPU's free memory; or leave -c cudnn out" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -51,7 +51,7 @@ def test_lack_of_memory_names_a_batch_size_to_try(scored, monkeypatch):
         raise RuntimeError("Failed to allocate memory for requested buffer of size 1000")
     setup, current, _ = scored
     monkeypatch.setattr(OnnxRuntimeEngine, "score", fail)
-    with pytest.raises(RunError, match="at --batch_size 16; .* fewer --workers, or with --batch_size 8"):
+    with pytest.raises(RunError, match="at --batch_size 16; .* fewer --workers, .* with --batch_size 8"):
         SliceScorer(setup)(current, 0, 600)
 
 

@@ -245,7 +245,7 @@ def test_interrupt_is_one_line_and_resuming_works(finished_run, dataset_folder, 
 
 @pytest.mark.parametrize("what, message", [
     ("train_epoch", "--train_batch_size 8; train afresh with --train_batch_size 4"),
-    ("evaluate", "--val_batch_size 12; go on with --val_batch_size 6")])
+    ("evaluate", "--val_batch_size 12; run again with --val_batch_size 6")])
 def test_lack_of_memory_names_a_batch_size_to_try(dataset_folder, tmp_path, monkeypatch, what, message):
     def fail(*arguments):
         raise RuntimeError("memory error in alloc")

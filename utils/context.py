@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 
 import nnabla as nn
+import nnabla.functions as F
+import numpy as np
 from nnabla.ext_utils import get_extension_context
 
 from utils.cli import RunError, UserError
@@ -45,7 +47,7 @@ def set_context(context: str | None, device_id: int, type_config: str) -> str:
     for asked, flag in [(context == "cudnn", "-c cudnn"), (type_config == "half", "--type-config half"),
                         (context is None and device_id > 0, f"--device-id {device_id}")]:
         if asked and (problem or context == "cpu"):
-            raise UserError(f"{flag} needs cuDNN: {problem or 'found -c cpu'}; or leave it out")
+            raise UserError(f"{flag} needs a GPU: {problem or 'found -c cpu'}; or leave {flag} out")
     if context is None:
         context = "cpu" if problem else "cudnn"
     nn.set_default_context(get_extension_context(context, device_id=str(device_id),
@@ -102,16 +104,24 @@ def cudnn_problem(device_id: int) -> str | None:
             cudnn = importlib.import_module("nnabla_ext.cudnn")
         cudnn.get_device_count()
         cudnn.check_gpu(str(device_id))
+        _start_cudnn(device_id)
     # Without its libraries the extension's import ends in OSError, ImportError or RecursionError; an
-    # old driver is a RuntimeError, a GPU that cuDNN 8 is too new or too old for a ValueError.
+    # old driver or a full GPU is a RuntimeError, one too new or too old for cuDNN 8 a ValueError.
     except Exception as error:  # noqa: BLE001
         if missing and isinstance(error, OSError | ImportError | RecursionError):
             return f"expected {', '.join(missing)}; {INSTALL}"
         # NNabla's reason comes last.
         reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[-1:]]).rstrip(".")
-        return (f"NNabla's CUDA extension does not work here: {reason}; check the driver, which must "
-                "know CUDA 12")
+        return (f"NNabla's CUDA extension does not work here: {reason}; check with nvidia-smi the "
+                "driver, which must know CUDA 12, and the GPU's free memory")
     return None
+
+
+def _start_cudnn(device_id: int):
+    """Convolve once: only then is cuDNN made to start, for which it needs some memory."""
+    with nn.context_scope(get_extension_context("cudnn", device_id=str(device_id))):
+        one = nn.Variable.from_numpy_array(np.ones((1, 1, 1, 1)))
+        F.convolution(one, one).forward()
 
 
 def driver_problem(device_id: int) -> str | None:

@@ -89,7 +89,7 @@ class SliceScorer:
             RunError: the memory does not suffice.
         """
         with memory_for("--batch_size", self._setup.batch_size,
-                        "what was done is kept: run again with fewer --workers, or"):
+                        "what was done is kept: run again with fewer --workers, if several, or"):
             return self._score(current, start, stop)
 
     def _score(self, current: Checkpoint, start: int, stop: int) -> Scores:
