@@ -1,4 +1,5 @@
 import functools
+from dataclasses import replace
 
 import nnabla as nn
 import numpy as np
@@ -53,6 +54,21 @@ def test_lack_of_memory_names_a_batch_size_to_try(scored, monkeypatch):
     monkeypatch.setattr(OnnxRuntimeEngine, "score", fail)
     with pytest.raises(RunError, match="at --batch_size 16; .* fewer --workers, .* with --batch_size 8"):
         SliceScorer(setup)(current, 0, 600)
+
+
+def test_lack_of_memory_for_the_graph_names_a_batch_size_to_try(scored, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("CUDNN_STATUS_ALLOC_FAILED")
+    monkeypatch.setattr(OnnxRuntimeEngine, "__init__", fail)
+    with pytest.raises(RunError, match="at --batch_size 16; .* with --batch_size 8"):
+        SliceScorer(scored[0])
+
+
+def test_scores_are_computed_where_they_are_asked_for(scored, monkeypatch):
+    asked = []
+    monkeypatch.setattr(scoring, "set_context", lambda *args: asked.append(args))
+    SliceScorer(replace(scored[0], context="cudnn", device_id=1, type_config="half"))
+    assert asked == [("cudnn", 1, "half")]
 
 
 def test_what_was_done_when_a_process_died_is_kept(scored, monkeypatch):

@@ -243,6 +243,20 @@ def test_interrupt_is_one_line_and_resuming_works(finished_run, dataset_folder, 
     assert_same(finished_run, run)
 
 
+@pytest.mark.parametrize("kind", ["float", "half"])
+def test_half_precision_scales_the_loss(dataset_folder, tmp_path, monkeypatch, kind):
+    scales = []
+
+    def update(self, graph, scale):
+        scales.append(scale)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(Trainer, "_update", update)
+    monkeypatch.setattr(train, "set_context", lambda *args: "")
+    with pytest.raises(KeyboardInterrupt):
+        train.main([*flags(dataset_folder, tmp_path / "run"), "-t", kind])
+    assert scales == [{"float": 1, "half": 2**15}[kind]]
+
+
 @pytest.mark.parametrize("what, message", [
     ("train_epoch", "--train_batch_size 8; train afresh with --train_batch_size 4"),
     ("evaluate", "--val_batch_size 12; run again with --val_batch_size 6")])

@@ -9,10 +9,10 @@ from tests.conftest import make_dataset
 from utils.training import Trainer, batches, error_rate
 
 
-def make_trainer(augmentation=False, seed=0):
+def make_trainer(augmentation=False, seed=0, half=False):
     nn.clear_parameters()
     prediction = build_prediction("resnet23", 3, 4, np.random.default_rng(0))
-    return Trainer(prediction, augmentation, seed)
+    return Trainer(prediction, augmentation, seed, half)
 
 
 def train(trainer, epochs=1, batch_size=8, rate=0.01):
@@ -172,6 +172,30 @@ def test_loss_scale_is_that_of_the_batch_which_needed_the_smallest(monkeypatch):
     assert all(0 < after <= before for before, after in scales)
     assert scales[0][1] < scales[0][0] and scales[1][0] == scales[0][1]
     assert scales[0][0] == scales[4][0] == 2**15  # each epoch begins anew
+
+
+class Overflowing:
+    """A solver that claims so many times that gradients overflow."""
+
+    def __init__(self, solver, times):
+        self._solver, self._times = solver, times
+
+    def __getattr__(self, name):
+        return getattr(self._solver, name)
+
+    def check_inf_or_nan_grad(self):
+        self._times -= 1
+        return self._times >= 0
+
+
+def test_overflow_changes_nothing_but_the_scale():
+    """Batch normalization's running statistics least of all."""
+    def trained(overflows):
+        trainer = make_trainer(half=True)
+        trainer.solver = Overflowing(trainer.solver, overflows)
+        train(trainer)
+        return parameters()
+    assert equal(trained(0), trained(3))
 
 
 def test_loss_that_is_no_number_ends_at_a_scale_of_one():

@@ -17,12 +17,15 @@ from utils.cli import RunError, UserError
 
 EXTENSION = "nnabla-ext-cuda120"
 INSTALL = "pip install -r requirements-cuda.txt"
-# What the extension is linked against, and what cuDNN opens by itself, and the wheel that has it:
-# nvidia-<wheel>-cu12.
+# What the extension is linked against, and the parts that cuDNN opens by name, each after those that
+# it needs itself; and the wheel that has it, nvidia-<wheel>-cu12.
 RUNTIME = "libcudart.so.12"
 LIBRARIES = {RUNTIME: "cuda-runtime", "libcublas.so.12": "cublas", "libcusolver.so.11": "cusolver",
              "libcurand.so.10": "curand", "libcufft.so.11": "cufft", "libcudnn.so.8": "cudnn",
-             "libnvrtc.so.12": "cuda-nvrtc"}
+             "libcudnn_ops_infer.so.8": "cudnn", "libcudnn_ops_train.so.8": "cudnn",
+             "libcudnn_cnn_infer.so.8": "cudnn", "libcudnn_cnn_train.so.8": "cudnn"}
+# What cuDNN opens only for some computations.
+OPTIONAL = {"libnvrtc.so.12": "cuda-nvrtc"}
 # Where the extension looks by itself, before where the system's loader does.
 TOOLKIT = Path("/usr/local/cuda/lib64")
 # What NNabla, CUDA, cuBLAS and cuDNN, ONNX Runtime and C++ say.
@@ -92,24 +95,24 @@ def cudnn_problem(device_id: int) -> str | None:
         return problem
     if importlib.util.find_spec("nnabla_ext.cudnn") is None:
         return f"expected NNabla's CUDA extension, found none; {INSTALL}"
+    missing = _load_libraries()
     try:
         version = metadata.version(EXTENSION)
     except metadata.PackageNotFoundError:  # one for another CUDA, or built by the user
-        version = nn.__version__
+        version, missing = nn.__version__, []
     if version != nn.__version__:
         return f"expected {EXTENSION} {nn.__version__}, as NNabla is, found {version}; {INSTALL}"
-    missing = _load_libraries()
+    if missing:
+        return f"expected {', '.join(missing)}; {INSTALL}"
     try:
         with redirect_stdout(io.StringIO()):  # what the extension has to say will be in the error
             cudnn = importlib.import_module("nnabla_ext.cudnn")
         cudnn.get_device_count()
         cudnn.check_gpu(str(device_id))
         _start_cudnn(device_id)
-    # Without its libraries the extension's import ends in OSError, ImportError or RecursionError; an
-    # old driver or a full GPU is a RuntimeError, one too new or too old for cuDNN 8 a ValueError.
+    # An old driver, a full GPU, or one too new or too old for cuDNN 8 is a RuntimeError; the import of
+    # an extension without its libraries ends in OSError, ImportError or RecursionError.
     except Exception as error:  # noqa: BLE001
-        if missing and isinstance(error, OSError | ImportError | RecursionError):
-            return f"expected {', '.join(missing)}; {INSTALL}"
         # NNabla's reason comes last.
         reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[-1:]]).rstrip(".")
         return (f"NNabla's CUDA extension does not work here: {reason}; check with nvidia-smi the "
@@ -150,7 +153,7 @@ def _load_libraries() -> list[str]:
     The extension finds those that are loaded.
 
     Returns:
-        Those that are nowhere, in words.
+        Those that are needed and nowhere, in words.
     """
     package = importlib.util.find_spec("nvidia")
     folders = [] if package is None else package.submodule_search_locations
@@ -158,13 +161,13 @@ def _load_libraries() -> list[str]:
     toolkit = [f"{TOOLKIT}/"] if (TOOLKIT / RUNTIME).exists() else []
     system = [*toolkit, ""] if toolkit or not _load(RUNTIME) else []
     missing = []
-    for name, wheel in LIBRARIES.items():
+    for name, wheel in {**LIBRARIES, **OPTIONAL}.items():
         files = [Path(folder) / wheel.replace("-", "_") / "lib" / name for folder in folders]
         wheels = [str(file) for file in files if file.exists()]
         places = [place + name for place in system]
         # The system's cuDNN may be one for CUDA 11.
         candidates = [*wheels, *places] if wheel == "cudnn" else [*places, *wheels]
-        if all(_load(library) for library in [*candidates, name]):
+        if all(_load(library) for library in [*candidates, name]) and name in LIBRARIES:
             problem = _load(wheels[0]) if wheels else _installed(f"nvidia-{wheel}-cu12")
             missing.append(f"{name}, found {problem}")
     return missing

@@ -131,7 +131,6 @@ class OnnxRuntimeEngine:
         return make_scores(logits, labels, output_error(logits, labels), gain)
 
 
-
 def predict(current: Checkpoint, prediction: Callable, images: np.ndarray) -> np.ndarray:
     """The logits at a checkpoint, float32 (N, C); the parameters of the current scope stay as they are.
 
@@ -152,6 +151,6 @@ def predict(current: Checkpoint, prediction: Callable, images: np.ndarray) -> np
             batch = images[start:start + len(image.d)]
             image.d[:len(batch)] = batch
             logits.forward(clear_buffer=True)
-            result.append(logits.d[:len(batch)].copy())
+            result.append(logits.d[:len(batch)].astype(np.float32))
         nn.clear_parameters()
     return np.concatenate(result)

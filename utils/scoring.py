@@ -1,7 +1,7 @@
 """Scoring as tasks: the samples of one slice at one checkpoint, by however many processes."""
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,16 +70,22 @@ class SliceScorer:
 
     Raises:
         UserError: the network cannot be scored by this engine.
+        RunError: the memory does not suffice.
     """
 
     def __init__(self, setup: Setup):
         set_context(setup.context, setup.device_id, setup.type_config)
         self._setup = setup
-        if setup.engine == "onnxruntime":
-            self._engine = OnnxRuntimeEngine(setup.prediction, setup.batch_size, setup.workers)
-        else:
-            self._engine = NnablaEngine(setup.prediction, setup.batch_size, setup.layers)
         self._loaded = None
+        with self._memory():  # cuDNN takes some while a graph is made
+            if setup.engine == "onnxruntime":
+                self._engine = OnnxRuntimeEngine(setup.prediction, setup.batch_size, setup.workers)
+            else:
+                self._engine = NnablaEngine(setup.prediction, setup.batch_size, setup.layers)
+
+    def _memory(self) -> AbstractContextManager:
+        return memory_for("--batch_size", self._setup.batch_size,
+                          "what was done is kept: run again with fewer --workers, if several, or")
 
     def __call__(self, current: Checkpoint, start: int, stop: int) -> Scores:
         """The scores of samples `start` up to `stop` at a checkpoint.
@@ -88,8 +94,7 @@ class SliceScorer:
             UserError: the checkpoint cannot be read, or gives scores that are not finite.
             RunError: the memory does not suffice.
         """
-        with memory_for("--batch_size", self._setup.batch_size,
-                        "what was done is kept: run again with fewer --workers, if several, or"):
+        with self._memory():
             return self._score(current, start, stop)
 
     def _score(self, current: Checkpoint, start: int, stop: int) -> Scores:

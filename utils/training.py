@@ -127,15 +127,15 @@ class Trainer:
     def _update(self, graph: Graph, scale: float) -> float:
         """Update the parameters once, from the gradients of `scale` times the loss.
 
-        Where they overflow, the same batch is tried at half of it, and so on: no sample is left out.
+        Where they overflow, those of half of it are taken, and so on: no sample is left out.
 
         Returns:
             The scale that did.
         """
+        graph.loss.forward(clear_no_need_grad=True)
         while True:
             self.solver.zero_grad()
-            graph.loss.forward(clear_no_need_grad=True)
-            graph.loss.backward(grad=scale, clear_buffer=True)
+            graph.loss.backward(grad=scale, clear_buffer=scale == 1)
             if scale == 1 or not self.solver.check_inf_or_nan_grad():
                 break
             scale /= 2
