@@ -17,9 +17,9 @@ from utils.cli import RunError, UserError
 
 EXTENSION = "nnabla-ext-cuda120"
 INSTALL = "pip install -r requirements-cuda.txt"
+RUNTIME = "libcudart.so.12"
 # What the extension is linked against, and the parts that cuDNN opens by name, each after those that
 # it needs itself; and the wheel that has it, nvidia-<wheel>-cu12.
-RUNTIME = "libcudart.so.12"
 LIBRARIES = {RUNTIME: "cuda-runtime", "libcublas.so.12": "cublas", "libcusolver.so.11": "cusolver",
              "libcurand.so.10": "curand", "libcufft.so.11": "cufft", "libcudnn.so.8": "cudnn",
              "libcudnn_ops_infer.so.8": "cudnn", "libcudnn_ops_train.so.8": "cudnn",
@@ -124,7 +124,9 @@ def _start_cudnn(device_id: int):
     """Convolve once: only then is cuDNN made to start, for which it needs some memory."""
     with nn.context_scope(get_extension_context("cudnn", device_id=str(device_id))):
         one = nn.Variable.from_numpy_array(np.ones((1, 1, 1, 1)))
-        F.convolution(one, one).forward()
+        result = F.convolution(one, one)
+        result.forward()
+        result.d.item()  # waits for the GPU, whose errors come late
 
 
 def driver_problem(device_id: int) -> str | None:
