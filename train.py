@@ -46,7 +46,7 @@ def build_parser() -> Parser:
     training.add_argument("--train_batch_size", type=number(int, 1), default=None,
                           help="samples an update (default: a hundredth of all, from 16 to 500)")
     training.add_argument("--val_batch_size", type=number(int, 1), default=None,
-                          help="samples at a time in tests (default: 100, or all where fewer)")
+                          help="samples at a time in tests (default: 500, or all where fewer)")
     training.add_argument("--learning_rate", type=number(float, 0, above=True), default=0.5,
                           help="learning rate at batch 500; it scales with the batch "
                                "(default: %(default)s)")
@@ -121,7 +121,7 @@ def load_data(args: argparse.Namespace, rng: np.random.Generator) -> Dataset:
         samples, (smallest, largest) = len(dataset.images), BATCH_SIZES
         args.train_batch_size = min(max(samples // 100, smallest), largest, samples)
     if args.val_batch_size is None:
-        args.val_batch_size = min(100, len(dataset.test.images))
+        args.val_batch_size = min(500, len(dataset.test.images))
     for name, split in [("train_batch_size", dataset), ("val_batch_size", dataset.test)]:
         if getattr(args, name) > len(split.images):
             raise UserError(f"expected --{name} of at most {len(split.images)}, the samples there "

@@ -1,4 +1,5 @@
 import nnabla as nn
+import nnabla.functions as F
 import nnabla.parametric_functions as PF
 import numpy as np
 import pytest
@@ -36,24 +37,50 @@ def test_batches_hold_every_sample_once_and_the_last_is_smaller():
     assert [part.tolist() for part in parts] == [[9, 8, 7, 6], [5, 4, 3, 2], [1, 0]]
 
 
-def test_epoch_trains_on_every_sample_once():
-    trainer = make_trainer()
-    labels = []
-    dataset = make_dataset()
-    original = Trainer._graph
+def trained_images(trainer_seed, epochs, images, augmentation=False):
+    """The images of every update of the last epoch, as they enter the network."""
+    nn.clear_parameters()
+    dataset, network, entered, updates = make_dataset(), build_prediction("resnet23", 3, 4), [], []
 
-    def graph(self, batch_size, test):
-        result = original(self, batch_size, test)
-        labels.append(result)
-        return result
-    trainer._graph = graph.__get__(trainer)
+    def watched(image, test=False):
+        entered.append(image)
+        return network(image, test=test)
+
+    def rate(update):
+        # One graph for each size of batch; the very first variable only creates the parameters.
+        size = 8 if update < 3 else 6
+        updates.append(next(image for image in entered[1:] if len(image.d) == size).d.copy())
+        return 0.01
+    trainer = Trainer(watched, augmentation, trainer_seed)
+    for epoch in epochs:
+        updates.clear()
+        trainer.train_epoch(epoch, images, dataset.labels, 8, rate, lambda *update: None)
+    return updates
+
+
+def test_epoch_trains_on_every_sample_once():
     images = np.arange(30, dtype=np.uint8)[:, None, None, None] * np.ones((1, 3, 32, 32), np.uint8)
-    seen = []
-    trainer.train_epoch(0, images, dataset.labels, 8, lambda update: 0.01,
-                        lambda *update: seen.extend(labels[-1].image.d[:, 0, 0, 0].tolist()))
+    updates = trained_images(0, [0], images)
+    seen = np.concatenate(updates)[:, 0, 0, 0].tolist()
     assert sorted(seen) == list(range(30))
     assert seen != list(range(30))
-    assert [graph.image.shape[0] for graph in labels] == [8, 8, 8, 6]
+    assert [len(update) for update in updates] == [8, 8, 8, 6]
+
+
+def test_samples_are_observed_with_their_own_logits():
+    """A network without batch statistics that is not updated gives each sample its logits."""
+    def network(image, test=False):
+        features = F.mean(image, axis=(1, 2, 3), keepdims=True)
+        return PF.affine(features, 3), features
+    dataset = make_dataset()
+    trainer, logits, told = Trainer(network, False, 0), np.zeros((30, 3)), []
+    trainer.train_epoch(0, dataset.images, dataset.labels, 8, lambda update: 0.0,
+                        lambda count, loss, error, rate: told.append((count, loss)), logits.__setitem__)
+    expected = dataset.images.mean(axis=(1, 2, 3))[:, None] * nn.get_parameters()["affine/W"].d
+    np.testing.assert_allclose(logits, expected, rtol=1e-4)
+    loss = np.log(np.exp(logits).sum(axis=1)) - np.take_along_axis(logits, dataset.labels, 1)[:, 0]
+    assert [count for count, _ in told] == [8, 8, 8, 6]
+    np.testing.assert_allclose(sum(count * loss for count, loss in told), loss.sum(), rtol=1e-4)
 
 
 def test_order_depends_on_seed_and_epoch_alone():
@@ -66,13 +93,7 @@ def test_order_depends_on_seed_and_epoch_alone():
 
 def test_augmentation_depends_on_seed_and_epoch_alone():
     def last_epoch(*epochs, seed=0):
-        trainer, dataset, images = make_trainer(True, seed), make_dataset(), []
-        for epoch in epochs:
-            images.clear()
-            trainer.train_epoch(epoch, dataset.images, dataset.labels, 8, lambda update: 0.01,
-                                lambda count, *_: images.append(
-                                    trainer._graph(count, False).image.d.copy()))
-        return np.concatenate(images)
+        return np.concatenate(trained_images(seed, epochs, make_dataset().images, True))
     assert np.array_equal(last_epoch(1), last_epoch(0, 1))
     assert not np.array_equal(last_epoch(1), last_epoch(1, seed=1))
     plain = make_dataset().images

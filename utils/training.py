@@ -48,7 +48,7 @@ class Trainer:
     """
 
     def __init__(self, prediction: Callable, augmentation: bool, seed: int, half: bool = False):
-        self._prediction = prediction
+        self.network = prediction
         self._graphs: dict[tuple[int, bool], Graph] = {}
         self._augmentation = augmentation
         self._seed = seed
@@ -60,7 +60,7 @@ class Trainer:
     def _graph(self, batch_size: int, test: bool) -> Graph:
         key = batch_size, test
         if key not in self._graphs:
-            self._graphs[key] = build_graph(self._prediction, *key)
+            self._graphs[key] = build_graph(self.network, *key)
         return self._graphs[key]
 
     def _augment(self, graph: Graph, seed: int) -> nn.Variable:
@@ -103,25 +103,39 @@ class Trainer:
         augmentation = {}
         total_loss = total_error = 0.0
         scale = self._loss_scale
-        for update, batch in enumerate(batches(order, batch_size)):
+
+        def report(batch: np.ndarray, given: np.ndarray, logits: np.ndarray, loss: float, rate: float):
+            nonlocal total_loss, total_error
+            error = error_rate(logits, given)
+            total_loss += loss * len(batch)
+            total_error += error * len(batch)
+            progress(len(batch), loss, error, rate)
+            observe(batch, logits)
+        # A GPU computes an update while the batch after it is read and the one before it is reported.
+        samples = ((batch, images[batch], labels[batch]) for batch in batches(order, batch_size))
+        following, finished = next(samples), None
+        for update in range(-(-len(order) // batch_size)):
+            batch, image, given = following
             graph = self._graph(len(batch), test=False)
-            graph.label.d = labels[batch]
+            graph.label.d = given
             if self._augmentation:
                 if len(batch) not in augmentation:
                     seed = int(seeds[len(augmentation)])
                     augmentation[len(batch)] = self._augment(graph, seed)
                 augmented = augmentation[len(batch)]
-                augmented.parent.inputs[0].d = images[batch]
+                augmented.parent.inputs[0].d = image
                 augmented.forward()
             else:
-                graph.image.d = images[batch]
+                graph.image.d = image
             self.solver.set_learning_rate(rate(update))
             scale = self._update(graph, scale)
-            loss, error = float(graph.loss.d), error_rate(graph.logits.d, labels[batch])
-            total_loss += loss * len(batch)
-            total_error += error * len(batch)
-            progress(len(batch), loss, error, self.solver.learning_rate())
-            observe(batch, graph.logits.d)
+            following = next(samples, None)
+            if finished:
+                report(*finished)
+            # Reading the loss waits for the GPU.
+            finished = (batch, given, graph.logits.d.copy(), float(graph.loss.d),
+                        self.solver.learning_rate())
+        report(*finished)
         return total_loss / len(images), total_error / len(images)
 
     def _update(self, graph: Graph, scale: float) -> float:

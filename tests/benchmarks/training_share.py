@@ -1,9 +1,9 @@
-"""Seconds an epoch, and the share of it that forward, backward and update take.
+"""Seconds per epoch, and the share of it that forward, backward and update alone would take.
 
     python -m tests.benchmarks.training_share
     python -m tests.benchmarks.training_share -c cudnn
 
-The rest is what the computing waits for: order, batches, copies, augmentation, logging.
+The rest is order, batches, copies, augmentation and logging, as far as the computing waits for them.
 """
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from nnabla.ext_utils import import_extension_module
 from models import build_prediction
 from utils.cli import Parser
 from utils.context import current_context, set_context
-from utils.training import Trainer
+from utils.training import Trainer, build_graph
 
 REPEATS = 5
 # Of ResNet23: nmaps, batch, augmentation, images.
@@ -23,47 +23,40 @@ SETTINGS = {"cpu": [(16, 16, False, 1000), (16, 100, True, 1000), (64, 500, True
             "cudnn": [(64, 500, True, 50_000), (16, 16, False, 10_000)]}
 
 
-class Timed:
-    """Passes calls on to `thing`, and adds up in `spent` the time of those that compute."""
-
-    def __init__(self, thing: object, spent: list[float], synchronize: Callable):
-        self._thing, self._spent, self._synchronize = thing, spent, synchronize
-
-    def __getattr__(self, name: str):
-        value = getattr(self._thing, name)
-        if name not in ("forward", "backward", "update", "zero_grad"):
-            return value
-
-        def timed(*args, **options):
-            begun = time.perf_counter()
-            value(*args, **options)
-            self._synchronize("0")
-            self._spent[0] += time.perf_counter() - begun
-        return timed
-
-
 def measure(nmaps: int, batch_size: int, augmentation: bool, samples: int) -> np.ndarray:
-    """Seconds of each of `REPEATS` epochs, and of the computing in them, (REPEATS, 2)."""
+    """Seconds of each of `REPEATS` epochs, and of the bare computing beside each, (REPEATS, 2)."""
     nn.clear_parameters()
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (samples, 3, 32, 32)).astype(np.uint8)
     labels = rng.integers(0, 10, (samples, 1))
     trainer = Trainer(build_prediction("resnet23", 10, nmaps, rng), augmentation, 0)
-    spent, synchronize = [0.0], import_extension_module(current_context()).device_synchronize
-    trainer.solver = Timed(trainer.solver, spent, synchronize)
-    make_graph = trainer._graph
-
-    def timed_graph(*args, **options):
-        graph = make_graph(*args, **options)
-        return type(graph)(graph.image, graph.label, graph.logits, Timed(graph.loss, spent, synchronize))
-    trainer._graph = timed_graph
+    bare = bare_updates(trainer, images[:batch_size], labels[:batch_size])
     times = []
     for epoch in range(REPEATS + 1):
-        spent[0], begun = 0.0, time.perf_counter()
+        begun = time.perf_counter()
         trainer.train_epoch(epoch, images, labels, batch_size, lambda update: 0.01,
                             lambda *update: None)
-        times.append((time.perf_counter() - begun, spent[0]))
+        trained = time.perf_counter()
+        bare(samples // batch_size)
+        times.append((trained - begun, (time.perf_counter() - trained) * samples
+                      / (samples // batch_size * batch_size)))
     return np.array(times[1:])  # the first builds the graphs
+
+
+def bare_updates(trainer: Trainer, images: np.ndarray, labels: np.ndarray) -> Callable[[int], object]:
+    """Forward, backward and update of one batch again and again, and nothing else."""
+    graph = build_graph(trainer.network, len(images), test=False)
+    graph.image.d, graph.label.d = images, labels
+    synchronize = import_extension_module(current_context()).device_synchronize
+
+    def run(count: int):
+        for _ in range(count):
+            graph.loss.forward(clear_no_need_grad=True)
+            trainer.solver.zero_grad()
+            graph.loss.backward(clear_buffer=True)
+            trainer.solver.update()
+        synchronize("0")
+    return run
 
 
 def main():
