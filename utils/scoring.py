@@ -22,7 +22,7 @@ from utils.self_influence import Scores
 SAMPLES = 256
 # Samples in a pass, by context and layers.  On the CPU they are what the caches hold (measured: 4 to
 # 32 differ by a few per cent); on a GPU, what keeps it busy.
-BATCH_SIZES = {("cpu", "last"): 16, ("cpu", "all"): 8, ("cudnn", "last"): 100, ("cudnn", "all"): 32}
+BATCH_SIZES = {("cpu", "last"): 16, ("cpu", "all"): 8, ("cudnn", "last"): 1000, ("cudnn", "all"): 64}
 # Seconds of work on a checkpoint that a killed run may lose.
 SAVE_EVERY = 10
 
