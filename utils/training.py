@@ -31,6 +31,11 @@ def build_graph(prediction: Callable, batch_size: int, test: bool) -> Graph:
     return Graph(image, label, logits, loss)
 
 
+def augment(image: nn.Variable, seed: int) -> nn.Variable:
+    """The images (B, C, H, W), scaled by 0.8 to 1.2 and mirrored at random."""
+    return F.image_augmentation(image, min_scale=0.8, max_scale=1.2, flip_lr=True, seed=seed)
+
+
 def batches(order: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
     """Slices of `order`, each of `batch_size` but the last, which may be smaller."""
     for start in range(0, len(order), batch_size):
@@ -65,9 +70,7 @@ class Trainer:
 
     def _augment(self, graph: Graph, seed: int) -> nn.Variable:
         """A variable to set images on, whose augmented images become the input of `graph`."""
-        image = nn.Variable(graph.image.shape)
-        augmented = F.image_augmentation(image, min_scale=0.8, max_scale=1.2, flip_lr=True,
-                                         seed=seed)
+        augmented = augment(nn.Variable(graph.image.shape), seed)
         graph.image.data = augmented.data
         return augmented
 
