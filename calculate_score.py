@@ -15,16 +15,19 @@ from tqdm import tqdm
 
 from datasets import arrays
 from datasets.arrays import Dataset
-from models import MODELS, build_prediction, default_nmaps, is_network
-from utils import checkpoint, cli, scores
-from utils.checkpoint import Checkpoint
-from utils.cli import Parser, UserError, boolean, number
+from models import MODELS, build_network, default_nmaps, is_network
+from utils import cli
+from utils.cli import Parser, boolean, number
 from utils.context import current_context, set_context
+from utils.errors import UserError
 from utils.files import check_folder
-from utils.graph import fingerprint
+from utils.graph.functions import fingerprint
 from utils.processes import available_cores
-from utils.scores import CheckpointScores
-from utils.scoring import BATCH_SIZES, Setup, complete
+from utils.tracin import scores
+from utils.tracin.scores import CheckpointScores
+from utils.tracin.scoring import BATCH_SIZES, Setup, complete
+from utils.training import checkpoint
+from utils.training.checkpoint import Checkpoint
 
 
 def get_args(argv=None) -> argparse.Namespace:
@@ -69,7 +72,7 @@ def main(argv=None):
     digest = dataset.digest()
     check(args, checkpoints[0], dataset, classes, digest)
     where = set_context(args.context, args.device_id, args.type_config)
-    setup = prepare(args, build_prediction(model, classes, nmaps), len(dataset.images))
+    setup = prepare(args, build_network(model, classes, nmaps), len(dataset.images))
     checkpoint.check_parameters(checkpoints, setup.prediction)
     print(f"{model} on {where}: {setup.layers} layer{'s' * (setup.layers == 'all')} by {setup.engine}, "
           f"--workers {setup.workers}, {len(checkpoints)} checkpoint{'s' * (len(checkpoints) > 1)}, "

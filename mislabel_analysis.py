@@ -9,17 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets import arrays
+from datasets import arrays, corrections
 from datasets.arrays import Dataset
-from utils import cli, corrections, dynamics, figures, scores
-from utils.cli import Parser, UserError, boolean, number
-from utils.corrections import Corrections
-from utils.detection import PERCENTAGES, bootstrap_intervals, detection_metrics, rank
+from datasets.corrections import Corrections
+from utils import cli
+from utils.cli import Parser, boolean, number
+from utils.errors import UserError
 from utils.files import check_folder, save_json
-from utils.rankings import BASELINES, rankings
-from utils.review import save_review
-from utils.scores import PerCheckpoint
-from utils.suspects import count_label_issues, count_top_classes, save_extracted, save_suspects
+from utils.review import figures
+from utils.review.detection import PERCENTAGES, bootstrap_intervals, detection_metrics, rank
+from utils.review.page import save_review
+from utils.review.rankings import BASELINES, rankings
+from utils.review.suspects import count_label_issues, count_top_classes, save_extracted, save_suspects
+from utils.tracin import scores
+from utils.tracin.scores import PerCheckpoint
+from utils.training import dynamics
 
 REVIEW, DROP, RELABEL = "review.html", "drop.csv", "relabel.csv"
 TOP_CLASSES = "{:06d}_top_influence_sample.png"

@@ -14,18 +14,21 @@ import numpy as np
 
 from datasets import arrays, flags
 from datasets.arrays import Dataset
-from models import MODELS, build_prediction, default_nmaps, is_network
-from utils import checkpoint, cli, dynamics, onnx_export
-from utils.cli import Parser, UserError, number
+from models import MODELS, build_network, default_nmaps, is_network
+from utils import cli
+from utils.cli import Parser, number
 from utils.context import memory_for, set_context
-from utils.dynamics import TrainingDynamics
-from utils.engines import predict
+from utils.errors import UserError
 from utils.files import check_folder, save_bytes
-from utils.graph import Unsupported
-from utils.learning_rate import learning_rate
-from utils.monitor import TrainingLog
-from utils.self_influence import loss_and_margin
-from utils.training import Trainer
+from utils.graph import onnx_forward
+from utils.graph.functions import Unsupported
+from utils.tracin.engines import predict
+from utils.tracin.self_influence import loss_and_margin
+from utils.training import checkpoint, dynamics
+from utils.training.dynamics import TrainingDynamics
+from utils.training.learning_rate import learning_rate
+from utils.training.log import TrainingLog
+from utils.training.trainer import Trainer
 
 # What a resumed run must have in common with the one that it goes on with.
 RUN = ("model", "nmaps", "seed", *flags.RUN, "augmentation", "train_epochs", "train_batch_size",
@@ -138,7 +141,7 @@ def noise_logits(args: argparse.Namespace, images: np.ndarray, classes: int) -> 
                         f"{args.noise_model}, found {made_with.get('model', 'no network')} with "
                         f"{made_with.get('classes', 'no')}; give the --model_save_path of a run with "
                         f"--dataset {args.dataset}")
-    return predict(current, build_prediction(made_with["model"], classes, made_with["nmaps"]), images)
+    return predict(current, build_network(made_with["model"], classes, made_with["nmaps"]), images)
 
 
 def train_and_evaluate(args: argparse.Namespace, resumed: checkpoint.Checkpoint | None):
@@ -159,7 +162,7 @@ def train_and_evaluate(args: argparse.Namespace, resumed: checkpoint.Checkpoint 
     if args.corrections:
         save_bytes(args.output / "applied_corrections.csv", args.corrections.read_bytes())
 
-    prediction = build_prediction(args.model, len(dataset.names), args.nmaps, rng)
+    prediction = build_network(args.model, len(dataset.names), args.nmaps, rng)
     trainer = Trainer(prediction, args.augmentation, args.seed, args.type_config == "half")
     history = []
     if resumed:
@@ -189,7 +192,7 @@ def save_network(folder: Path, model: str, prediction: Callable):
     """Write the trained network for NNabla's tools, and for others' where ONNX can say it."""
     checkpoint.save_network(folder / f"{model}_result.nnp", model, prediction)
     try:
-        onnx_export.save_network(folder / f"{model}_result.onnx", prediction)
+        onnx_forward.save_network(folder / f"{model}_result.onnx", prediction)
     except Unsupported as error:
         print(f"not written: {model}_result.onnx: {error}", flush=True)
 

@@ -8,7 +8,7 @@ from datasets import cifar, digits
 from datasets.arrays import Dataset, Source, Split
 from datasets.label_noise import asymmetric_labels, hardest_labels, next_class, shuffle_labels
 from datasets.own import load_own
-from utils.cli import UserError
+from utils.errors import UserError
 
 
 def _cifar10(path: Path | None) -> Source:

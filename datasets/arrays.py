@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.files import load_array, release, save_array, save_text
 
 IMAGE_SHAPE = (3, 32, 32)

@@ -20,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 
 from datasets.arrays import IMAGE_SHAPE, Split
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.files import whole_file
 
 

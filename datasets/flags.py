@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets import DATASETS, NOISES, arrays, load_source, make_dataset
+from datasets import DATASETS, NOISES, arrays, corrections, load_source, make_dataset
 from datasets.arrays import Dataset
 from datasets.own import VAL_FRACTION
-from utils import corrections
-from utils.cli import Parser, UserError, boolean, number
+from utils.cli import Parser, boolean, number
+from utils.errors import UserError
 
 # What a resumed run must have in common with the one that it goes on with.
 RUN = ("dataset", "val_fraction", "subset", "shuffle_label", "shuffle_rate", "noise")

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from datasets.arrays import IMAGE_SHAPE
-from utils.cli import RunError
+from utils.errors import RunError
 from utils.processes import available_cores
 
 SIDE = IMAGE_SHAPE[-1]

@@ -16,7 +16,7 @@ from PIL import Image
 from datasets.arrays import SKIPPED_FILE, Source, Split
 from datasets.images import decode, read_image, to_array
 from datasets.label_noise import next_class
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.files import read_table
 
 VAL_FRACTION = 0.2

@@ -27,7 +27,7 @@ def is_network(name: str, nmaps: int | None) -> bool:
     return name in MODELS and (nmaps is None) == (default_nmaps(name) is None)
 
 
-def build_prediction(name: str, classes: int, nmaps: int | None = None,
+def build_network(name: str, classes: int, nmaps: int | None = None,
                      rng: np.random.Generator | None = None) -> Callable:
     """``prediction(image, test=False) -> (logits, h)`` of the network called `name`.
 

@@ -19,7 +19,7 @@ import train
 from datasets import arrays
 from models import MODELS
 from tests.conftest import ROOT, children, gone, make_dataset
-from utils.cli import UserError
+from utils.errors import UserError
 
 
 def score(run, output, *more):
@@ -228,7 +228,7 @@ def contents(folder):
 def test_second_run_computes_nothing_and_ends_with_the_same_bytes(run, monkeypatch, capsys):
     expected = contents(run)
     (run / "000002_influence.npy").unlink()
-    monkeypatch.setattr("utils.scoring.SliceScorer", None)  # not to be made
+    monkeypatch.setattr("utils.tracin.scoring.SliceScorer", None)  # not to be made
     score(run, run)
     assert contents(run) == expected
     assert "going on: 3 of 3 checkpoints, 90 of 90 scores are kept" in capsys.readouterr().out

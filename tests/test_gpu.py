@@ -16,11 +16,11 @@ from datasets.digits import load_digits
 from models import build_prediction
 from tests.conftest import ROOT
 from tests.test_train import contents
-from utils import checkpoint
 from utils.context import current_context, set_context
-from utils.engines import predict
-from utils.scoring import Setup, SliceScorer
-from utils.training import Trainer
+from utils.tracin.engines import predict
+from utils.tracin.scoring import Setup, SliceScorer
+from utils.training import checkpoint
+from utils.training.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
 TRAIN = ["--dataset", "digits", "--subset", "600", "--model", "resnet23", "--nmaps", "16",

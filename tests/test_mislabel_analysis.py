@@ -9,12 +9,11 @@ import pytest
 from PIL import Image
 
 import mislabel_analysis
-from datasets import arrays
+from datasets import arrays, corrections
+from datasets.corrections import Corrections
 from tests.conftest import ROOT, make_dataset
-from utils import corrections
-from utils.cli import UserError
-from utils.corrections import Corrections
-from utils.suspects import count_label_issues, count_top_classes
+from utils.errors import UserError
+from utils.review.suspects import count_label_issues, count_top_classes
 
 RANKINGS = ["tracin", "tracin_weighted", "tracin_norms", "tracin_late", "loss", "margin", "error_norm",
             "self_confidence", "aum", "aum_late", "forgetting", "random"]

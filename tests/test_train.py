@@ -18,14 +18,14 @@ from PIL import Image
 import calculate_score
 import mislabel_analysis
 import train
-from datasets import arrays
+from datasets import arrays, corrections
 from datasets.arrays import Dataset, Split
 from datasets.images import read_image
-from models import build_prediction
+from models import build_network
 from tests.conftest import ROOT, TRAIN_FLAGS, make_dataset, write_archive
-from utils import checkpoint, corrections
-from utils.cli import RunError, UserError
-from utils.training import Trainer
+from utils.errors import RunError, UserError
+from utils.training import checkpoint
+from utils.training.trainer import Trainer
 
 
 def flags(data, run, *more):
@@ -143,7 +143,7 @@ def test_hardest_noise_takes_the_likeliest_label_of_a_model(tmp_path):
                                                                "y_shuffle_train.npy"))
     assert (true != given).sum() == sum(round(0.2 * count) for count in np.bincount(true[:, 0]))
     image = nn.Variable((len(images), 3, 32, 32))
-    logits, _ = build_prediction("resnet23", 10, 4)(image, test=True)
+    logits, _ = build_network("resnet23", 10, 4)(image, test=True)
     checkpoint.load_parameters(checkpoint.find(first)[-1])
     image.d = images
     logits.forward()
@@ -288,11 +288,12 @@ def test_disk_that_fills_keeps_the_checkpoints_before(finished_run, tmp_path):
 import resource, signal, sys
 from pathlib import Path
 import utils
-from models import build_prediction
-from utils import checkpoint, cli
-from utils.training import Trainer
+from models import build_network
+from utils import cli
+from utils.training import checkpoint
+from utils.training.trainer import Trainer
 run = Path({str(run)!r})
-trainer = Trainer(build_prediction("resnet23", 3, 4), False, 0)
+trainer = Trainer(build_network("resnet23", 3, 4), False, 0)
 last = checkpoint.find(run)[-1]
 checkpoint.load(last, trainer.solver)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -3,19 +3,9 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from utils.errors import UserError
+
 UNSET = object()
-
-
-class UserError(Exception):
-    """A mistake the user can mend: one line saying what was expected, what was found, what to do."""
-
-    code = 2
-
-
-class RunError(UserError):
-    """What went wrong though the call was right: one line saying what happened and what to do."""
-
-    code = 1
 
 
 class Parser(argparse.ArgumentParser):

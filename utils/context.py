@@ -13,7 +13,7 @@ import nnabla.functions as F
 import numpy as np
 from nnabla.ext_utils import get_extension_context
 
-from utils.cli import RunError, UserError
+from utils.errors import RunError, UserError
 
 EXTENSION = "nnabla-ext-cuda120"
 INSTALL = "pip install -r requirements-cuda.txt"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.cli import UserError
+from utils.errors import UserError
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 
-from utils.cli import RunError
+from utils.errors import RunError
 
 _state: dict[str, Callable] = {}
 

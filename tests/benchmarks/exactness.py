@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from models import build_prediction
-from tests.test_engines import float64_scores, gradient_norms, make_engine
-from utils import checkpoint
+from models import build_network
+from tests.utils.tracin.test_engines import float64_scores, gradient_norms, make_engine
+from utils.training import checkpoint
 
 SURE = 0.01  # below this norm of the error, float32 has few digits of it
 
@@ -26,7 +26,7 @@ def main():
     labels = np.load(args.run / "y_shuffle_train.npy")[:args.samples].astype(np.int64)
     checkpoints = checkpoint.find(args.run)
     made_with = checkpoints[0].description
-    prediction = build_prediction(made_with["model"], made_with["classes"], made_with["nmaps"])
+    prediction = build_network(made_with["model"], made_with["classes"], made_with["nmaps"])
     checkpoint.check_parameters(checkpoints, prediction)
     engines = {name: make_engine(name, prediction, 16) for name in ("last", "all", "onnxruntime")}
     rows: dict[str, list] = {}

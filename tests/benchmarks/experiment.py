@@ -19,9 +19,9 @@ import matplotlib
 import numpy as np
 
 from datasets.cifar import CIFAR10, load_cifar
-from utils.detection import PERCENTAGES, detection_metrics, recall_curve
 from utils.files import whole_file
 from utils.processes import available_cores
+from utils.review.detection import PERCENTAGES, detection_metrics, recall_curve
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

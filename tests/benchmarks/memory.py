@@ -10,7 +10,7 @@ from pathlib import Path
 import nnabla as nn
 import numpy as np
 
-from models import build_prediction
+from models import build_network
 
 CASES = [(model, layers, samples) for model in ("resnet23", "resnet56")
          for layers, samples in (("last", 10_000), ("last", 50_000), ("all", 1_000), ("all", 3_000))]
@@ -27,7 +27,7 @@ def measure(folder: Path, model: str, layers: str, samples: int) -> int:
     np.save(folder / "x_train.npy", rng.integers(0, 256, (samples, 3, 32, 32), np.uint8))
     np.save(folder / "y_shuffle_train.npy", rng.integers(0, 10, (samples, 1)))
     nn.clear_parameters()
-    build_prediction(model, 10, rng=rng)(nn.Variable((1, 3, 32, 32)), test=True)
+    build_network(model, 10, rng=rng)(nn.Variable((1, 3, 32, 32)), test=True)
     nn.get_parameters(grad_only=False)["conv1/bn/var"].d = 1e4
     nn.save_parameters(str(folder / "params_1.h5"))
     command = [sys.executable, "calculate_score.py", "--input", folder, "--checkpoint", folder,

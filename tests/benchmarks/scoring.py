@@ -20,13 +20,13 @@ import numpy as np
 import onnxruntime
 from tqdm import tqdm
 
-from models import build_prediction
-from utils import checkpoint
+from models import build_network
 from utils.cli import Parser
 from utils.context import current_context, set_context
-from utils.onnx_export import INPUT, to_onnx
+from utils.graph.onnx_forward import INPUT, to_onnx
 from utils.processes import available_cores, begin, call
-from utils.scoring import BATCH_SIZES, Setup, SliceScorer
+from utils.tracin.scoring import BATCH_SIZES, Setup, SliceScorer
+from utils.training import checkpoint
 
 SAMPLES = max(1024, 128 * available_cores())
 # As NNabla's example, which back-propagates through all of ResNet23, but through ResNet56's last
@@ -130,10 +130,10 @@ def scorer(folder: Path, prediction: Callable, layers: str, engine: str, workers
 def rows(model: str, folder: Path, stack: ExitStack) -> dict[str, tuple[Callable, int]]:
     """What is measured, and over how many images."""
     nn.clear_parameters()
-    fresh = build_prediction(model, 10, rng=np.random.default_rng(0))
+    fresh = build_network(model, 10, rng=np.random.default_rng(0))
     fresh(nn.Variable((1, 3, 32, 32)), test=True)
     nn.save_parameters(str(folder / "params_1.h5"))
-    prediction, cores = build_prediction(model, 10), available_cores()
+    prediction, cores = build_network(model, 10), available_cores()
     images, labels = np.load(folder / "images.npy"), np.load(folder / "labels.npy")
     last, every = (BATCH_SIZES[current_context(), layers] for layers in ("last", "all"))
 

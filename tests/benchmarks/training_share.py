@@ -14,10 +14,10 @@ import nnabla as nn
 import numpy as np
 from nnabla.ext_utils import import_extension_module
 
-from models import build_prediction
+from models import build_network
 from utils.cli import Parser
 from utils.context import current_context, set_context
-from utils.training import Trainer, augment, build_graph
+from utils.training.trainer import Trainer, augment, build_graph
 
 REPEATS = 5
 # Of ResNet23: nmaps, batch, augmentation, images.
@@ -31,7 +31,7 @@ def measure(nmaps: int, batch_size: int, augmentation: bool, samples: int) -> np
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (samples, 3, 32, 32)).astype(np.uint8)
     labels = rng.integers(0, 10, (samples, 1))
-    trainer = Trainer(build_prediction("resnet23", 10, nmaps, rng), augmentation, 0)
+    trainer = Trainer(build_network("resnet23", 10, nmaps, rng), augmentation, 0)
     parts = [bare_updates(trainer, images[:batch_size], labels[:batch_size]),
              bare_augmentation(images[:batch_size]) if augmentation else lambda: None]
     synchronize = import_extension_module(current_context()).device_synchronize

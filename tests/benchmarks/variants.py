@@ -25,11 +25,11 @@ import nnabla as nn
 import numpy as np
 import onnxruntime
 
-from models import build_prediction
-from utils import checkpoint
-from utils.detection import detection_metrics
-from utils.onnx_export import INPUT, to_onnx
-from utils.self_influence import output_error
+from models import build_network
+from utils.graph.onnx_forward import INPUT, to_onnx
+from utils.review.detection import detection_metrics
+from utils.tracin.self_influence import output_error
+from utils.training import checkpoint
 
 DAMPING = 0.01
 
@@ -59,7 +59,7 @@ def measure(run: Path) -> dict[str, dict[str, float]]:
     wrong = (np.load(run / "y_train.npy") != labels)[:, 0]
     checkpoints = checkpoint.find(run)
     made_with = checkpoints[0].description
-    prediction = build_prediction(made_with["model"], made_with["classes"], made_with["nmaps"])
+    prediction = build_network(made_with["model"], made_with["classes"], made_with["nmaps"])
     image = nn.Variable((1, 3, 32, 32))
     totals: dict[str, np.ndarray] = {}
     nn.clear_parameters()

@@ -1,0 +1,138 @@
+import hashlib
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from datasets import arrays
+from tests.conftest import make_dataset
+from utils.errors import UserError
+
+
+def test_files_hold_what_the_design_says(dataset_folder):
+    def read(name):
+        return np.load(dataset_folder / name, allow_pickle=False)
+    assert read("x_train.npy").dtype == np.uint8 and read("x_train.npy").shape == (30, 3, 32, 32)
+    assert read("x_val.npy").shape == (12, 3, 32, 32)
+    for name, count in [("y_train.npy", 30), ("y_shuffle_train.npy", 30), ("y_val.npy", 12)]:
+        assert read(name).shape == (count, 1) and read(name).dtype.kind == "i"
+    assert (dataset_folder / "label_names.txt").read_text() == "class 0\nclass 1\nclass 2\n"
+    assert (read("y_train.npy") != read("y_shuffle_train.npy")).sum() == 6
+
+
+def test_loading_gives_what_was_saved(dataset_folder):
+    dataset, expected = arrays.load(dataset_folder, test=True), make_dataset()
+    for name in ("images", "labels", "true_labels"):
+        assert np.array_equal(getattr(dataset, name), getattr(expected, name))
+    assert np.array_equal(dataset.test.images, expected.test.images)
+    assert dataset.names == expected.names
+    assert dataset.digest() == expected.digest()
+    assert isinstance(dataset.images, np.memmap)
+
+
+def test_digest_tells_images_and_labels_apart():
+    dataset = make_dataset()
+    other_images, other_labels = dataset.images.copy(), dataset.labels.copy()
+    other_images[3, 1, 2, 3] += 1
+    other_labels[4] = (other_labels[4] + 1) % 3
+    digests = {dataset.digest(), replace(dataset, images=other_images).digest(),
+               replace(dataset, labels=other_labels).digest()}
+    assert len(digests) == 3
+    assert replace(dataset, true_labels=None).digest() in digests
+
+
+def test_true_labels_and_names_may_be_missing(dataset_folder):
+    os.remove(dataset_folder / "y_train.npy")
+    os.remove(dataset_folder / "label_names.txt")
+    dataset = arrays.load(dataset_folder)
+    assert dataset.true_labels is None and dataset.test is None
+    assert dataset.names == ["0", "1", "2"]
+    with pytest.raises(UserError, match="needs the true labels"):
+        dataset.without_noise()
+    arrays.save(dataset_folder, make_dataset())
+    arrays.save(dataset_folder, replace(make_dataset(), true_labels=None))
+    assert not (dataset_folder / "y_train.npy").exists()
+
+
+def test_true_labels_never_overwrite_the_noisy_ones(dataset_folder):
+    dataset = arrays.load(dataset_folder, test=True)
+    arrays.save(dataset_folder, dataset, read_from=dataset_folder)
+    with pytest.raises(UserError, match="would replace those in"):
+        arrays.save(dataset_folder, dataset.without_noise(), read_from=dataset_folder)
+    assert np.array_equal(arrays.load(dataset_folder).labels, dataset.labels)
+
+
+def test_data_of_another_run_are_not_overwritten(dataset_folder):
+    with pytest.raises(UserError, match="holds the data of another run"):
+        arrays.save(dataset_folder, make_dataset(seed=1))
+    assert arrays.load(dataset_folder).digest() == make_dataset().digest()
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("x_train.npy", np.zeros((30, 3, 32, 32)), "expected uint8 images .* found float64"),
+    ("x_train.npy", np.zeros((30, 32, 32, 3), np.uint8), r"found uint8 \(30, 32, 32, 3\)"),
+    ("x_train.npy", np.zeros((0, 3, 32, 32), np.uint8), r"found uint8 \(0, 3"),
+    ("x_train.npy", np.uint8(3), r"found uint8 \(\)"),
+    ("y_shuffle_train.npy", np.zeros((29, 1), int), r"expected integers \(30, 1\) .* \(29, 1\)"),
+    ("y_train.npy", np.zeros((31, 1), int), r"expected integers \(30, 1\) .* \(31, 1\)"),
+    ("y_train.npy", np.full((30, 1), np.nan), r"expected integers .* found float64"),
+    ("y_shuffle_train.npy", np.full((30, 1), -1), "expected labels from 0 .* found -1"),
+    ("y_shuffle_train.npy", np.full((30, 1), 3), "expected labels below 3, .* found 3"),
+    ("y_val.npy", np.zeros((3, 1), int), r"expected integers \(12, 1\)"),
+    ("y_train.npy", np.array([[None]] * 30), "cannot read .*y_train.npy"),
+])
+def test_files_that_do_not_fit_are_refused(dataset_folder, name, content, message):
+    np.save(dataset_folder / name, content)
+    with pytest.raises(UserError, match=message):
+        arrays.load(dataset_folder, test=True)
+
+
+@pytest.mark.parametrize("name", ["x_train.npy", "y_shuffle_train.npy", "x_val.npy", "y_val.npy"])
+def test_missing_file_is_named(dataset_folder, name):
+    os.remove(dataset_folder / name)
+    with pytest.raises(UserError, match=f"expected .*{name}, found nothing"):
+        arrays.load(dataset_folder, test=True)
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match="--input .*nowhere, found none"):
+        arrays.load(tmp_path / "nowhere")
+
+
+def test_labels_without_a_second_axis_are_read_too(dataset_folder):
+    np.save(dataset_folder / "y_shuffle_train.npy", make_dataset().labels[:, 0])
+    assert np.array_equal(arrays.load(dataset_folder).labels, make_dataset().labels)
+
+
+def test_digest_is_that_of_every_image_and_label():
+    dataset = make_dataset(1100)
+    digests = [dataset.digest()]
+    for array, place in [(dataset.images, (1099, 2, 31, 31)), (dataset.images, (0, 0, 0, 0)),
+                         (dataset.labels, (1099, 0))]:
+        array[place] += 1
+        digests.append(dataset.digest())
+    assert len(set(digests)) == 4
+    expected = hashlib.sha256(b"((1100, 3, 32, 32), (1100, 1))" + dataset.images.tobytes()
+                              + dataset.labels.astype("<i8").tobytes())
+    assert digests[-1] == expected.hexdigest()
+
+
+def test_paths_are_kept_and_must_fit(tmp_path):
+    dataset = replace(make_dataset(), paths=[f"{number}.png" for number in range(30)])
+    arrays.save(tmp_path, dataset)
+    assert arrays.load(tmp_path).paths == dataset.paths
+    (tmp_path / "paths.txt").write_text("0.png\n")
+    with pytest.raises(UserError, match="expected 30 lines in .*paths.txt, .* found 1; use the files"):
+        arrays.load(tmp_path)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    arrays.save(tmp_path, replace(dataset, paths=None))
+    assert not (tmp_path / "paths.txt").exists() and arrays.load(tmp_path).paths is None
+
+
+def test_lists_of_files_that_were_there_do_not_stay(tmp_path):
+    for name in ("paths.txt", "skipped.txt"):
+        (tmp_path / name).write_text("1.png\n")
+    arrays.save(tmp_path, make_dataset())
+    assert not (tmp_path / "paths.txt").exists() and not (tmp_path / "skipped.txt").exists()

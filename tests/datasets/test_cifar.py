@@ -1,0 +1,222 @@
+import hashlib
+import os
+import pickle
+import resource
+import tarfile
+import threading
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pytest
+
+from datasets import load_source, make_dataset
+from datasets.cifar import CIFAR10, CIFAR100, fetch_archive, load_cifar
+from tests.conftest import write_archive, write_batch
+from utils.errors import UserError
+
+
+def batch(data=None, labels=None):
+    data = np.zeros((2, 3072), np.uint8) if data is None else data
+    return write_batch({b"data": data, b"labels": [0, 9] if labels is None else labels})
+
+
+class Exploit:
+    """A pickle that creates a file when it is loaded by the usual unpickler."""
+
+    def __init__(self, path):
+        self._path = path
+
+    def __reduce__(self):
+        return open, (str(self._path), "w")
+
+
+def test_real_sample_has_the_official_records(sample_archive):
+    train, test = load_cifar(CIFAR10, sample_archive)
+    assert train.images.shape == (2000, 3, 32, 32) and test.images.shape == (400, 3, 32, 32)
+    assert train.images.dtype == np.uint8
+    with tarfile.open(sample_archive) as archive:
+        member = archive.extractfile("cifar-10-batches-py/data_batch_1")
+        content = pickle.load(member, encoding="bytes")
+    assert np.array_equal(train.images[:10].reshape(10, -1), content[b"data"][:10])
+    assert train.labels[:10, 0].tolist() == content[b"labels"][:10]
+    # Well-known: the first official images are a frog and a truck.
+    assert [CIFAR10.names[label] for label in train.labels[:2, 0]] == ["frog", "truck"]
+
+
+def test_archive_and_extracted_folder_are_the_same(tmp_path):
+    path = write_archive(tmp_path / "cifar-10-python.tar.gz")
+    with tarfile.open(path) as archive:
+        archive.extractall(tmp_path / "extracted")
+    splits = [load_cifar(CIFAR10, source) for source in
+              (path, tmp_path / "extracted", tmp_path / "extracted" / CIFAR10.folder)]
+    for train, test in splits:
+        assert train.images.shape == (20, 3, 32, 32) and test.labels.shape == (4, 1)
+        assert np.array_equal(train.images, splits[0][0].images)
+        assert np.array_equal(test.labels, splits[0][1].labels)
+
+
+def test_cifar100_has_its_fine_labels(tmp_path):
+    rng = np.random.default_rng(0)
+    content = {name: write_batch({b"data": rng.integers(0, 256, (3, 3072)).astype(np.uint8),
+                                  b"fine_labels": labels, b"coarse_labels": [19, 0, 1]})
+               for name, labels in [("train", [0, 99, 3]), ("test", [1, 2, 97])]}
+    path = write_archive(tmp_path / "cifar-100-python.tar.gz", folder="cifar-100-python",
+                         **dict.fromkeys([*CIFAR10.train, CIFAR10.test]), **content)
+    source = load_source("cifar100", path, None, False, rng)
+    names = [source.names[label] for label in source.train.labels[:, 0]]
+    assert names == ["apple", "worm", "bear"] and source.test.images.shape == (3, 3, 32, 32)
+    assert len(set(CIFAR100.names)) == 100 and source.confusable[99] == 0
+    with pytest.raises(UserError, match="expected cifar-10-batches-py/data_batch_1 .* found none"):
+        load_source("cifar10", path, None, False, rng)
+
+
+def test_records_keep_their_order_and_their_colours(tmp_path):
+    data = np.repeat(np.array([10, 20, 30], np.uint8), 1024)[None]
+    path = write_archive(tmp_path / "a.tar.gz", data_batch_1=batch(data, [7]))
+    train, _ = load_cifar(CIFAR10, path)
+    assert train.labels[0, 0] == 7
+    assert train.images[0].reshape(3, -1).T.tolist() == [[10, 20, 30]] * 1024
+
+
+@pytest.mark.parametrize(("replaced", "message"), [
+    ({"data_batch_3": None}, "expected cifar-10-batches-py/data_batch_3 .*, found none"),
+    ({"test_batch": None}, "expected cifar-10-batches-py/test_batch .*, found none"),
+    ({"data_batch_2": batch(labels=[0, 10])}, "labels from 0 to 9 in .*data_batch_2, found 10"),
+    ({"data_batch_2": batch(labels=[0, -1])}, "labels from 0 to 9 in .*data_batch_2, found -1"),
+    ({"data_batch_2": batch(labels=[0])}, "expected 2 labels"),
+    ({"data_batch_2": batch(labels=[0.7, "3"])}, "labels that are no integers"),
+    ({"test_batch": batch(np.zeros((2, 3071), np.uint8))}, "records of 3072 bytes .*3071"),
+    ({"test_batch": batch(np.zeros((2, 3072)))}, "an array of 'f8', not of integers"),
+    ({"data_batch_1": b""}, "expected a pickled CIFAR batch"),
+    ({"data_batch_1": batch()[:2000]}, "expected a pickled CIFAR batch"),
+    ({"data_batch_1": write_batch([1, 2])}, "expected a pickled CIFAR batch"),
+    ({"data_batch_1": write_batch({b"labels": [1]})}, "expected a pickled CIFAR batch"),
+])
+def test_wrong_batch_is_refused(tmp_path, replaced, message):
+    path = write_archive(tmp_path / "a.tar.gz", **replaced)
+    with pytest.raises(UserError, match=message):
+        load_cifar(CIFAR10, path)
+
+
+def test_malicious_pickle_runs_no_code(tmp_path):
+    target = tmp_path / "created"
+    attack = write_batch({b"data": Exploit(target), b"labels": [1]})
+    pickle.loads(attack)[b"data"].close()
+    assert target.exists()
+    target.unlink()
+    path = write_archive(tmp_path / "a.tar.gz", data_batch_4=attack)
+    with pytest.raises(UserError, match="asks for io.open, which a batch does not need"):
+        load_cifar(CIFAR10, path)
+    assert not target.exists()
+
+
+def test_few_bytes_of_pickle_do_not_fill_the_memory(tmp_path):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    attack = b"\x80\x02Kr\x00\x00\x00\x08."  # memo index 2**27
+    path = write_archive(tmp_path / "a.tar.gz", data_batch_1=attack)
+    with pytest.raises(UserError, match="expected a pickled CIFAR batch"):
+        load_cifar(CIFAR10, path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+
+
+def test_batch_that_would_fill_the_memory_is_refused(tmp_path):
+    small = replace(CIFAR10, max_batch_bytes=1000)
+    with pytest.raises(UserError, match="expected at most 1000 bytes"):
+        load_cifar(small, write_archive(tmp_path / "a.tar.gz"))
+
+
+def test_archive_cut_short_is_refused(tmp_path):
+    path = write_archive(tmp_path / "a.tar.gz")
+    path.write_bytes(path.read_bytes()[:-3000])
+    with pytest.raises(UserError, match="cut short"):
+        load_cifar(CIFAR10, path)
+
+
+def test_missing_path_and_other_file_are_refused(tmp_path):
+    with pytest.raises(UserError, match="found nothing"):
+        load_cifar(CIFAR10, tmp_path / "nowhere.tar.gz")
+    (tmp_path / "text").write_text("no archive")
+    with pytest.raises(UserError, match="cannot read the archive"):
+        load_cifar(CIFAR10, tmp_path / "text")
+
+
+def test_subset_is_drawn_at_random_by_the_generator(tmp_path):
+    path = write_archive(tmp_path / "a.tar.gz", records=20)
+    whole, _ = load_cifar(CIFAR10, path)
+
+    def subset(seed):
+        return make_dataset(source, 30, 0.0, np.random.default_rng(seed))
+    source = load_source("cifar10", path, None, False, np.random.default_rng(0))
+    kept = subset(1)
+    assert len(kept.images) == 30 and len(kept.test.images) == 20
+    assert {image.tobytes() for image in kept.images} < {image.tobytes() for image in whole.images}
+    assert np.array_equal(kept.images, subset(1).images)
+    assert not np.array_equal(kept.images, subset(2).images)
+    with pytest.raises(UserError, match="--subset of at most 100, .* found 101"):
+        make_dataset(source, 101, 0.0, np.random.default_rng(0))
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A local web server with the archive; `server.content` is what it sends of it."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    content = write_archive(tmp_path / "cifar-10-python.tar.gz").read_bytes()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.server.requests += 1
+            if self.server.content is None:
+                return self.send_error(503)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(self.server.content)
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server.content, server.requests = content, 0
+    server.archive = replace(
+        CIFAR10, url=f"http://127.0.0.1:{server.server_port}/cifar-10-python.tar.gz",
+        md5=hashlib.md5(content).hexdigest())
+    server.home = tmp_path / "home" / "nnabla_data"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_download_is_kept_in_nnablas_data_home_and_used_again(server):
+    path = fetch_archive(server.archive)
+    assert path == server.home / "cifar-10-python.tar.gz"
+    assert path.read_bytes() == server.content
+    assert fetch_archive(server.archive) == path
+    assert server.requests == 1
+    train, _ = load_cifar(CIFAR10, path)
+    assert len(train.images) == 20
+
+
+def test_download_cut_short_leaves_nothing(server):
+    server.content = server.content[:1000]
+    with pytest.raises(UserError, match=f"expected the MD5 {server.archive.md5} .*1000 bytes"):
+        fetch_archive(server.archive)
+    assert os.listdir(server.home) == []
+
+
+def test_failed_download_names_the_remedies(server):
+    server.content = None
+    with pytest.raises(UserError, match="cannot download .*503.*--data.*--dataset digits"):
+        fetch_archive(server.archive)
+    assert os.listdir(server.home) == []
+
+
+def test_damaged_archive_is_downloaded_again_and_kept_aside(server):
+    path = fetch_archive(server.archive)
+    path.write_bytes(b"damaged")
+    assert fetch_archive(server.archive).read_bytes() == server.content
+    assert path.with_name(path.name + ".damaged").read_bytes() == b"damaged"

@@ -1,0 +1,133 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image, UnidentifiedImageError
+
+from datasets.images import decode, read_image, to_array, to_rgb
+from utils.errors import RunError
+
+
+def flat(image):
+    """The one colour that an image has."""
+    colours = np.unique(np.asarray(image).reshape(-1, 3), axis=0)
+    assert len(colours) == 1
+    return colours[0].tolist()
+
+
+@pytest.mark.parametrize(("mode", "colour", "expected"), [
+    ("1", 1, [255, 255, 255]), ("L", 70, [70, 70, 70]), ("RGB", (1, 2, 3), [1, 2, 3]),
+    ("RGBA", (10, 20, 30, 255), [10, 20, 30]), ("RGBA", (10, 20, 30, 0), [255, 255, 255]),
+    ("LA", (9, 0), [255, 255, 255]), ("PA", (0, 0), [255, 255, 255]),
+    ("CMYK", (0, 0, 0, 255), [0, 0, 0]), ("YCbCr", (255, 128, 128), [255, 255, 255]),
+    ("HSV", (0, 255, 255), [255, 0, 0]), ("I;16", 257 * 40, [40, 40, 40]), ("I", 9, [0, 0, 0]),
+    ("F", 0.5, [0, 0, 0])])
+def test_every_mode_becomes_rgb(mode, colour, expected):
+    assert flat(to_rgb(Image.new(mode, (5, 4), colour))) == expected
+
+
+def test_palette_and_transparent_colour():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    image.info["transparency"] = 0
+    assert np.asarray(to_rgb(image)).tolist() == [[[255, 255, 255], [40, 50, 60]]]
+
+
+def test_32_bit_values_take_the_whole_range():
+    values = np.array([[-5.0, 0.0, 5.0]], np.float32)
+    assert np.asarray(to_rgb(Image.fromarray(values)))[0, :, 0].tolist() == [0, 128, 255]
+    values = np.array([[np.inf, -5.0, np.nan, 5.0, -np.inf]], np.float32)
+    assert np.asarray(to_rgb(Image.fromarray(values)))[0, :, 0].tolist() == [255, 0, 0, 255, 0]
+
+
+@pytest.mark.parametrize("size", [(96, 64), (33, 48), (100, 225)])
+def test_large_images_are_averaged_over_areas(size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    large = pixels.repeat(32, axis=0).repeat(32, axis=1)  # areas of whole pixels
+    means = large.reshape(32, size[0], 32, size[1], 3).mean(axis=(1, 3)).transpose(2, 0, 1)
+    assert np.abs(to_array(Image.fromarray(pixels)) - means).max() <= 0.501
+
+
+def test_one_side_is_averaged_and_the_other_enlarged():
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 64, 3)).astype(np.uint8)
+    half = np.round(pixels.reshape(16, 32, 2, 3).mean(axis=2)).astype(np.uint8)
+    expected = np.asarray(Image.fromarray(half).resize((32, 32), Image.Resampling.BICUBIC))
+    assert np.array_equal(to_array(Image.fromarray(pixels)), expected.transpose(2, 0, 1))
+
+
+def test_small_images_are_enlarged_bicubically():
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    expected = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC)
+    assert np.array_equal(to_array(Image.fromarray(pixels)), np.asarray(expected).transpose(2, 0, 1))
+
+
+def test_images_of_32_by_32_stay_as_they_are():
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    assert np.array_equal(to_array(Image.fromarray(pixels)), pixels.transpose(2, 0, 1))
+
+
+def test_photograph_is_turned_upright(tmp_path):
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    image = read_image(tmp_path / "a.png")
+    assert image[:, :16].max() == 0 and image[:, 16:].min() == 255
+
+
+def test_decode_keeps_the_order_and_says_what_failed(tmp_path, monkeypatch):
+    paths = [tmp_path / f"{number}.png" for number in range(40)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (33, 31), (number, 0, 0)).save(path)
+    paths[7].write_text("no image")
+    paths[9].write_bytes(paths[9].read_bytes()[:-30])
+    Image.new("L", (50, 50)).save(paths[11])
+    Image.new("RGB", (40, 40), (12, 0, 0)).save(paths[12])  # large, but Pillow only warns
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1100)
+    images, errors = decode(read_image, paths)
+    assert list(errors) == [7, 9, 11]
+    assert isinstance(errors[11], Image.DecompressionBombError)
+    for number in set(range(40)) - set(errors):
+        assert (images[number, 0] == number).all() and images[number, 1:].max() == 0
+
+
+def test_damaged_exif_does_not_cost_the_image(tmp_path):
+    Image.new("RGB", (32, 32), (1, 2, 3)).save(tmp_path / "a.png", exif=b"Exif\0\0no tiff")
+    assert read_image(tmp_path / "a.png")[:, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_postscript_is_not_run(tmp_path, monkeypatch):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
+    with pytest.raises(UnidentifiedImageError):
+        read_image(tmp_path / "a.jpg")
+
+
+def test_all_cores_decode_at_a_time(monkeypatch):
+    monkeypatch.setattr("datasets.images.available_cores", lambda: 3)
+    meeting = threading.Barrier(3, timeout=10)
+
+    def read(_):
+        meeting.wait()
+        return np.zeros((3, 32, 32), np.uint8)
+    assert decode(read, range(6))[1] == {}
+
+
+def test_interrupt_and_full_memory_end_the_decoding():
+    read = []
+
+    def interrupt(source):
+        read.append(source)
+        time.sleep(0.01)
+        raise KeyboardInterrupt if source == 5 else ValueError
+    with pytest.raises(KeyboardInterrupt):
+        decode(interrupt, range(1000))
+    assert len(read) < 100
+
+    def too_large(source):
+        raise MemoryError if source == "b.png" else ValueError
+    with pytest.raises(RunError, match="out of memory while decoding b.png; make it smaller"):
+        decode(too_large, ["a.png", "b.png"])

@@ -1,0 +1,60 @@
+import nnabla as nn
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from models import MODELS, build_network
+from utils.graph.functions import Unsupported
+from utils.graph.onnx_forward import save_network
+from utils.training import checkpoint
+
+
+def logits_of(path, images):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [(end.name, end.shape) for end in (*session.get_inputs(), *session.get_outputs())] == \
+        [("x", ["N", 3, 32, 32]), ("y", ["N", 10])]
+    return session.run(["y"], {"x": images})[0]
+
+
+@pytest.mark.parametrize("model", list(MODELS))
+def test_translated_network_gives_the_same_logits(tmp_path, model):
+    """Parameters at which no two can change places, and batches of two sizes."""
+    rng = np.random.default_rng(0)
+    prediction = build_network(model, 10, rng=rng)
+    image = nn.Variable((5, 3, 32, 32))
+    logits, _ = prediction(image, test=True)
+    for name, parameter in nn.get_parameters(grad_only=False).items():
+        if "/bn/" in name or name == "affine/b":
+            parameter.d = rng.uniform(0.2, 0.7, parameter.shape)
+    nn.get_parameters(grad_only=False)["conv1/bn/var"].d = 1e4
+    save_network(tmp_path / "network.onnx", prediction)
+    image.d = rng.integers(0, 256, image.shape)
+    logits.forward()
+    for count in (5, 2):
+        ours = logits_of(tmp_path / "network.onnx", image.d[:count].astype(np.float32))
+        np.testing.assert_allclose(ours, logits.d[:count], rtol=1e-4,
+                                   atol=1e-5 * np.abs(logits.d).max())
+    names = {value.name for value in onnx.load(tmp_path / "network.onnx").graph.initializer}
+    assert names == set(nn.get_parameters(grad_only=False))
+
+
+def test_trained_network_is_written_with_its_last_parameters(run):
+    image = nn.Variable((4, 3, 32, 32))
+    logits, _ = build_network("resnet23", 3, 4)(image, test=True)
+    checkpoint.load_parameters(checkpoint.find(run)[-1])
+    image.d = np.load(run / "x_train.npy")[:4]
+    logits.forward()
+    session = onnxruntime.InferenceSession(run / "resnet23_result.onnx",
+                                           providers=["CPUExecutionProvider"])
+    ours, = session.run(None, {"x": image.d.astype(np.float32)})
+    np.testing.assert_allclose(ours, logits.d, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_written_of_what_cannot_be_translated(tmp_path):
+    def prediction(image, test):
+        image = nn.functions.elu(image)
+        return image, image
+    with pytest.raises(Unsupported, match="translation to ONNX can take Add2, .*; found ELU at "):
+        save_network(tmp_path / "network.onnx", prediction)
+    assert not list(tmp_path.iterdir())

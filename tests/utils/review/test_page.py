@@ -1,0 +1,425 @@
+"""The review page in a real browser, headless Chromium."""
+import csv
+import os
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from datasets import corrections
+from tests.conftest import make_dataset
+from utils.review.page import save_review
+from utils.tracin.scores import PerCheckpoint
+
+playwright_api = pytest.importorskip("playwright.sync_api")
+expect, sync_playwright = playwright_api.expect, playwright_api.sync_playwright
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(not CHROMIUM and "CI" not in os.environ, reason="needs Chromium")
+EVIL = "<script>document.title='owned'</script>"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM,
+                                             args=["--no-sandbox", "--disable-background-networking"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def dataset():
+    """200 samples of three classes; the more suspicious, the smaller their index."""
+    paths = [f'{number}, "{EVIL}".png' for number in range(200)]
+    paths[2] = "2, a.png"
+    return replace(make_dataset(200), names=[EVIL, "</script>", "dog, \"big\""], paths=paths)
+
+
+@pytest.fixture
+def make_page(dataset):
+    def make(path, dataset=dataset, limit=150):
+        save_review(path, dataset, -np.arange(len(dataset.labels), dtype=float), "tracin",
+                    per_checkpoint(dataset), limit)
+        return path
+    return make
+
+
+@pytest.fixture
+def page_file(make_page, tmp_path):
+    return make_page(tmp_path / "review.html")
+
+
+def per_checkpoint(dataset):
+    samples = len(dataset.labels)
+    suggested = (dataset.labels[:, 0] + 1) % 3
+    probability = np.full((samples, 3), 0.1)
+    probability[np.arange(samples), suggested] = 0.8
+    column = np.ones((samples, 2))
+    margin = np.stack([np.full(samples, -1.0), np.where(np.arange(samples) % 2, 1.0, -1.0)], axis=1)
+    return PerCheckpoint(np.array([1, 2]), np.array([0.1, 0.1]), column, column, margin, column,
+                         probability, np.array(""))
+
+
+@pytest.fixture
+def page(browser, page_file):
+    context = browser.new_context(accept_downloads=True)
+    page = context.new_page()
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("request", lambda request: request.url.startswith(("file:", "data:", "blob:"))
+            or problems.append(request.url))
+    page.goto(page_file.as_uri())
+    yield page
+    assert problems == []
+    context.close()
+
+
+def download(page, target):
+    with page.expect_download() as download:
+        page.click("#download")
+    assert download.value.suggested_filename == "corrections.csv"
+    download.value.save_as(target)
+    with target.open(newline="", encoding="utf-8-sig") as file:
+        return list(csv.DictReader(file))
+
+
+def press(page, keys):
+    for key in keys.split():
+        page.keyboard.press(key)
+
+
+def test_decisions_by_key_alone_become_corrections(page, dataset, tmp_path):
+    given = dataset.labels[:, 0]
+    press(page, "a ArrowRight f ArrowRight r ArrowRight r u ArrowRight c")
+    other = (given[4] + 2) % 3
+    page.keyboard.type(dataset.names[other][:3])
+    press(page, "Enter")
+    rows = download(page, tmp_path / "corrections.csv")
+    assert [(row["index"], row["decision"]) for row in rows] == [
+        ("0", "relabel"), ("1", "fine"), ("2", "remove"), ("4", "relabel")]
+    assert [row["path"] for row in rows] == [dataset.paths[index] for index in (0, 1, 2, 4)]
+    read = corrections.load(tmp_path / "corrections.csv", dataset)
+    assert read == corrections.Corrections({0: (given[0] + 1) % 3, 4: other}, [2], [1])
+
+
+def test_decisions_by_mouse(page, dataset, tmp_path):
+    tiles = page.locator("article")
+    tiles.nth(0).get_by_role("button", name="accept").click()
+    tiles.nth(1).get_by_role("button", name="remove").click()
+    tiles.nth(2).get_by_role("button", name="fine").click()
+    for number, shift in [(3, 2), (4, 0)]:  # another, and its own: fine
+        chooser = tiles.nth(number).locator("select")
+        chooser.dispatch_event("mousedown")
+        chooser.select_option(str((dataset.labels[number, 0] + shift) % 3))
+    rows = download(page, tmp_path / "corrections.csv")
+    assert [row["decision"] for row in rows] == ["relabel", "remove", "fine", "relabel", "fine"]
+    assert rows[3]["new_label"] == dataset.names[(dataset.labels[3, 0] + 2) % 3]
+    assert page.inner_text("#count") == "5 of 150 suspects decided"
+
+
+def test_undo(page, tmp_path):
+    tile = page.locator("article").nth(1)
+    undo = tile.get_by_role("button", name="undo")
+    assert undo.is_disabled()
+    tile.get_by_role("button", name="remove").click()
+    undo.click()
+    assert undo.is_disabled() and focused(page) == 1
+    assert page.inner_text("#count") == "0 of 150 suspects decided"
+    page.click("#download")
+    assert page.inner_text("#message") == "Nothing is decided yet."
+    press(page, "r")
+    page.reload()
+    press(page, "ArrowRight u")
+    page.reload()
+    assert page.inner_text("#count") == "0 of 150 suspects decided"
+
+
+def test_escape_leaves_the_chooser_without_a_decision(page, dataset):
+    press(page, "c ArrowDown ArrowDown Escape")
+    assert page.inner_text("#count") == "0 of 150 suspects decided" and focused(page) == 0
+    assert page.inner_text("#message") == ""
+    press(page, "a c ArrowUp ArrowUp Escape")
+    suggested = dataset.names[(dataset.labels[0, 0] + 1) % 3]
+    assert page.inner_text("#message") == f"Suspect 1: relabelled: {suggested}"
+    assert page.locator("article").first.locator("select").input_value() == str(
+        (dataset.labels[0, 0] + 1) % 3)
+
+
+def test_keys_of_the_browser_are_its_own(page):
+    press(page, "Control+r")
+    page.wait_for_load_state()
+    press(page, "Alt+a Meta+f")
+    assert page.inner_text("#count") == "0 of 150 suspects decided"
+
+
+def test_full_storage_loses_no_decision(page, tmp_path):
+    press(page, "a ArrowRight r ArrowRight")
+    page.evaluate("""() => {
+        let text = "x".repeat(1 << 20);
+        for (let number = 0; text.length; number++) {
+            try { localStorage.setItem("full" + number, text); }
+            catch { text = text.slice(text.length / 2 + 1); }
+        }
+    }""")
+    press(page, "r ArrowRight f")
+    assert "keeps no more progress: download" in page.inner_text("#message")
+    rows = download(page, tmp_path / "a.csv")
+    assert [(row["index"], row["decision"]) for row in rows] == [
+        ("0", "relabel"), ("1", "remove"), ("2", "remove"), ("3", "fine")]
+
+
+def test_emptied_storage_loses_no_decision(page, tmp_path):
+    press(page, "a ArrowRight r")
+    page.evaluate("localStorage.clear()")
+    assert len(download(page, tmp_path / "a.csv")) == 2
+
+
+def test_decision_in_another_tab_replaces_one_that_was_not_kept(page, page_file, tmp_path):
+    other = page.context.new_page()
+    other.goto(page_file.as_uri())
+    page.evaluate("""() => {
+        const keep = Storage.prototype.setItem;
+        Storage.prototype.setItem = () => { Storage.prototype.setItem = keep; throw Error("full"); };
+    }""")
+    press(page, "r")
+    press(other, "f")
+    expect(page.locator("article").first).to_have_attribute("data-decision", "fine")
+    assert [row["decision"] for row in download(page, tmp_path / "a.csv")] == ["fine"]
+
+
+def test_names_like_formulas_come_back_from_the_download(dataset, make_page, page, tmp_path):
+    dataset = replace(dataset, names=["=cmd()", "-x", "'b"])
+    make_page(tmp_path / "formulas.html", dataset)
+    page.goto((tmp_path / "formulas.html").as_uri())
+    press(page, "a ArrowRight a ArrowRight a")
+    rows = download(page, tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_bytes().startswith(b"\xef\xbb\xbf")
+    assert {row["new_label"] for row in rows} <= {"'=cmd()", "'-x", "''b"}
+    assert corrections.load(tmp_path / "a.csv", dataset).relabelled == {
+        index: (dataset.labels[index, 0] + 1) % 3 for index in range(3)}
+
+
+def test_progress_is_kept(page, tmp_path):
+    press(page, "r ArrowRight f")
+    page.reload()
+    assert page.inner_text("#count") == "2 of 150 suspects decided"
+    assert "to be removed" in page.locator("article").first.inner_text()
+    assert [row["decision"] for row in download(page, tmp_path / "a.csv")] == ["remove", "fine"]
+
+
+def test_pages_filter_and_order(page, dataset):
+    assert page.locator("article").count() == 60
+    assert "page 1 of 3, 150 of 200 samples" in page.inner_text("#page")
+    press(page, "n n n")
+    assert page.locator("article").count() == 30 and "page 3 of 3" in page.inner_text("#page")
+    assert focused(page) == 120
+    press(page, "ArrowRight n")
+    assert focused(page) == 121
+    press(page, "p p p")
+    assert "page 1 of 3" in page.inner_text("#page") and focused(page) == 0
+    page.get_by_role("button", name="next page").click()
+    assert "page 2 of 3" in page.inner_text("#page")
+    page.select_option("#class", "1")
+    assert shown(page) == np.flatnonzero(dataset.labels[:150, 0] == 1)[:60].tolist()
+    page.select_option("#class", "")
+    page.select_option("#sort", "disagreement")
+    page.locator("article").first.focus()
+    press(page, "f")
+    page.select_option("#show", "open")
+    assert page.locator("article").first.get_attribute("data-index") == "2"
+    page.select_option("#show", "decided")
+    assert page.locator("article").count() == 1
+    page.select_option("#class", "2")
+    assert page.inner_text("#message") == "No suspects shown"
+    page.select_option("#class", "")
+    assert page.inner_text("#message") == "1 suspects shown"
+    page.select_option("#show", "differ")
+    assert "150 of 200" in page.inner_text("#page")
+    page.select_option("#show", "all")
+    for order, shift in [("given", 0), ("suggested", 1)]:
+        page.select_option("#sort", order)
+        labels = [(dataset.labels[index, 0] + shift) % 3 for index in shown(page)]
+        assert labels == sorted(labels)
+
+
+def test_arrows_cross_pages(page):
+    press(page, "ArrowRight " * 59)
+    assert focused(page) == 59
+    press(page, "ArrowRight")
+    assert focused(page) == 60
+    press(page, "ArrowLeft")
+    assert focused(page) == 59
+    press(page, "ArrowUp ArrowDown")
+    assert focused(page) == 59
+
+
+def test_every_class_is_reached_by_arrow_keys(page, dataset, tmp_path):
+    for index in range(6):
+        press(page, "c" + " ArrowDown" * 3 + " Enter ArrowRight")
+    rows = download(page, tmp_path / "a.csv")
+    for row, given in zip(rows, dataset.labels[:6, 0]):
+        last = dataset.names[2]
+        assert (row["decision"], row["new_label"]) == (("fine", "") if given == 2 else ("relabel", last))
+
+
+def test_keys_go_to_the_last_tile_where_nothing_is_focused(page):
+    press(page, "ArrowRight")
+    page.evaluate("document.activeElement.blur()")
+    press(page, "r")
+    assert focused(page) == 1
+    assert page.locator("article").nth(1).get_attribute("data-decision") == "remove"
+
+
+def test_pages_turn_where_nothing_is_focused(page):
+    press(page, "n")
+    page.evaluate("document.activeElement.blur()")
+    press(page, "n")
+    assert "page 3 of 3" in page.inner_text("#page") and focused(page) == 120
+
+
+def test_another_order_and_another_page_begin_at_the_top(page):
+    for change in (lambda: page.select_option("#sort", "given"),
+                   lambda: page.get_by_role("button", name="next page").click()):
+        page.evaluate("scrollTo(0, document.body.scrollHeight)")
+        assert page.evaluate("scrollY") > 0
+        change()
+        assert page.evaluate("scrollY") == 0
+
+
+def test_tab_stops_at_one_tile_and_its_controls(page):
+    page.locator("article").nth(4).get_by_role("button", name="fine").click()
+    press(page, "ArrowRight")
+    stops = page.eval_on_selector_all("main [tabindex='0']", "all => all.map(one => one.tagName)")
+    assert stops == ["ARTICLE", *["BUTTON"] * 4, "SELECT"]
+    assert focused(page) == 5
+
+
+def test_decisions_are_announced(page, dataset):
+    assert page.locator("#message").get_attribute("role") == "status"
+    press(page, "a")
+    suggested = dataset.names[(dataset.labels[0, 0] + 1) % 3]
+    assert page.inner_text("#message") == f"Suspect 1: relabelled: {suggested}"
+    press(page, "r")
+    assert page.inner_text("#message") == "Suspect 1: to be removed"
+    names = [dataset.names[(dataset.labels[0, 0] + shift) % 3] for shift in (0, 1)]
+    assert page.locator("article").first.get_attribute("aria-label") == (
+        f"Suspect 1: labelled {names[0]}, suggested {names[1]}, to be removed")
+
+
+def test_focused_tile_is_not_under_the_header(page):
+    page.set_viewport_size({"width": 1000, "height": 600})
+    press(page, "ArrowDown " * 8 + "ArrowUp " * 7)
+    top, header = page.evaluate("""() => [document.activeElement.getBoundingClientRect().top,
+        document.querySelector("header").getBoundingClientRect().bottom]""")
+    assert top >= header
+
+
+def test_two_tabs_and_two_pages_of_a_run_share_their_decisions(page, page_file, make_page, tmp_path):
+    make_page(page_file.with_name("short.html"), limit=2)
+    other = page.context.new_page()
+    other.goto(page_file.with_name("short.html").as_uri())
+    press(page, "r ArrowRight ArrowRight ArrowRight f")
+    press(other, "ArrowRight a")
+    rows = download(page, tmp_path / "a.csv")
+    assert {(row["index"], row["decision"]) for row in rows} == {
+        ("0", "remove"), ("1", "relabel"), ("3", "fine")}
+    assert other.inner_text("#count") == "2 of 2 suspects decided, and 1 that are not on this page"
+    expect(page.locator("article").nth(1)).to_have_attribute("data-decision", "relabel")
+    page.locator("article").nth(1).focus()
+    press(page, "u")
+    expect(other.locator("article").nth(1)).to_have_attribute("data-decision", "")
+
+
+def test_another_run_has_decisions_of_its_own(page, dataset, make_page, tmp_path):
+    press(page, "r")
+    labels = dataset.labels.copy()
+    labels[50] = (labels[50] + 1) % 3
+    make_page(tmp_path / "other.html", replace(dataset, labels=labels))
+    page.goto((tmp_path / "other.html").as_uri())
+    assert page.inner_text("#count") == "0 of 150 suspects decided"
+
+
+def focused(page):
+    return int(page.evaluate("document.activeElement.dataset.index"))
+
+
+def shown(page):
+    return [int(value) for value in page.eval_on_selector_all(
+        "article", "tiles => tiles.map(tile => tile.dataset.index)")]
+
+
+def test_names_from_strangers_show_as_text(page, dataset):
+    assert page.title() == "150 suspects"
+    assert EVIL in page.locator("article").first.inner_text()
+    assert page.locator("#class option").nth(1).inner_text() == EVIL
+    assert page.locator("script").count() == 2
+
+
+def test_tile_says_all_that_is_known(page, dataset):
+    given, suggested = [dataset.names[(dataset.labels[0, 0] + shift) % 3] for shift in (0, 1)]
+    assert page.locator("article").first.inner_text().split("\n\n")[:6] == [
+        f"labelled {given}, 10\xa0%", f"suggested {suggested}, 80\xa0%",
+        "100\xa0% of checkpoints disagree",
+        "#1, score 0.000", dataset.paths[0], "undecided"]
+    assert "50\xa0% of checkpoints disagree" in page.locator("article").nth(1).inner_text()
+    assert page.inner_text("h1") == "0 of 150 suspects decided ranked by tracin"
+
+
+def test_names_that_run_from_right_to_left_do_not_turn_the_line(dataset, make_page, page, tmp_path):
+    make_page(tmp_path / "rtl.html", replace(dataset, names=["כלב", "סוס", "חתול"]))
+    page.goto((tmp_path / "rtl.html").as_uri())
+    lefts = page.evaluate("""() => [...document.querySelector("article p").childNodes].map(node => {
+        const range = document.createRange();
+        range.selectNode(node);
+        return range.getBoundingClientRect().left;
+    })""")
+    assert lefts == sorted(lefts) and len(lefts) == 3
+
+
+def test_ten_thousand_suspects_without_lag(make_page, page, tmp_path):
+    """In seconds, measured in the page; a decision, a page turned and a filter, each shown."""
+    make_page(tmp_path / "long.html", replace(make_dataset(10_000), names=["a", "b", "c"]), limit=10_000)
+    page.goto((tmp_path / "long.html").as_uri())
+    seconds = page.evaluate("""() => {
+        const [tile, chooser] = [document.querySelector("article"), document.getElementById("class")];
+        const press = key => document.activeElement.dispatchEvent(
+            new KeyboardEvent("keydown", {key, bubbles: true}));
+        const acts = [() => press("r"), () => press("n"),
+                      () => { chooser.value = "1"; chooser.dispatchEvent(new Event("change")); }];
+        tile.focus();
+        return acts.map(act => {
+            const start = performance.now();
+            act();
+            document.body.getBoundingClientRect();
+            return (performance.now() - start) / 1000;
+        });
+    }""")
+    assert page.inner_text("#count") == "1 of 10000 suspects decided"
+    assert max(seconds) < 0.5, seconds
+
+
+def test_image_is_the_sample(page, dataset):
+    pixels = page.evaluate("""async () => {
+        const image = document.querySelector("article img"), canvas = document.createElement("canvas");
+        await image.decode();
+        canvas.width = canvas.height = 32;
+        const context = canvas.getContext("2d");
+        context.drawImage(image, 0, 0);
+        return [...context.getImageData(0, 0, 32, 32).data];
+    }""")
+    rgb = np.array(pixels).reshape(32, 32, 4)[..., :3].transpose(2, 0, 1)
+    assert np.array_equal(rgb, dataset.images[0])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_is_readable_in_light_and_dark(page, scheme):
+    page.emulate_media(color_scheme=scheme)
+    text, ground = page.evaluate("""() => ["color", "backgroundColor"].map(name => {
+        const value = getComputedStyle(document.querySelector("header"))[name];
+        return value.match(/[\\d.]+/g).slice(0, 3).map(Number);
+    })""")
+    assert abs(np.mean(text) - np.mean(ground)) > 150
+    assert (np.mean(ground) < 100) == (scheme == "dark")

@@ -1,0 +1,49 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from utils.review.rankings import forgetting, rankings
+from utils.tracin.scores import PerCheckpoint
+from utils.training.dynamics import TrainingDynamics
+
+# Two samples, three checkpoints, two classes.
+PER_CHECKPOINT = PerCheckpoint(
+    epochs=np.array([1, 2, 3]), learning_rate=np.array([0.1, 0.2, 0.4]),
+    influence=np.array([[4.0, 9, 16], [1, 0, 1]]), loss=np.array([[1.0, 2, 3], [4, 5, 9]]),
+    margin=np.array([[-1.0, 0, -2], [3, 3, 3]]), error_norm=np.array([[0.1, 0.2, 0.6], [0, 0, 0.3]]),
+    probability=np.array([[0.25, 0.75], [0.5, 0.5]]), run_sha256=np.array(""))
+TOTAL, LABELS = np.array([29.0, 2]), np.array([[1], [0]])
+
+
+@pytest.fixture
+def dynamics():
+    result = TrainingDynamics(2, 4)
+    for epoch, margin in enumerate([[1, -1], [-3, -1], [2, -2], [-4, -2]]):
+        result.record(epoch, np.arange(2), np.zeros(2), np.array(margin))
+    return result
+
+
+def test_rankings_by_hand(dynamics):
+    scores = rankings(TOTAL, PER_CHECKPOINT, LABELS, dynamics)
+    expected = {"tracin": [29, 2], "tracin_weighted": [0.4 + 1.8 + 6.4, 0.5], "tracin_norms": [9, 2],
+                "tracin_late": [25, 1], "loss": [2, 6], "margin": [1, -3], "error_norm": [0.3, 0.1],
+                "self_confidence": [0.25, 0.5], "aum": [1, 1.5],
+                "aum_late": [1, 2], "forgetting": [2, 4]}
+    assert list(scores) == [*expected, "random"]
+    for name, values in expected.items():
+        assert scores[name] == pytest.approx(values), name
+    assert sorted(scores["random"].tolist()) == [0, 1]
+
+
+def test_what_is_not_known_is_left_out(dynamics):
+    without_rates = replace(PER_CHECKPOINT, learning_rate=np.array([0.1, np.nan, 1]))
+    assert "tracin_weighted" not in rankings(TOTAL, without_rates, LABELS, dynamics)
+    dynamics.margin[0, 0] = np.nan
+    for gaps in (dynamics, None):
+        assert not {"aum", "aum_late", "forgetting"} & set(rankings(TOTAL, PER_CHECKPOINT, LABELS, gaps))
+
+
+def test_forgetting_events_by_hand():
+    correct = np.array([[1, 0, 1, 0, 1], [0, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 0, 0]], bool)
+    assert forgetting(correct).tolist() == [2, 0, 5, 1]

@@ -1,0 +1,129 @@
+import mmap
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from utils.errors import UserError
+from utils.files import (
+    check_folder,
+    load_array,
+    release,
+    save_array,
+    save_json,
+    save_text,
+    whole_file,
+    whole_folder,
+)
+
+
+def test_file_appears_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    with whole_file(path) as temporary:
+        temporary.write_text("content")
+        assert not path.exists()
+        assert temporary.suffix == ".txt"
+    assert os.listdir(path.parent) == ["a.txt"]
+    assert path.read_text() == "content"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_failure_keeps_the_old_file_and_leaves_no_other(tmp_path, error):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(error), whole_file(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_folder_is_replaced_only_when_it_is_whole(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "old").touch()
+    with pytest.raises(ValueError), whole_folder(folder) as temporary:
+        (temporary / "new").touch()
+        raise ValueError
+    assert os.listdir(folder) == ["old"]
+    with whole_folder(folder) as temporary:
+        (temporary / "new").touch()
+    assert os.listdir(folder) == ["new"]
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_what_cannot_be_written_is_told_in_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write .*file/a.npy"):
+        save_array(tmp_path / "file" / "a.npy", np.zeros(3))
+    with pytest.raises(UserError, match="cannot write .*file/folder"), \
+            whole_folder(tmp_path / "file" / "folder"):
+        pass
+
+
+def test_arrays_and_json_are_read_as_they_were_written(tmp_path):
+    save_array(tmp_path / "a.npy", np.arange(6).reshape(2, 3))
+    assert np.array_equal(load_array(tmp_path / "a.npy"), [[0, 1, 2], [3, 4, 5]])
+    assert isinstance(load_array(tmp_path / "a.npy"), np.memmap)
+    save_json(tmp_path / "a.json", {"a": [1, None]})
+    assert (tmp_path / "a.json").read_text() == '{\n "a": [\n  1,\n  null\n ]\n}\n'
+    save_text(tmp_path / "a.txt", "ä\n")
+    assert (tmp_path / "a.txt").read_bytes() == b"\xc3\xa4\n"
+
+
+def test_array_that_needs_pickle_is_refused_unread(tmp_path):
+    class Exploit:
+        def __reduce__(self):
+            return open, (str(tmp_path / "created"), "w")
+    np.save(tmp_path / "a.npy", np.array([Exploit()], object), allow_pickle=True)
+    with pytest.raises(UserError, match="cannot read .*a.npy"):
+        load_array(tmp_path / "a.npy")
+    (tmp_path / "b.npy").write_bytes(pickle.dumps(Exploit()))
+    with pytest.raises(UserError, match="cannot read .*b.npy"):
+        load_array(tmp_path / "b.npy")
+    assert not (tmp_path / "created").exists()
+
+
+def test_zip_and_damaged_headers_are_no_arrays(tmp_path):
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.savez(file, a=np.zeros(3))
+    save_array(tmp_path / "b.npy", np.zeros(3))
+    (tmp_path / "b.npy").write_bytes((tmp_path / "b.npy").read_bytes().replace(b"}", b" "))
+    for name in ("a.npy", "b.npy"):
+        with pytest.raises(UserError, match=f"cannot read .*{name}"):
+            load_array(tmp_path / name)
+
+
+def test_folder_that_cannot_be_written_in_is_told_early(tmp_path):
+    (tmp_path / "file").touch()
+    check_folder(tmp_path / "a" / "b")
+    with pytest.raises(UserError, match="folder to write in at .*file/a, found .*file, which is no"):
+        check_folder(tmp_path / "file" / "a")
+
+
+def test_missing_and_truncated_arrays_are_told_in_one_line(tmp_path):
+    with pytest.raises(UserError, match="expected .*a.npy, found nothing"):
+        load_array(tmp_path / "a.npy")
+    save_array(tmp_path / "a.npy", np.zeros(1000))
+    (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:500])
+    with pytest.raises(UserError, match="cannot read .*a.npy"):
+        load_array(tmp_path / "a.npy")
+    (tmp_path / "b.npy").touch()
+    with pytest.raises(UserError, match="cannot read .*b.npy"):
+        load_array(tmp_path / "b.npy")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_released_pages_are_no_memory_in_use(tmp_path):
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+    np.save(tmp_path / "large.npy", np.ones(2**25, np.uint8))
+    array = load_array(tmp_path / "large.npy")
+    assert array.sum() == 2**25
+    before = resident()
+    release(array)
+    assert before - resident() > 2**24
+    assert array.sum() == 2**25
+    release(np.ones(3))  # nothing to do

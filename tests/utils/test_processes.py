@@ -1,0 +1,110 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import ROOT, children, gone
+from utils.errors import RunError, UserError
+from utils.processes import available_cores, run_tasks
+
+
+class Task:
+    """What the workers make: it does to a number what the setup says."""
+
+    def __init__(self, setup):
+        if setup == "unusable":
+            raise UserError("expected a setup, found none")
+        self._setup = setup
+
+    def __call__(self, number, folder=None):
+        if self._setup == "refuse" and number == 2:
+            raise UserError("expected another number, found 2")
+        if self._setup == "die" and number == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._setup == "slow":
+            (folder / str(number)).touch()
+            time.sleep(0.1)
+            if number == 2:
+                raise UserError("expected another number, found 2")
+        if self._setup == "wait":
+            (folder / str(os.getpid())).touch()
+            time.sleep(60)
+        return number * number, os.getpid()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_task_has_its_result(workers):
+    results = dict(run_tasks(Task, None, [(number,) for number in range(20)], workers))
+    assert {task: square for task, (square, _) in results.items()} == \
+        {(number,): number * number for number in range(20)}
+    processes = {process for _, process in results.values()}
+    assert (processes == {os.getpid()}) if workers == 1 else (os.getpid() not in processes)
+
+
+def test_one_task_is_not_worth_a_process():
+    assert list(run_tasks(Task, None, [(3,)], 5)) == [((3,), (9, os.getpid()))]
+    assert list(run_tasks(Task, "unusable", [], 5)) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("setup", "message"), [("refuse", "another number, found 2"),
+                                                ("unusable", "a setup, found none")])
+def test_what_a_task_refuses_is_passed_on(setup, message, workers):
+    with pytest.raises(UserError, match=message):
+        list(run_tasks(Task, setup, [(1,), (2,), (3,)], workers))
+    assert gone(children(os.getpid()))
+
+
+@pytest.mark.parametrize("who", ["task", "consumer"])
+def test_tasks_that_are_left_are_not_computed_for_nothing(tmp_path, who):
+    tasks = [(number + (10 if who == "consumer" else 0), tmp_path) for number in range(60)]
+    results = run_tasks(Task, "slow", tasks, 2)
+    if who == "task":
+        with pytest.raises(UserError, match="another number, found 2"):
+            list(results)
+    else:
+        next(results)
+        results.close()
+    assert gone(children(os.getpid()))
+    assert 1 <= len(list(tmp_path.iterdir())) < 20
+
+
+def test_death_of_a_worker_is_told_after_what_was_done():
+    results = []
+    with pytest.raises(RunError, match="a worker process died .* run again to go on, with fewer"):
+        for (number,), _ in run_tasks(Task, "die", [(0,), (1,), (2,), (3,)], 2):
+            results.append(number)
+    assert 2 not in results
+    assert gone(children(os.getpid()))
+    assert RunError.code == 1
+
+
+@pytest.mark.parametrize(("number", "send"), [(signal.SIGKILL, os.kill), (signal.SIGTERM, os.kill),
+                                              (signal.SIGINT, os.killpg)])
+def test_workers_end_with_their_parent(tmp_path, number, send):
+    """Killed or interrupted: the workers, a minute of work before them, end too."""
+    code = ("from pathlib import Path; from tests.utils.test_processes import Task; "
+            f"from utils.processes import run_tasks\n"
+            f"list(run_tasks(Task, 'wait', [(n, Path({str(tmp_path)!r})) for n in range(4)], 2))")
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL,
+                              start_new_session=True)
+    deadline = time.monotonic() + 30
+    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = [int(path.name) for path in tmp_path.iterdir()]
+    assert len(workers) == 2
+    send(parent.pid, number)  # an interrupt from the keyboard reaches all
+    parent.wait(10)
+    assert gone(workers)
+
+
+def test_cores_are_those_that_the_process_may_use():
+    code = ("import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
+            "from utils.processes import available_cores; print(available_cores())")
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                            check=True)
+    assert result.stdout == "1\n"
+    assert 1 <= available_cores() <= (os.cpu_count() or 1)

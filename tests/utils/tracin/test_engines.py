@@ -1,0 +1,216 @@
+"""Exactness: what the engines compute for a batch against the definition, one sample at a time."""
+import nnabla as nn
+import nnabla.functions as F
+import nnabla.parametric_functions as PF
+import numpy as np
+import pytest
+from nnabla.ext_utils import get_extension_context
+from numpy.lib.stride_tricks import sliding_window_view
+
+from models import build_network
+from utils.tracin.engines import NnablaEngine, OnnxRuntimeEngine
+from utils.tracin.self_influence import output_error
+from utils.training import checkpoint
+
+ALL = ("influence", "loss", "margin", "error_norm", "probability")
+
+
+def gradient_norms(prediction, images, labels, layers):
+    """The definition: back-propagate each sample's loss by itself through the graph, float64 (N,)."""
+    image, label = nn.Variable((1, 3, 32, 32)), nn.Variable((1, 1))
+    logits, _ = prediction(image, test=True)
+    loss = F.mean(F.softmax_cross_entropy(logits, label))
+    result = []
+    for image.d, label.d in zip(images[:, None], labels[:, None]):
+        for parameter in nn.get_parameters().values():
+            parameter.grad.zero()
+        loss.forward()
+        loss.backward()
+        result.append(sum(np.square(parameter.g, dtype=np.float64).sum()
+                          for name, parameter in nn.get_parameters().items()
+                          if layers == "all" or name.startswith("affine/")))
+    return np.array(result)
+
+
+def make_engine(name, prediction, batch_size):
+    engine = {"last": lambda: NnablaEngine(prediction, batch_size, "last"),
+              "all": lambda: NnablaEngine(prediction, batch_size, "all"),
+              "onnxruntime": lambda: OnnxRuntimeEngine(prediction, batch_size, 2)}[name]()
+    engine.load_parameters()
+    return engine
+
+
+def random_samples(count=13, classes=10):
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (count, 3, 32, 32)).astype(np.uint8)
+    return images, rng.integers(0, classes, (count, 1))
+
+
+@pytest.fixture(params=[(model, trained) for model in ("resnet23", "resnet56")
+                        for trained in (False, True)], ids=str)
+def network(request, digits_run):
+    """A network, fresh or trained, and 13 samples."""
+    model, trained = request.param
+    prediction = build_network(model, 10, rng=np.random.default_rng(0))
+    prediction(nn.Variable((1, 3, 32, 32)), test=True)
+    images, labels = random_samples()
+    if trained:
+        checkpoint.load_parameters(checkpoint.find(digits_run / model)[0])
+        images = np.load(digits_run / model / "x_train.npy")[:13]
+        labels = np.load(digits_run / model / "y_shuffle_train.npy")[:13]
+    return prediction, images, labels
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_batched_scores_are_those_of_one_sample_at_a_time(network, layers):
+    prediction, images, labels = network
+    scores = make_engine(layers, prediction, 5).score(images, labels).influence
+    # Fresh parameters give logits of hundreds, which float32 resolves to 3e-5: a saturated
+    # softmax, with scores such as 1e-70, cannot be told more exactly.
+    np.testing.assert_allclose(scores, gradient_norms(prediction, images, labels, layers),
+                               rtol={"last": 1e-6, "all": 5e-6}[layers], atol=1e-30)
+    assert scores.max() > 0 and len(set(scores.tolist())) == 13
+
+
+def float64_scores(prediction, images, labels):
+    """The last layer's scores from a forward pass in float64, written for this test, and its logits."""
+    image = nn.Variable((1, 3, 32, 32))
+    logits, _ = prediction(image, test=True)
+    values, last = {image: images.astype(np.float64)}, []
+
+    def compute(function):
+        kind, args = function.info.type_name, function.info.args
+        x, *others = (values[v] if v in values else v.d.astype(np.float64) for v in function.inputs)
+        if kind == "Convolution":
+            (pad, _), (stride, _), kernel = args["pad"], args["stride"], others[0].shape[2:]
+            windows = sliding_window_view(np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad))), kernel,
+                                          (2, 3))[:, :, ::stride, ::stride]
+            y = np.einsum("bihwkl,oikl->bohw", windows, others[0], optimize=True)
+        elif kind == "BatchNormalization":
+            beta, gamma, mean, variance = others
+            y = (x - mean) / np.sqrt(variance + args["eps"]) * gamma + beta
+        elif kind == "MaxPooling":
+            y = sliding_window_view(x, (2, 2), (2, 3))[:, :, ::2, ::2].max((4, 5))
+        elif kind == "Affine":
+            last.append(x.reshape(len(x), -1))
+            y = last[0] @ others[0] + others[1]
+        else:
+            y = {"Add2": np.add, "ReLU": lambda x: np.maximum(x, 0),
+                 "AveragePooling": lambda x: x.mean((2, 3), keepdims=True),
+                 "GlobalAveragePooling": lambda x: x.mean((2, 3), keepdims=True)}[kind](x, *others)
+        values[function.outputs[0]] = y
+
+    logits.visit(compute)
+    error = output_error(values[logits], labels)
+    return np.square(error).sum(axis=1) * (np.square(last[0]).sum(axis=1) + 1), values[logits]
+
+
+def test_scores_of_onnxruntime_are_as_exact_as_nnablas(network):
+    """Both round in float32, each in its own order; what they should give is computed in float64."""
+    prediction, images, labels = network
+    expected, logits = float64_scores(prediction, images, labels)
+    # A logit is off by some float32 steps; the scores of sure samples change by the same factor.
+    tolerance = 2e-6 + 4 * np.finfo(np.float32).eps * np.abs(logits).max()
+    scores = make_engine("onnxruntime", prediction, 5).score(images, labels).influence
+    assert (np.abs(scores - expected) <= tolerance * expected).all()
+    assert (np.abs(scores - expected)[expected > 1] <= 4e-6 * expected[expected > 1]).all()
+
+
+def test_scores_of_onnxruntime_are_those_of_nnabla(network):
+    prediction, images, labels = network
+    ours, nnablas = (make_engine(name, prediction, 5).score(images, labels)
+                     for name in ("onnxruntime", "last"))
+    plain = nnablas.error_norm > 0.1  # below, NNabla's 1 - p has few digits
+    assert plain.sum() >= 6
+    for name in ALL:
+        np.testing.assert_allclose(getattr(ours, name)[plain], getattr(nnablas, name)[plain],
+                                   rtol=2e-5, atol=1e-6)
+
+
+def sure_network(spread=0.05):
+    """A network that is sure of some of 200 samples, and these with the labels it predicts."""
+    rng = np.random.default_rng(0)
+
+    def prediction(image, test):
+        h = F.average_pooling(image, (8, 8))
+        h = PF.convolution(h, 4, (1, 1), with_bias=False, rng=rng)
+        return PF.affine(h, 10, rng=rng), h
+    images, _ = random_samples(200)
+    prediction(nn.Variable((1, 3, 32, 32)), test=True)
+    nn.get_parameters()["affine/W"].d = rng.normal(0, spread, (64, 10))
+    scores = make_engine("last", prediction, 100).score(images, np.zeros((200, 1), int))
+    return prediction, images, scores.probability.argmax(axis=1)[:, None]
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_scores_are_those_of_one_sample_where_the_network_is_sure(layers):
+    """Where softmax is nearly 1, the error is the difference of almost equal float32 numbers."""
+    prediction, images, labels = sure_network()
+    scores = make_engine(layers, prediction, 100).score(images, labels)
+    assert (scores.error_norm < 1e-3).sum() > 10
+    np.testing.assert_allclose(scores.influence, gradient_norms(prediction, images, labels, layers),
+                               rtol=1e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_half_precision_tells_samples_apart_where_the_network_is_sure(layers):
+    """Half has no number between 1 - 5e-4 and 1."""
+    prediction, images, labels = sure_network(spread=0.02)
+    expected = make_engine(layers, prediction, 64).score(images, labels)
+    with nn.context_scope(get_extension_context("cpu", type_config="half")):
+        scores = make_engine(layers, prediction, 64).score(images, labels)
+    assert (expected.error_norm < 5e-4).sum() > 100
+    np.testing.assert_allclose(scores.influence, expected.influence, rtol=0.3)
+
+
+@pytest.mark.parametrize("name", ["last", "all", "onnxruntime"])
+def test_scores_do_not_depend_on_the_batch(name):
+    prediction = build_network("resnet23", 10, 4, np.random.default_rng(0))
+    images, labels = random_samples()
+    results = [make_engine(name, prediction, batch).score(images, labels) for batch in (1, 4, 13)]
+    for column in ALL:
+        for other in results[1:]:
+            np.testing.assert_allclose(getattr(other, column), getattr(results[0], column),
+                                       rtol=1e-6, atol=1e-30)
+    assert results[0].probability.shape == (13, 10)
+
+
+@pytest.mark.parametrize("name", ["last", "all", "onnxruntime"])
+def test_labels_and_not_predictions_decide_the_score(digits_run, name):
+    images, labels = random_samples()
+    engine = make_engine(name, build_network("resnet23", 10), 13)
+    checkpoint.load_parameters(checkpoint.find(digits_run / "resnet23")[0])
+    engine.load_parameters()
+    first = engine.score(images, labels)
+    labels[7] = (labels[7] + 1) % 10
+    second = engine.score(images, labels)
+    changed = np.flatnonzero(first.influence != second.influence)
+    assert changed.tolist() == [7]
+    np.testing.assert_allclose(first.probability, second.probability, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["last", "all", "onnxruntime"])
+def test_new_parameters_give_new_scores(name):
+    prediction = build_network("resnet23", 10, 4, np.random.default_rng(0))
+    images, labels = random_samples()
+    engine = make_engine(name, prediction, 13)
+    engine.score(images, labels)
+    rng = np.random.default_rng(1)
+    for parameter in nn.get_parameters(grad_only=False).values():
+        parameter.d = parameter.d * rng.uniform(0.5, 1.5, parameter.shape)
+    engine.load_parameters()
+    expected = make_engine(name, prediction, 13).score(images, labels)
+    assert np.array_equal(engine.score(images, labels).influence, expected.influence)
+
+
+def test_half_precision_does_not_overflow():
+    """Squared gradients of hundreds leave the range of half; the passes themselves do not."""
+    prediction = build_network("resnet23", 10, rng=np.random.default_rng(0))
+    images, labels = random_samples(8)
+    prediction(nn.Variable((1, 3, 32, 32)), test=True)
+    nn.get_parameters(grad_only=False)["conv1/bn/var"].d = 1e4
+    expected = make_engine("all", prediction, 8).score(images, labels).influence
+    with nn.context_scope(get_extension_context("cpu", type_config="half")):
+        scores = make_engine("all", prediction, 8).score(images, labels).influence
+    assert expected.max() > 1000
+    np.testing.assert_allclose(scores, expected, rtol=0.2)

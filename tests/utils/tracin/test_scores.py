@@ -1,0 +1,110 @@
+
+import numpy as np
+import pytest
+
+from datasets import arrays
+from utils.errors import UserError
+from utils.tracin import scores
+from utils.tracin.scores import CheckpointScores
+from utils.tracin.self_influence import Scores
+
+
+def load(run):
+    dataset = arrays.load(run)
+    score = scores.load_total(run, len(dataset.images))
+    return score, scores.load_per_checkpoint(run, score, len(dataset.names), dataset.digest())
+
+
+def test_files_hold_what_the_design_says(run):
+    total = np.load(run / "influence_all_epoch.npy")
+    assert total.shape == (30,) and total.dtype == np.float64
+    with np.load(run / "per_checkpoint.npz", allow_pickle=False) as file:
+        assert file["epochs"].tolist() == [1, 2, 3]
+        assert file["learning_rate"] == pytest.approx([0.008, 0.0008, 0.000008])
+        for name in ("influence", "loss", "margin", "error_norm"):
+            assert file[name].shape == (30, 3)
+        assert file["probability"].shape == (30, 3)
+        np.testing.assert_allclose(file["probability"].sum(axis=1), 1, rtol=1e-6)
+        np.testing.assert_allclose(file["influence"].sum(axis=1), total)
+        for column, epoch in enumerate([1, 2, 3]):
+            one = np.load(run / f"{epoch:06d}_influence.npy")
+            assert np.array_equal(one, file["influence"][:, column])
+    score, per_checkpoint = load(run)
+    assert np.array_equal(score, total)
+    assert per_checkpoint.probability.shape == (30, 3)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (np.zeros(29), r"expected floats \(30,\) .* found float64 \(29,\)"),
+    (np.zeros(30, int), "found int64"),
+    (np.full(30, np.nan), "expected finite numbers .* found 30 others"),
+    (np.zeros(30), "are of different runs"),
+])
+def test_sums_that_do_not_fit_are_refused(run, content, message):
+    np.save(run / "influence_all_epoch.npy", content)
+    with pytest.raises(UserError, match=message):
+        load(run)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"text"])
+def test_damaged_details_are_refused(run, content):
+    (run / "per_checkpoint.npz").write_bytes(content)
+    with pytest.raises(UserError, match="cannot read .*per_checkpoint.npz"):
+        load(run)
+
+
+def test_missing_details_and_other_arrays_are_refused(run):
+    np.savez(run / "per_checkpoint.npz", epochs=np.arange(3))
+    with pytest.raises(UserError, match="cannot read .*per_checkpoint.npz"):
+        load(run)
+    (run / "per_checkpoint.npz").unlink()
+    with pytest.raises(UserError, match="per_checkpoint.npz, found nothing"):
+        load(run)
+
+
+def test_scores_of_other_labels_are_recognized(run):
+    labels = np.load(run / "y_shuffle_train.npy")
+    labels[3] = (labels[3] + 1) % 3
+    np.save(run / "y_shuffle_train.npy", labels)
+    with pytest.raises(UserError, match="scores of other images or labels"):
+        load(run)
+
+
+def fill(result, value):
+    size = result.size
+    result.add(0, size, Scores(*(np.full(size, value + number, float) for number in range(4)),
+                               np.full((size, 3), value, np.float32)))
+    return result
+
+
+def test_scores_of_a_checkpoint_are_known_again(tmp_path):
+    fill(CheckpointScores(tmp_path, 5, "key", 8, 3), 0.5).save()
+    again = CheckpointScores(tmp_path, 5, "key", 8, 3)
+    assert (again.missing(), again.stale) == (0, False)
+    assert again["margin"].tolist() == [2.5] * 8
+    assert again["probability"].shape == (8, 3)
+    other = CheckpointScores(tmp_path, 5, "other key", 8, 3)
+    assert (other.missing(), other.stale) == (8, True)
+    assert CheckpointScores(tmp_path, 6, "key", 8, 3).stale is False
+
+
+@pytest.mark.parametrize("damage", [
+    lambda path: path.write_bytes(b""), lambda path: path.write_bytes(path.read_bytes()[:-40]),
+    lambda path: np.savez(path, key="key"),
+    lambda path: np.savez(path, **{**np.load(path), "loss": np.zeros(7)}),
+    lambda path: np.savez(path, **{**np.load(path), "loss": np.zeros(8, object)}),
+    lambda path: np.savez(path, **{**np.load(path), "loss": np.zeros(8, complex)}),
+])
+def test_scores_that_cannot_be_read_count_for_nothing(tmp_path, damage):
+    fill(CheckpointScores(tmp_path, 5, "key", 8, 3), 0.5).save()
+    damage(tmp_path / "000005_scores.npz")
+    result = CheckpointScores(tmp_path, 5, "key", 8, 3)
+    assert (result.missing(), result.stale) == (8, True)
+
+
+def test_key_tells_every_content_apart():
+    keys = {scores.content_key(**content) for content in [
+        {"data": "a", "parameters": "b"}, {"data": "b", "parameters": "a"}, {"data": "a"},
+        {"data": "a", "parameters": "b", "network": ["resnet23", 10, 64]}]}
+    assert len(keys) == 4
+    assert scores.content_key(a=1, b=2) == scores.content_key(b=2, a=1)

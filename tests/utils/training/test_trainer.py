@@ -1,0 +1,242 @@
+import nnabla as nn
+import nnabla.functions as F
+import nnabla.parametric_functions as PF
+import numpy as np
+import pytest
+from nnabla.ext_utils import get_extension_context
+
+from models import build_network
+from tests.conftest import make_dataset
+from utils.training.trainer import Trainer, batches, error_rate
+
+
+def make_trainer(augmentation=False, seed=0, half=False):
+    nn.clear_parameters()
+    prediction = build_network("resnet23", 3, 4, np.random.default_rng(0))
+    return Trainer(prediction, augmentation, seed, half)
+
+
+def train(trainer, epochs=1, batch_size=8, rate=0.01):
+    dataset, seen = make_dataset(), []
+    for epoch in range(epochs):
+        result = trainer.train_epoch(epoch, dataset.images, dataset.labels, batch_size,
+                                     lambda update: rate, lambda *update: seen.append(update))
+    return result, seen
+
+
+def parameters():
+    return {name: value.d.copy() for name, value in nn.get_parameters(grad_only=False).items()}
+
+
+def equal(first, second):
+    return all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_batches_hold_every_sample_once_and_the_last_is_smaller():
+    parts = list(batches(np.arange(10)[::-1], 4))
+    assert [part.tolist() for part in parts] == [[9, 8, 7, 6], [5, 4, 3, 2], [1, 0]]
+
+
+def trained_images(trainer_seed, epochs, images, augmentation=False):
+    """The images of every update of the last epoch, as they enter the network."""
+    nn.clear_parameters()
+    dataset, network, entered, updates = make_dataset(), build_network("resnet23", 3, 4), [], []
+
+    def watched(image, test=False):
+        entered.append(image)
+        return network(image, test=test)
+
+    def rate(update):
+        # One graph for each size of batch; the very first variable only creates the parameters.
+        size = 8 if update < 3 else 6
+        updates.append(next(image for image in entered[1:] if len(image.d) == size).d.copy())
+        return 0.01
+    trainer = Trainer(watched, augmentation, trainer_seed)
+    for epoch in epochs:
+        updates.clear()
+        trainer.train_epoch(epoch, images, dataset.labels, 8, rate, lambda *update: None)
+    return updates
+
+
+def test_epoch_trains_on_every_sample_once():
+    images = np.arange(30, dtype=np.uint8)[:, None, None, None] * np.ones((1, 3, 32, 32), np.uint8)
+    updates = trained_images(0, [0], images)
+    seen = np.concatenate(updates)[:, 0, 0, 0].tolist()
+    assert sorted(seen) == list(range(30))
+    assert seen != list(range(30))
+    assert [len(update) for update in updates] == [8, 8, 8, 6]
+
+
+def test_samples_are_observed_with_their_own_logits():
+    """A network without batch statistics that is not updated gives each sample its logits."""
+    def network(image, test=False):
+        features = F.mean(image, axis=(1, 2, 3), keepdims=True)
+        return PF.affine(features, 3), features
+    dataset = make_dataset()
+    trainer, logits, told = Trainer(network, False, 0), np.zeros((30, 3)), []
+    trainer.train_epoch(0, dataset.images, dataset.labels, 8, lambda update: 0.0,
+                        lambda count, loss, error, rate: told.append((count, loss)), logits.__setitem__)
+    expected = dataset.images.mean(axis=(1, 2, 3))[:, None] * nn.get_parameters()["affine/W"].d
+    np.testing.assert_allclose(logits, expected, rtol=1e-4)
+    loss = np.log(np.exp(logits).sum(axis=1)) - np.take_along_axis(logits, dataset.labels, 1)[:, 0]
+    assert [count for count, _ in told] == [8, 8, 8, 6]
+    np.testing.assert_allclose(sum(count * loss for count, loss in told), loss.sum(), rtol=1e-4)
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    first = train(make_trainer(), 2)[0], parameters()
+    second = train(make_trainer(), 2)[0], parameters()
+    other = train(make_trainer(seed=1), 2)[0], parameters()
+    assert first[0] == second[0] and equal(first[1], second[1])
+    assert not equal(first[1], other[1])
+
+
+def test_augmentation_depends_on_seed_and_epoch_alone():
+    def last_epoch(*epochs, seed=0):
+        return np.concatenate(trained_images(seed, epochs, make_dataset().images, True))
+    assert np.array_equal(last_epoch(1), last_epoch(0, 1))
+    assert not np.array_equal(last_epoch(1), last_epoch(1, seed=1))
+    plain = make_dataset().images
+    assert not any((plain == image).all(axis=(1, 2, 3)).any() for image in last_epoch(1))
+
+
+def test_augmented_images_are_scaled_and_mirrored():
+    trainer = make_trainer(augmentation=True)
+    graph = trainer._graph(64, False)
+    augmented = trainer._augment(graph, seed=3)
+    images = np.broadcast_to(np.arange(32.0) * 8, graph.image.shape)
+    augmented.parent.inputs[0].d = images
+    augmented.forward()
+    slopes = np.diff(augmented.d[:, 0, 16, 8:24], axis=1).mean(axis=1) / 8
+    assert (slopes > 0).any() and (slopes < 0).any()
+    scales = 1 / np.abs(slopes)
+    assert 0.79 < scales.min() < 0.83 and 1.12 < scales.max() < 1.21
+    assert np.array_equal(graph.image.d, augmented.d)
+
+
+def test_updates_are_momentum_descent_on_the_mean_cross_entropy():
+    """Two updates by hand: the second one moves by 0.9 of the first one's step too."""
+    dataset, trainer = make_dataset(), make_trainer()
+
+    def gradient_at(values):
+        graph = trainer._graph(30, False)
+        for name, value in nn.get_parameters(grad_only=False).items():
+            value.d = values[name]
+        graph.image.d, graph.label.d = dataset.images, dataset.labels
+        trainer.solver.zero_grad()
+        graph.loss.forward()
+        graph.loss.backward()
+        return nn.get_parameters()["affine/W"].g.copy()
+    start = parameters()
+    first_gradient = gradient_at(start)
+    for name, value in nn.get_parameters(grad_only=False).items():
+        value.d = start[name]
+    train(trainer, 1, batch_size=30, rate=0.1)
+    middle = parameters()
+    second_gradient = gradient_at(middle)
+    for name, value in nn.get_parameters(grad_only=False).items():
+        value.d = middle[name]
+    train(trainer, 1, batch_size=30, rate=0.1)
+    first = middle["affine/W"] - start["affine/W"]
+    second = parameters()["affine/W"] - middle["affine/W"]
+    np.testing.assert_allclose(first, -0.1 * first_gradient, atol=1e-5)
+    np.testing.assert_allclose(second, 0.9 * first - 0.1 * second_gradient, atol=1e-5)
+
+
+def test_losses_fall_and_are_means_over_samples():
+    trainer = make_trainer()
+    (first, _), seen = train(trainer, 1)
+    assert [update[0] for update in seen] == [8, 8, 8, 6]
+    assert first == pytest.approx(sum(count * loss for count, loss, _, _ in seen) / 30)
+    (last, error), _ = train(trainer, 15)
+    assert last < first
+    assert 0 <= error <= 1
+
+
+def linear(factor):
+    """A linear network whose gradients are about as large as `factor`."""
+    def prediction(image, test=False):
+        features = image / 255
+        logits = factor * PF.affine(features, 3, name="affine", w_init=lambda shape: np.zeros(shape))
+        return logits, features
+    return prediction
+
+
+def trained_in(kind, factor):
+    """The weights of the linear network after four updates, in float or half."""
+    nn.clear_parameters()
+    with nn.context_scope(get_extension_context("cpu", type_config=kind)):
+        trainer = Trainer(linear(factor), False, 0, half=kind == "half")
+        (loss, _), seen = train(trainer, rate=1e-4 / factor**2)
+        assert [update[0] for update in seen] == [8, 8, 8, 6] and np.isfinite(loss)
+    return parameters()["affine/affine/W"]
+
+
+@pytest.mark.parametrize("factor", [1e-5, 1, 100])
+def test_gradients_too_small_or_too_large_for_half_train_as_in_float(factor):
+    """At the scales of 1 and 2**15, respectively, they vanish or overflow."""
+    expected = trained_in("float", factor)
+    np.testing.assert_allclose(trained_in("half", factor), expected, rtol=0.01,
+                               atol=0.01 * np.abs(expected).max())
+
+
+def test_loss_scale_is_that_of_the_batch_which_needed_the_smallest(monkeypatch):
+    nn.clear_parameters()
+    scales, original = [], Trainer._update
+
+    def update(self, graph, scale):
+        scales.append((scale, original(self, graph, scale)))
+        return scales[-1][1]
+    monkeypatch.setattr(Trainer, "_update", update)
+    with nn.context_scope(get_extension_context("cpu", type_config="half")):
+        train(Trainer(linear(100), False, 0, half=True), epochs=2, rate=0)
+    assert all(0 < after <= before for before, after in scales)
+    assert scales[0][1] < scales[0][0] and scales[1][0] == scales[0][1]
+    assert scales[0][0] == scales[4][0] == 2**15  # each epoch begins anew
+
+
+class Overflowing:
+    """A solver that claims so many times that gradients overflow."""
+
+    def __init__(self, solver, times):
+        self._solver, self._times = solver, times
+
+    def __getattr__(self, name):
+        return getattr(self._solver, name)
+
+    def check_inf_or_nan_grad(self):
+        self._times -= 1
+        return self._times >= 0
+
+
+def test_overflow_changes_nothing_but_the_scale():
+    """Batch normalization's running statistics least of all."""
+    def trained(overflows):
+        trainer = make_trainer(half=True)
+        trainer.solver = Overflowing(trainer.solver, overflows)
+        train(trainer)
+        return parameters()
+    assert equal(trained(0), trained(3))
+
+
+def test_loss_that_is_no_number_ends_at_a_scale_of_one():
+    nn.clear_parameters()
+    with nn.context_scope(get_extension_context("cpu", type_config="half")):
+        trainer = Trainer(linear(np.nan), False, 0, half=True)
+        (loss, _), seen = train(trainer)
+    assert np.isnan(loss) and len(seen) == 4
+
+
+def test_evaluation_covers_the_whole_test_set_whatever_the_batch():
+    trainer, dataset = make_trainer(), make_dataset()
+    train(trainer, 2)
+    whole = trainer.evaluate(dataset.images, dataset.labels, 30)
+    assert trainer.evaluate(dataset.images, dataset.labels, 7) == pytest.approx(whole, rel=1e-5)
+    before = parameters()
+    trainer.evaluate(dataset.images, dataset.labels, 7)
+    assert equal(before, parameters())
+
+
+def test_error_is_the_share_of_wrong_predictions():
+    logits = np.array([[1, 2, 3], [3, 2, 1], [0, 5, 0], [1, 0, 0]])
+    assert error_rate(logits, np.array([[2], [0], [0], [1]])) == 0.5

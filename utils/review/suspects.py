@@ -1,0 +1,108 @@
+"""The ranked samples, as a table, as counts and as images."""
+import csv
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from utils.files import text_cell, whole_file, whole_folder
+from utils.review.detection import rank
+
+if TYPE_CHECKING:
+    from datasets.arrays import Dataset
+    from utils.tracin.scores import PerCheckpoint
+
+
+def count_label_issues(probability: np.ndarray, labels: np.ndarray) -> int:
+    r"""How many labels are likely wrong: the samples off the diagonal of the confident joint.
+
+    A sample counts as of the class with its largest probability among the classes j where it reaches
+    :math:`t_j`, the mean probability of j over the samples labelled j, or as of none.  From Northcutt
+    et al. 2021 (arXiv:1911.00068, eq. 1 and 2), who take the probabilities of networks that were not
+    trained on the sample.  As in cleanlab, those do not count whose likeliest class is the given one.
+    (Of samples that reach several :math:`t_j`, cleanlab takes the likeliest class of all.)
+
+    Args:
+        probability: of each class, float (N, C).
+        labels: those given, integers (N, 1).
+    """
+    given = labels[:, 0]
+    count = np.bincount(given, minlength=probability.shape[1])
+    own = np.take_along_axis(probability, labels, axis=1)[:, 0]
+    threshold = np.bincount(given, own, minlength=len(count)) / np.maximum(count, 1)
+    reached = np.where((probability >= threshold) & (count > 0), probability, -1)
+    return int(((reached.max(axis=1) >= 0) & (reached.argmax(axis=1) != given)
+                & (probability.argmax(axis=1) != given)).sum())
+
+
+def save_suspects(path: Path, dataset: "Dataset", scores: dict[str, np.ndarray], rank_by: str,
+                  per_checkpoint: "PerCheckpoint"):
+    """Write all samples, most suspicious first.
+
+    The suggested label has the largest mean probability; ``disagreement`` is the share of the
+    checkpoints at which another label than the given one had the largest logit.
+
+    Args:
+        path: CSV file to write.
+        dataset: with N samples.
+        scores: by name, float (N,); higher is more suspicious.
+        rank_by: the name of the one that orders the samples, called ``score`` in the table too.
+        per_checkpoint: what the checkpoints said of the N samples.
+    """
+    rows = range(len(dataset.labels))
+    given, suggested = dataset.labels[:, 0], per_checkpoint.probability.argmax(axis=1)
+    names, columns = np.array([text_cell(name) for name in dataset.names], object), {}
+    if dataset.paths is not None:
+        columns["path"] = [text_cell(path) for path in dataset.paths]
+    columns |= {"score": scores[rank_by], "given_label": names[given],
+                "suggested_label": names[suggested]}
+    if dataset.true_labels is not None:
+        columns["true_label"] = names[dataset.true_labels[:, 0]]
+    columns |= {"given_probability": per_checkpoint.probability[rows, given],
+                "suggested_probability": per_checkpoint.probability[rows, suggested],
+                "disagreement": (per_checkpoint.margin < 0).mean(axis=1), **scores}
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["rank", "index", *columns])
+        for place, index in enumerate(rank(scores[rank_by]), start=1):
+            writer.writerow([place, index, *(column[index] for column in columns.values())])
+
+
+def count_top_classes(dataset: "Dataset", influence: np.ndarray) -> dict[str, np.ndarray]:
+    """Samples of each class (C,) in the tenth with the highest `influence` (N,), by what they are.
+
+    Classes are the true ones where those are known, else the given ones.
+    """
+    top = rank(influence)[:max(1, len(influence) // 10)]
+    given, classes = dataset.labels[top, 0], len(dataset.names)
+    if dataset.true_labels is None:
+        return {"by given label": np.bincount(given, minlength=classes)}
+    true = dataset.true_labels[top, 0]
+    return {"wrongly labelled, by true class": np.bincount(true[given != true], minlength=classes),
+            "correctly labelled": np.bincount(true[given == true], minlength=classes)}
+
+
+def save_extracted(folder: Path, dataset: "Dataset", score: np.ndarray):
+    """Write every image as PNG, sorted into ten folders, ``top_010_percent`` the most suspicious."""
+    # Class names come from anyone, and file names end at 255 bytes.
+    names = [re.sub(r"[^\w-]+", "_", name).encode()[:60].decode(errors="ignore")
+             for name in dataset.names]
+    with whole_folder(folder) as temporary, tqdm(total=len(score), unit="image", leave=False,
+                                                 disable=None) as bar:
+        for decile, members in enumerate(np.array_split(rank(score), 10), start=1):
+            for index in members:
+                given = dataset.labels[index, 0]
+                name = f"{index:06d}"
+                kind = "unknown"
+                if dataset.true_labels is not None:
+                    true = dataset.true_labels[index, 0]
+                    name += f"_true_{names[true]}"
+                    kind = "correct_label" if given == true else "incorrect_label"
+                target = temporary / f"top_{decile * 10:03d}_percent" / kind
+                target.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.ascontiguousarray(dataset.images[index].transpose(1, 2, 0))) \
+                    .save(target / f"{name}_given_{names[given]}.png")
+                bar.update()

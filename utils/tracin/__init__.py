@@ -1,0 +1,1 @@
+"""The score: read self_influence first, then engines, scoring and scores."""

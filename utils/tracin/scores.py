@@ -1,0 +1,244 @@
+"""The score files: written by calculate_score.py, read by mislabel_analysis.py."""
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.files import load_array, save_array, whole_file
+
+if TYPE_CHECKING:  # the analysis reads scores and never imports nnabla
+    from utils.tracin.self_influence import Scores
+
+TOTAL = "influence_all_epoch.npy"
+EPOCH = "{:06d}_influence.npy"
+CHECKPOINT = "{:06d}_scores.npz"
+PER_CHECKPOINT = "per_checkpoint.npz"
+COLUMNS = ("influence", "loss", "margin", "error_norm")
+# To be raised when the same content gives other scores.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class PerCheckpoint:
+    """What every checkpoint said of every sample.
+
+    Attributes:
+        epochs: integers (K,).
+        learning_rate: float (K,), NaN where a checkpoint does not tell it.
+        influence: self-influence, float (N, K); higher is more suspicious.
+        loss: cross entropy, float (N, K); higher is more suspicious.
+        margin: logit of the given label less the largest other one, float (N, K); lower is more
+            suspicious.
+        error_norm: norm of softmax(logits) - onehot(label), float (N, K); higher is more suspicious.
+        probability: mean over the checkpoints of the probability of each class, float (N, C).
+        run_sha256: the key of the training run, a string, empty where it is not known.
+    """
+
+    epochs: np.ndarray
+    learning_rate: np.ndarray
+    influence: np.ndarray
+    loss: np.ndarray
+    margin: np.ndarray
+    error_norm: np.ndarray
+    probability: np.ndarray
+    run_sha256: np.ndarray
+
+
+def content_key(**content: object) -> str:
+    """SHA-256 of what decides the scores at a checkpoint (JSON values), to know them again by."""
+    return hashlib.sha256(json.dumps([VERSION, content], sort_keys=True).encode()).hexdigest()
+
+
+class CheckpointScores:
+    """The scores of N samples at one checkpoint, as far as they are computed, and the file of them.
+
+    They are in memory only while they are being computed.
+
+    Args:
+        folder: where the file is.
+        epoch: the checkpoint's.
+        key: what the scores are known again by; those that the file holds under another key, or
+            a file that cannot be read, count for nothing.
+        samples: N.
+        classes: the number C of classes.
+
+    Attributes:
+        size: N.
+        stale: whether the file holds something else.
+    """
+
+    def __init__(self, folder: Path, epoch: int, key: str, samples: int, classes: int):
+        self.epoch, self.size, self._key, self._classes = epoch, samples, key, classes
+        self._path, self._influence = (folder / name.format(epoch) for name in (CHECKPOINT, EPOCH))
+        kept = self._read() if self._path.exists() else None
+        self.stale = self._path.exists() and kept is None
+        self._todo = np.ones(samples, bool) if kept is None else ~np.isfinite(kept["influence"])
+        self._arrays: dict[str, np.ndarray] | None = None
+
+    def _empty(self) -> dict[str, np.ndarray]:
+        arrays = {name: np.full(self.size, np.nan) for name in COLUMNS}
+        return arrays | {"probability": np.full((self.size, self._classes), np.nan, np.float32)}
+
+    def _read(self) -> dict[str, np.ndarray] | None:
+        """The arrays in the file, or None where it is not what it should be."""
+        arrays = {**self._empty(), "key": np.array(self._key)}
+        try:
+            with np.load(self._path, allow_pickle=False) as file:
+                for name, array in arrays.items():
+                    # Before a stranger's bomb is unpacked.
+                    if file.zip.getinfo(f"{name}.npy").file_size > array.nbytes + 999:
+                        return None
+                    found = file[name]
+                    if (found.shape, found.dtype) != (array.shape, array.dtype):
+                        return None
+                    arrays[name] = found
+        except Exception:  # noqa: BLE001  a damaged archive raises almost anything
+            return None
+        return arrays if arrays.pop("key") == self._key else None
+
+    def missing(self, start: int = 0, stop: int | None = None) -> int:
+        """How many of the samples from `start` up to `stop` have no scores yet."""
+        return int(self._todo[start:stop].sum())
+
+    def add(self, start: int, stop: int, scores: "Scores"):
+        """Take the scores of samples `start` up to `stop`."""
+        if self._arrays is None:
+            self._arrays = self._empty()
+            kept = None if self._todo.all() else self._read()
+            self._arrays |= kept or {}
+            self._todo[:] = ~np.isfinite(self._arrays["influence"])
+        for name, array in self._arrays.items():
+            array[start:stop] = getattr(scores, name)
+        self._todo[start:stop] = False
+
+    def save(self):
+        """Write the file.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        _save_archive(self._path, {**self._arrays, "key": self._key}.items())
+        if not self.missing():
+            self._arrays = None
+
+    def save_influence(self):
+        """Write the self-influence alone, as ``<epoch>_influence.npy``."""
+        save_array(self._influence, self["influence"])
+
+    def remove(self):
+        """Remove both files."""
+        for path in (self._path, self._influence):
+            path.unlink(missing_ok=True)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """One of ``COLUMNS``, (N,), or ``probability``, (N, C), once it is saved.
+
+        Raises:
+            UserError: the file has changed.
+        """
+        arrays = self._read()
+        if arrays is None:
+            raise UserError(f"{self._path} has been changed or removed; run again")
+        return arrays[name]
+
+
+def save_total(folder: Path, checkpoints: list[CheckpointScores], learning_rates: list[float],
+               digest: str, run: str):
+    """Write ``per_checkpoint.npz``, with the digest of the data and the key of the run, then the sums.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    total = np.zeros(checkpoints[0].size)
+    probability = 0.0
+    for checkpoint in checkpoints:
+        total += checkpoint["influence"]
+        probability = probability + checkpoint["probability"].astype(float)
+
+    def arrays() -> Iterator[tuple[str, object]]:  # one at a time, for the sake of the memory
+        yield "epochs", [checkpoint.epoch for checkpoint in checkpoints]
+        yield "learning_rate", np.array(learning_rates, float)
+        for name in COLUMNS:
+            yield name, np.stack([checkpoint[name] for checkpoint in checkpoints], axis=1)
+        yield "probability", probability / len(checkpoints)
+        yield "data_sha256", digest
+        yield "run_sha256", run
+    _save_archive(folder / PER_CHECKPOINT, arrays())
+    save_array(folder / TOTAL, total)
+
+
+def _save_archive(path: Path, arrays: Iterable[tuple[str, object]]):
+    # As np.savez, which would want all arrays at once.
+    with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in arrays:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+
+
+def load_total(folder: Path, samples: int) -> np.ndarray:
+    """The self-influence of every sample, summed over the checkpoints, float (N,).
+
+    Args:
+        folder: what ``calculate_score.py --output`` was.
+        samples: the number N of samples that the data beside it has.
+
+    Raises:
+        UserError: the file is missing, damaged, or does not fit.
+    """
+    score = np.array(load_array(folder / TOTAL))
+    _check(folder / TOTAL, score, (samples,))
+    return score
+
+
+def load_per_checkpoint(folder: Path, total: np.ndarray, classes: int,
+                        digest: str) -> PerCheckpoint:
+    """What every checkpoint said of every sample.
+
+    Args:
+        folder: what ``calculate_score.py --output`` was.
+        total: the sums (N,) that must belong to it.
+        classes: the number C of classes.
+        digest: that of the data the scores must belong to.
+
+    Raises:
+        UserError: the file is missing, damaged, or does not fit.
+    """
+    path = folder / PER_CHECKPOINT
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {field.name: file[field.name] for field in fields(PerCheckpoint)}
+            scored = str(file["data_sha256"])
+    except FileNotFoundError:
+        raise UserError(f"expected {path}, found nothing; run calculate_score.py first") from None
+    except Exception as error:  # a damaged archive raises almost anything
+        raise UserError(f"cannot read {path}: {error}; run calculate_score.py again") from error
+    if scored != digest:
+        raise UserError(f"{path} holds the scores of other images or labels than those beside it; "
+                        "run calculate_score.py again")
+    result = PerCheckpoint(**arrays)
+    if result.epochs.ndim != 1 or result.epochs.dtype.kind not in "iu":
+        raise UserError(f"expected integers (K,) as epochs in {path}, found {result.epochs.dtype} "
+                        f"{result.epochs.shape}; run calculate_score.py again")
+    for name in COLUMNS:
+        _check(path, getattr(result, name), (len(total), len(result.epochs)))
+    _check(path, np.nan_to_num(result.learning_rate), result.epochs.shape)
+    _check(path, result.probability, (len(total), classes))
+    if not np.allclose(result.influence.sum(axis=1), total):
+        raise UserError(f"{path} and {folder / TOTAL} are of different runs; run "
+                        "calculate_score.py again")
+    return result
+
+
+def _check(path: Path, array: np.ndarray, shape: tuple[int, ...]):
+    if array.dtype.kind != "f" or array.shape != shape:
+        raise UserError(f"expected floats {shape} in {path}, found {array.dtype} {array.shape}; "
+                        "run calculate_score.py on these data")
+    if not np.isfinite(array).all():
+        raise UserError(f"expected finite numbers in {path}, found "
+                        f"{int((~np.isfinite(array)).sum())} others; run calculate_score.py again")

@@ -1,0 +1,1 @@
+"""Training: read trainer first, then checkpoint; learning_rate, log and dynamics serve both."""
