@@ -16,7 +16,7 @@ import train
 from datasets.arrays import Dataset, Split
 from datasets.arrays import save as save_dataset
 from datasets.digits import NAMES, load_digits
-from utils.context import cudnn_problem, driver_problem
+from utils.cuda import cudnn_problem, driver_problem
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT.parent / "shared" / "data" / "cifar10-sample-python.tar.gz"
