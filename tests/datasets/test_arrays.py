@@ -1,5 +1,6 @@
 import hashlib
 import os
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_true_labels_and_names_may_be_missing(dataset_folder):
     dataset = arrays.load(dataset_folder)
     assert dataset.true_labels is None and dataset.test is None
     assert dataset.names == ["0", "1", "2"]
-    with pytest.raises(UserError, match="needs the true labels"):
+    with pytest.raises(UserError, match=r"--shuffle_label False.*y_train\.npy"):
         dataset.without_noise()
     arrays.save(dataset_folder, make_dataset())
     arrays.save(dataset_folder, replace(make_dataset(), true_labels=None))
@@ -58,29 +59,29 @@ def test_true_labels_and_names_may_be_missing(dataset_folder):
 def test_true_labels_never_overwrite_the_noisy_ones(dataset_folder):
     dataset = arrays.load(dataset_folder, test=True)
     arrays.save(dataset_folder, dataset, read_from=dataset_folder)
-    with pytest.raises(UserError, match="would replace those in"):
+    with pytest.raises(UserError, match=r"--shuffle_label False.*y_shuffle_train\.npy"):
         arrays.save(dataset_folder, dataset.without_noise(), read_from=dataset_folder)
     assert np.array_equal(arrays.load(dataset_folder).labels, dataset.labels)
 
 
 def test_data_of_another_run_are_not_overwritten(dataset_folder):
-    with pytest.raises(UserError, match="holds the data of another run"):
+    with pytest.raises(UserError, match=rf"{re.escape(str(dataset_folder))}\b.*--output"):
         arrays.save(dataset_folder, make_dataset(seed=1))
     assert arrays.load(dataset_folder).digest() == make_dataset().digest()
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
-    ("x_train.npy", np.zeros((30, 3, 32, 32)), "expected uint8 images .* found float64"),
-    ("x_train.npy", np.zeros((30, 32, 32, 3), np.uint8), r"found uint8 \(30, 32, 32, 3\)"),
-    ("x_train.npy", np.zeros((0, 3, 32, 32), np.uint8), r"found uint8 \(0, 3"),
-    ("x_train.npy", np.uint8(3), r"found uint8 \(\)"),
-    ("y_shuffle_train.npy", np.zeros((29, 1), int), r"expected integers \(30, 1\) .* \(29, 1\)"),
-    ("y_train.npy", np.zeros((31, 1), int), r"expected integers \(30, 1\) .* \(31, 1\)"),
-    ("y_train.npy", np.full((30, 1), np.nan), r"expected integers .* found float64"),
-    ("y_shuffle_train.npy", np.full((30, 1), -1), "expected labels from 0 .* found -1"),
-    ("y_shuffle_train.npy", np.full((30, 1), 3), "expected labels below 3, .* found 3"),
-    ("y_val.npy", np.zeros((3, 1), int), r"expected integers \(12, 1\)"),
-    ("y_train.npy", np.array([[None]] * 30), "cannot read .*y_train.npy"),
+    ("x_train.npy", np.zeros((30, 3, 32, 32)), r"\(N, 3, 32, 32\) .*x_train\.npy.* float64"),
+    ("x_train.npy", np.zeros((30, 32, 32, 3), np.uint8), r"x_train\.npy.* uint8 \(30, 32, 32, 3\)"),
+    ("x_train.npy", np.zeros((0, 3, 32, 32), np.uint8), r"x_train\.npy.* uint8 \(0, 3, 32, 32\)"),
+    ("x_train.npy", np.uint8(3), r"x_train\.npy.* uint8 \(\)"),
+    ("y_shuffle_train.npy", np.zeros((29, 1), int), r"\(30, 1\) .*y_shuffle_train\.npy.* \(29, 1\)"),
+    ("y_train.npy", np.zeros((31, 1), int), r"\(30, 1\) .*y_train\.npy.* \(31, 1\)"),
+    ("y_train.npy", np.full((30, 1), np.nan), r"y_train\.npy.* float64"),
+    ("y_shuffle_train.npy", np.full((30, 1), -1), r"\b0 .*y_shuffle_train\.npy.* -1\b"),
+    ("y_shuffle_train.npy", np.full((30, 1), 3), r"\b3\b.*label_names\.txt.* 3\b"),
+    ("y_val.npy", np.zeros((3, 1), int), r"\(12, 1\) .*y_val\.npy.* \(3, 1\)"),
+    ("y_train.npy", np.array([[None]] * 30), r"y_train\.npy"),
 ])
 def test_files_that_do_not_fit_are_refused(dataset_folder, name, content, message):
     np.save(dataset_folder / name, content)
@@ -91,12 +92,12 @@ def test_files_that_do_not_fit_are_refused(dataset_folder, name, content, messag
 @pytest.mark.parametrize("name", ["x_train.npy", "y_shuffle_train.npy", "x_val.npy", "y_val.npy"])
 def test_missing_file_is_named(dataset_folder, name):
     os.remove(dataset_folder / name)
-    with pytest.raises(UserError, match=f"expected .*{name}, found nothing"):
+    with pytest.raises(UserError, match=re.escape(name)):
         arrays.load(dataset_folder, test=True)
 
 
 def test_missing_folder_is_named(tmp_path):
-    with pytest.raises(UserError, match="--input .*nowhere, found none"):
+    with pytest.raises(UserError, match=r"--input .*nowhere\b"):
         arrays.load(tmp_path / "nowhere")
 
 
@@ -123,7 +124,7 @@ def test_paths_are_kept_and_must_fit(tmp_path):
     arrays.save(tmp_path, dataset)
     assert arrays.load(tmp_path).paths == dataset.paths
     (tmp_path / "paths.txt").write_text("0.png\n")
-    with pytest.raises(UserError, match="expected 30 lines in .*paths.txt, .* found 1; use the files"):
+    with pytest.raises(UserError, match=r"\b30 .*paths\.txt.* 1\b"):
         arrays.load(tmp_path)
     for path in tmp_path.iterdir():
         path.unlink()

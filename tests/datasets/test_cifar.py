@@ -67,7 +67,7 @@ def test_cifar100_has_its_fine_labels(tmp_path):
     names = [source.names[label] for label in source.train.labels[:, 0]]
     assert names == ["apple", "worm", "bear"] and source.test.images.shape == (3, 3, 32, 32)
     assert len(set(CIFAR100.names)) == 100 and source.confusable[99] == 0
-    with pytest.raises(UserError, match="expected cifar-10-batches-py/data_batch_1 .* found none"):
+    with pytest.raises(UserError, match="cifar-10-batches-py/data_batch_1 .*/cifar-100-python"):
         load_source("cifar10", path, None, False, rng)
 
 
@@ -80,18 +80,18 @@ def test_records_keep_their_order_and_their_colours(tmp_path):
 
 
 @pytest.mark.parametrize(("replaced", "message"), [
-    ({"data_batch_3": None}, "expected cifar-10-batches-py/data_batch_3 .*, found none"),
-    ({"test_batch": None}, "expected cifar-10-batches-py/test_batch .*, found none"),
-    ({"data_batch_2": batch(labels=[0, 10])}, "labels from 0 to 9 in .*data_batch_2, found 10"),
-    ({"data_batch_2": batch(labels=[0, -1])}, "labels from 0 to 9 in .*data_batch_2, found -1"),
-    ({"data_batch_2": batch(labels=[0])}, "expected 2 labels"),
-    ({"data_batch_2": batch(labels=[0.7, "3"])}, "labels that are no integers"),
-    ({"test_batch": batch(np.zeros((2, 3071), np.uint8))}, "records of 3072 bytes .*3071"),
-    ({"test_batch": batch(np.zeros((2, 3072)))}, "an array of 'f8', not of integers"),
-    ({"data_batch_1": b""}, "expected a pickled CIFAR batch"),
-    ({"data_batch_1": batch()[:2000]}, "expected a pickled CIFAR batch"),
-    ({"data_batch_1": write_batch([1, 2])}, "expected a pickled CIFAR batch"),
-    ({"data_batch_1": write_batch({b"labels": [1]})}, "expected a pickled CIFAR batch"),
+    ({"data_batch_3": None}, r"cifar-10-batches-py/data_batch_3 .*/a\.tar\.gz"),
+    ({"test_batch": None}, r"cifar-10-batches-py/test_batch .*/a\.tar\.gz"),
+    ({"data_batch_2": batch(labels=[0, 10])}, r"\b0 .*\b9 .*data_batch_2\b.* 10\b"),
+    ({"data_batch_2": batch(labels=[0, -1])}, r"\b0 .*\b9 .*data_batch_2\b.* -1\b"),
+    ({"data_batch_2": batch(labels=[0])}, r"\b2 .*data_batch_2\b.* \(1,\)"),
+    ({"data_batch_2": batch(labels=[0.7, "3"])}, r"data_batch_2\b"),
+    ({"test_batch": batch(np.zeros((2, 3071), np.uint8))}, r"\b3072 .*test_batch\b.*\(2, 3071\)"),
+    ({"test_batch": batch(np.zeros((2, 3072)))}, r"test_batch\b.*\b(f8|float64)\b"),
+    ({"data_batch_1": b""}, r"data_batch_1\b"),
+    ({"data_batch_1": batch()[:2000]}, r"data_batch_1\b"),
+    ({"data_batch_1": write_batch([1, 2])}, r"data_batch_1\b"),
+    ({"data_batch_1": write_batch({b"labels": [1]})}, r"data_batch_1\b"),
 ])
 def test_wrong_batch_is_refused(tmp_path, replaced, message):
     path = write_archive(tmp_path / "a.tar.gz", **replaced)
@@ -106,7 +106,7 @@ def test_malicious_pickle_runs_no_code(tmp_path):
     assert target.exists()
     target.unlink()
     path = write_archive(tmp_path / "a.tar.gz", data_batch_4=attack)
-    with pytest.raises(UserError, match="asks for io.open, which a batch does not need"):
+    with pytest.raises(UserError, match=r"data_batch_4\b.*\bio\.open\b"):
         load_cifar(CIFAR10, path)
     assert not target.exists()
 
@@ -115,29 +115,30 @@ def test_few_bytes_of_pickle_do_not_fill_the_memory(tmp_path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     attack = b"\x80\x02Kr\x00\x00\x00\x08."  # memo index 2**27
     path = write_archive(tmp_path / "a.tar.gz", data_batch_1=attack)
-    with pytest.raises(UserError, match="expected a pickled CIFAR batch"):
+    with pytest.raises(UserError, match=r"data_batch_1\b"):
         load_cifar(CIFAR10, path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
 
 
 def test_batch_that_would_fill_the_memory_is_refused(tmp_path):
     small = replace(CIFAR10, max_batch_bytes=1000)
-    with pytest.raises(UserError, match="expected at most 1000 bytes"):
+    with pytest.raises(UserError, match=r"\b1000 .*data_batch_1\b"):
         load_cifar(small, write_archive(tmp_path / "a.tar.gz"))
 
 
 def test_archive_cut_short_is_refused(tmp_path):
     path = write_archive(tmp_path / "a.tar.gz")
     path.write_bytes(path.read_bytes()[:-3000])
-    with pytest.raises(UserError, match="cut short"):
+    with pytest.raises(UserError, match=r"/a\.tar\.gz\b") as error:
         load_cifar(CIFAR10, path)
+    assert "_batch" not in str(error.value)  # the archive is to blame, not what it lacks
 
 
 def test_missing_path_and_other_file_are_refused(tmp_path):
-    with pytest.raises(UserError, match="found nothing"):
+    with pytest.raises(UserError, match=r"--data .*nowhere\.tar\.gz"):
         load_cifar(CIFAR10, tmp_path / "nowhere.tar.gz")
     (tmp_path / "text").write_text("no archive")
-    with pytest.raises(UserError, match="cannot read the archive"):
+    with pytest.raises(UserError, match=r"/text\b.*cifar-10-python\.tar\.gz"):
         load_cifar(CIFAR10, tmp_path / "text")
 
 
@@ -153,13 +154,13 @@ def test_subset_is_drawn_at_random_by_the_generator(tmp_path):
     assert {image.tobytes() for image in kept.images} < {image.tobytes() for image in whole.images}
     assert np.array_equal(kept.images, subset(1).images)
     assert not np.array_equal(kept.images, subset(2).images)
-    with pytest.raises(UserError, match="--subset of at most 100, .* found 101"):
+    with pytest.raises(UserError, match=r"--subset .*\b100\b.*\b101\b"):
         make_dataset(source, 101, 0.0, np.random.default_rng(0))
 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A local web server with the archive; `server.content` is what it sends of it."""
+    """A local web server that sends `server.content`, which is the archive unless a test changes it."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     content = write_archive(tmp_path / "cifar-10-python.tar.gz").read_bytes()
@@ -203,14 +204,15 @@ def test_download_is_kept_in_nnablas_data_home_and_used_again(server):
 
 def test_download_cut_short_leaves_nothing(server):
     server.content = server.content[:1000]
-    with pytest.raises(UserError, match=f"expected the MD5 {server.archive.md5} .*1000 bytes"):
+    found = hashlib.md5(server.content).hexdigest()
+    with pytest.raises(UserError, match=rf"{server.archive.md5} .*\b{found}\b.*\b1000 "):
         fetch_archive(server.archive)
     assert os.listdir(server.home) == []
 
 
 def test_failed_download_names_the_remedies(server):
     server.content = None
-    with pytest.raises(UserError, match="cannot download .*503.*--data.*--dataset digits"):
+    with pytest.raises(UserError, match=r"\b503\b.*--data\b.*--dataset digits"):
         fetch_archive(server.archive)
     assert os.listdir(server.home) == []
 

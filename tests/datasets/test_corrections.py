@@ -1,4 +1,7 @@
 import csv
+import errno
+import os
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -78,17 +81,18 @@ def test_test_set_that_is_the_training_set_is_corrected_too(dataset, known):
 def test_what_changed_is_said(dataset):
     labels = np.resize([0, 1], (30, 1))
     text = Corrections({0: 1, 2: 1, 1: 2}, [3], [4, 5]).describe(replace(dataset, labels=labels))
-    assert text == ("3 relabelled (2 from class 0 to class 1, 1 from class 1 to class 2), 1 removed (1 "
-                    "of class 1), 2 fine as they are")
+    assert re.findall(r"class \d|\d+", text) == [
+        "3", "2", "class 0", "class 1", "1", "class 1", "class 2", "1", "1", "class 1", "2"]
     labels = np.arange(30)[:, None]
     many = replace(dataset, labels=labels, names=[str(label) for label in range(30)])
-    assert Corrections(removed=list(range(7))).describe(many) == (
-        "0 relabelled, 7 removed (1 of 0, 1 of 1, 1 of 2, 1 of 3, 1 of 4, ...), 0 fine as they are")
+    text = Corrections(removed=list(range(7))).describe(many)
+    assert re.findall(r"\d+|\.\.\.", text) == [
+        "0", "7", "1", "0", "1", "1", "1", "2", "1", "3", "1", "4", "...", "0"]
 
 
 def test_class_must_keep_a_sample(dataset):
     removed = np.flatnonzero(dataset.labels[:, 0] == 1).tolist()
-    with pytest.raises(UserError, match="leave every class a sample, found none left of 'class 1'"):
+    with pytest.raises(UserError, match="'class 1'"):
         Corrections(removed=removed).apply(dataset)
     assert len(Corrections({0: 1}, [one for one in removed if one]).apply(dataset).images) > 0
 
@@ -96,25 +100,29 @@ def test_class_must_keep_a_sample(dataset):
 def test_bad_corrections_are_refused(dataset, tmp_path):
     path = tmp_path / "a.csv"
     other = make_dataset(seed=1)
+    given = dataset.names[dataset.labels[3, 0]]
+    outside = r"\b0 .*\b29 .*\b1 .*/a\.csv\b.*"  # 30 samples, and the row that is wrong
     for text, message in [
-            ("index,decision\n", "found 'index', 'decision'; save it as CSV in UTF-8 .* or download"),
-            (HEADER + "3,,class 0\n", "expected 6 values in row 1 of .*, found fewer"),
-            (HEADER + row(dataset, 3, "relabel", "class 7"), "3 classes as new_label .*class 7"),
-            (HEADER + row(dataset, 3, "relabel"), "as new_label in row 1 of .*, found ''"),
-            (HEADER + row(dataset, 3, "fine") + row(dataset, 4, "delete"), "row 2 of .*found 'delete'"),
-            (HEADER + row(dataset, 3, "fine") * 2, "index 3 again in row 2"),
-            (HEADER + row(dataset, 3, "fine").replace("3", "30", 1), "from 0 to 29 in row 1 .*'30'"),
-            (HEADER + row(dataset, 3, "fine").replace("3", "-1", 1), "from 0 to 29 in row 1 .*'-1'"),
-            (HEADER + row(dataset, 3, "fine").replace("3", "9" * 30, 1), "from 0 to 29 .*'999"),
-            (HEADER + row(dataset, 3, "fine").replace("3", "\u00b3", 1), "from 0 to 29 .*'\u00b3'"),
-            (HEADER + row(dataset, 3, "fine", given="class 9"), "given label .* found 'class 9'; give"),
-            (HEADER + row(other, 3, "fine", given=dataset.names[dataset.labels[3, 0]]),
-             "found another one in row 1 of .*; give the --input")]:
+            ("index,decision\n", r"new_label.*/a\.csv\b.* 'index', 'decision'"),
+            (HEADER + "3,,class 0\n", r"\b6 .*\b1 .*/a\.csv\b"),
+            (HEADER + row(dataset, 3, "relabel", "class 7"),
+             r"\b3 .*new_label .*\b1 .*/a\.csv\b.* 'class 7'"),
+            (HEADER + row(dataset, 3, "relabel"), r"new_label .*\b1 .*/a\.csv\b.* ''"),
+            (HEADER + row(dataset, 3, "fine") + row(dataset, 4, "delete"),
+             r"relabel, remove, fine .*\b2 .*/a\.csv\b.* 'delete'"),
+            (HEADER + row(dataset, 3, "fine") * 2, r"\b3 .*\b2 .*/a\.csv\b"),
+            (HEADER + row(dataset, 3, "fine").replace("3", "30", 1), rf"{outside} '30'.*--input"),
+            (HEADER + row(dataset, 3, "fine").replace("3", "-1", 1), rf"{outside} '-1'.*--input"),
+            (HEADER + row(dataset, 3, "fine").replace("3", "9" * 30, 1), rf"{outside} '9{{30}}'"),
+            (HEADER + row(dataset, 3, "fine").replace("3", "\u00b3", 1), rf"{outside} '\u00b3'"),
+            (HEADER + row(dataset, 3, "fine", given="class 9"),
+             rf"'{given}' .*\b1 .*/a\.csv\b.* 'class 9'.*--input"),
+            (HEADER + row(other, 3, "fine", given=given), r"\b1 .*/a\.csv\b.*--input")]:
         path.write_text(text)
         with pytest.raises(UserError, match=message):
             corrections.load(path, dataset)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="cannot read .*a.csv"):
+    with pytest.raises(UserError, match=r"/a\.csv\b"):
         corrections.load(path, dataset)
-    with pytest.raises(UserError, match="cannot read .*nowhere.csv"):
+    with pytest.raises(UserError, match=rf"/nowhere\.csv\b.*{os.strerror(errno.ENOENT)}"):
         corrections.load(tmp_path / "nowhere.csv", dataset)

@@ -1,4 +1,7 @@
+import errno
 import json
+import os
+import re
 import shutil
 
 import h5py
@@ -27,7 +30,7 @@ def test_checkpoint_says_what_made_it(run):
     description = last.description
     assert (description["model"], description["nmaps"], description["classes"]) == ("resnet23", 4, 3)
     assert description["data_sha256"] == make_dataset().digest()
-    # 30 samples in batches of 8 are 4 updates an epoch, and the last of 12 comes after 240/270.
+    # 30 samples in batches of 8 are 4 updates per epoch; the last of the 12 comes after 240/270.
     assert description["learning_rate"] == pytest.approx(0.5 * 8 / 500 / 1000)
     assert description["arguments"]["train_epochs"] == 3
     assert len(description["history"]) == 3
@@ -50,7 +53,7 @@ def test_checkpoint_without_parameters_is_not_passed_over_in_scoring(run):
     (run / "params_000002.h5").unlink()
     (run / "states_000001.h5").unlink()
     assert [one.epoch for one in checkpoint.find(run)] == [1, 2, 3]
-    with pytest.raises(UserError, match="cannot read .*params_000002.h5: No such file"):
+    with pytest.raises(UserError, match=rf"params_000002\.h5.*{os.strerror(errno.ENOENT)}"):
         checkpoint.read_parameters(checkpoint.find(run)[1])
 
 
@@ -60,27 +63,27 @@ def test_parameters_of_nnablas_example_are_found_without_descriptions(run, tmp_p
     found = checkpoint.find(tmp_path)
     assert [one.epoch for one in found] == [29, 119, 270]
     assert found[0].parameters.name == "params_29.h5" and not found[0].description
-    with pytest.raises(UserError, match="found none to resume from; leave --checkpoint out"):
+    with pytest.raises(UserError, match=r"--checkpoint\b"):
         checkpoint.newest_complete(tmp_path)
     shutil.copy(run / "params_000001.h5", tmp_path / "params_000029.h5")
-    with pytest.raises(UserError, match="params_000029.h5 and .*params_29.h5 are of the same epoch"):
+    with pytest.raises(UserError, match=r"params_000029\.h5 .*params_29\.h5"):
         checkpoint.find(tmp_path)
 
 
 def test_folder_without_checkpoints_is_refused(tmp_path):
-    with pytest.raises(UserError, match="expected checkpoints .* found none"):
+    with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}\b.*--model_save_path"):
         checkpoint.find(tmp_path)
-    with pytest.raises(UserError, match="nowhere, found nothing"):
+    with pytest.raises(UserError, match=r"nowhere\b.*--model_save_path"):
         checkpoint.find(tmp_path / "nowhere")
     (tmp_path / "a.txt").touch()
-    with pytest.raises(UserError, match="a.txt, found another file"):
+    with pytest.raises(UserError, match=r"a\.txt\b.*--model_save_path"):
         checkpoint.find(tmp_path / "a.txt")
 
 
 def test_checkpoints_of_two_runs_are_not_mixed(run):
     path = run / "checkpoint_000002.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "seed": 7}))
-    with pytest.raises(UserError, match="checkpoints 1 and 2 .* different runs"):
+    with pytest.raises(UserError, match=rf"\b1 .*\b2 .*{re.escape(str(run))}"):
         checkpoint.find(run)
 
 
@@ -88,7 +91,7 @@ def test_checkpoints_of_two_runs_are_not_mixed(run):
     "", "[]", "{}", '{"epoch": 2}', "\xff", "[" * 100_000, '{"epoch": "../../etc/passwd"}'])
 def test_damaged_description_is_named(run, content):
     (run / "checkpoint_000002.json").write_text(content, encoding="latin1")
-    with pytest.raises(UserError, match="checkpoint_000002.json"):
+    with pytest.raises(UserError, match=r"checkpoint_000002\.json"):
         checkpoint.find(run)
 
 
@@ -98,20 +101,21 @@ def test_damaged_description_is_named(run, content):
 def test_wrong_value_in_a_description_is_named(run, wrong):
     path = run / "checkpoint_000002.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **wrong}))
-    with pytest.raises(UserError, match=f"checkpoint_000002.json: missing or wrong {next(iter(wrong))}"):
+    with pytest.raises(UserError, match=rf"checkpoint_000002\.json.*\b{next(iter(wrong))}\b"):
         checkpoint.find(run)
 
 
 def test_description_of_another_epoch_is_refused(run):
     shutil.copy(run / "checkpoint_000003.json", run / "checkpoint_000002.json")
-    with pytest.raises(UserError, match="checkpoint_000002.json: missing or wrong epoch"):
+    with pytest.raises(UserError, match=r"checkpoint_000002\.json.*\bepoch\b"):
         checkpoint.find(run)
 
 
 def test_new_run_does_not_mix_with_old_checkpoints(run, tmp_path):
-    with pytest.raises(UserError, match="holds the checkpoints of an earlier run; add --checkpoint"):
+    remedy = rf"--checkpoint {re.escape(str(run))} .*--model_save_path"
+    with pytest.raises(UserError, match=remedy):
         checkpoint.check_unused(run, None)
-    with pytest.raises(UserError, match="holds the checkpoints"):
+    with pytest.raises(UserError, match=remedy):
         checkpoint.check_unused(run, tmp_path)
     checkpoint.check_unused(run, run)
     checkpoint.check_unused(run, run / "checkpoint_000003.json")
@@ -123,7 +127,7 @@ def test_what_a_run_left_before_its_first_checkpoint_is_no_checkpoint(run):
         path.unlink()
     checkpoint.check_unused(run, None)
     (run / "states_000002.h5").unlink()
-    with pytest.raises(UserError, match="holds the checkpoints"):
+    with pytest.raises(UserError, match=re.escape(f"--checkpoint {run} ")):
         checkpoint.check_unused(run, None)
 
 
@@ -139,9 +143,9 @@ def test_loading_gives_the_saved_values_and_nnabla_reads_them_too(run):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"nmaps": 8}, r"expected shape .* for affine/W, found \(4, 3\)"),
-    ({"classes": 4}, r"expected shape \(4, 4\) for affine/W, found \(4, 3\)"),
-    ({"model": "resnet56", "nmaps": None}, "for 16_conv10/conv1/bn/beta, found none"),
+    ({"nmaps": 8}, r"\(8, 3\) .*affine/W.* \(4, 3\)"),
+    ({"classes": 4}, r"\(4, 4\) .*affine/W.* \(4, 3\)"),
+    ({"model": "resnet56", "nmaps": None}, "16_conv10/conv1/bn/beta"),
 ])
 def test_parameters_of_another_network_are_refused(run, options, message):
     build(**options)
@@ -154,7 +158,7 @@ def test_parameters_that_are_not_finite_name_the_checkpoint(run, value):
     path = run / "params_000002.h5"
     with h5py.File(path, "r+") as file:
         file["conv2/conv1/conv/W"][0, 0] = value
-    with pytest.raises(UserError, match="params_000002.h5, found others in conv2/conv1/conv/W"):
+    with pytest.raises(UserError, match=r"params_000002\.h5.*conv2/conv1/conv/W"):
         checkpoint.read_parameters(checkpoint.Checkpoint(2, path))
 
 
@@ -168,7 +172,7 @@ def test_files_other_than_those_described_are_refused(run, name, damage):
         other = (run / name.replace("2", "1")).read_bytes()
         (run / name).write_bytes(content[:3000] if damage == "cut" else other)
     trainer = Trainer(build_network("resnet23", 3, 4), False, 0)
-    with pytest.raises(UserError, match=f"{name} is damaged or of another run"):
+    with pytest.raises(UserError, match=re.escape(name)):
         checkpoint.load(checkpoint.find(run)[1], trainer.solver)
 
 
@@ -176,12 +180,12 @@ def test_files_other_than_those_described_are_refused(run, name, damage):
 def test_damaged_parameters_without_description_are_named(run, content):
     path = run / "params_000002.h5"
     path.write_bytes(path.read_bytes()[:3000] if content == "cut" else content)
-    with pytest.raises(UserError, match="cannot read the parameters in .*params_000002.h5"):
+    with pytest.raises(UserError, match=r"params_000002\.h5"):
         checkpoint.read_parameters(checkpoint.Checkpoint(2, path))
 
 
 def test_files_are_as_nnabla_writes_them(run, tmp_path):
-    """Saved again by NNabla itself, parameters and states hold the same."""
+    """NNabla itself, saving the same parameters and states, writes the same content."""
     trainer = Trainer(build_network("resnet23", 3, 4), False, 0)
     checkpoint.load(checkpoint.find(run)[2], trainer.solver)
     nn.save_parameters(str(tmp_path / "params_000003.h5"))
