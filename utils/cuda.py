@@ -64,9 +64,9 @@ def _extension_problem(device_id: int) -> str | None:
             cudnn = importlib.import_module("nnabla_ext.cudnn")
         cudnn.check_gpu(str(device_id))
         start_cudnn(device_id)
-    # The import of an incomplete extension ends in OSError, ImportError or RecursionError, the check of an
-    # old driver, a full GPU or one that cuDNN 8 does not know in RuntimeError.
-    except Exception as error:  # noqa: BLE001
+    # The import of an incomplete extension ends in OSError, ImportError or RecursionError; the check of
+    # an old driver, a full GPU or one that cuDNN 8 does not know in RuntimeError.
+    except Exception as error:
         # NNabla's reason comes last.
         reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[-1:]]).rstrip(".")
         return (f"NNabla's CUDA extension does not work here: {reason}; check the driver, which must "

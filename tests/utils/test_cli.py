@@ -68,7 +68,7 @@ def raising(error):
 
 @pytest.mark.parametrize(("error", "code", "line"), [
     (UserError("expected a,\nfound b"), 2, "expected a, found b"),
-    (OSError(28, "No space left on device"), 2, "[Errno 28] No space left on device"),
+    (OSError(28, "No space left on device"), 1, "[Errno 28] No space left on device"),
     (KeyboardInterrupt(), 130, "do this"),
 ])
 def test_mistakes_end_a_script_with_one_line(error, code, line, capsys):
