@@ -55,7 +55,7 @@ def sample_archive() -> Path:
 
 @contextmanager
 def refused(*facts: str, error: type[Exception] = UserError) -> Iterator[None]:
-    """Expect an `error` whose message holds these facts: flags, values and paths, whatever its words."""
+    """Expect an `error` whose message has these facts, flags, values and paths, in whatever words."""
     with pytest.raises(error) as caught:
         yield
     missing = [fact for fact in facts if fact not in str(caught.value)]
@@ -63,7 +63,7 @@ def refused(*facts: str, error: type[Exception] = UserError) -> Iterator[None]:
 
 
 def numbers(text: str) -> list[str]:
-    """The numbers that stand by themselves in `text`, as printed: '3', '1,500'."""
+    """The standalone whole numbers in `text` as printed, such as '3' and '1,500'."""
     return re.findall(r"(?<![\w.,])\d+(?:,\d{3})*(?![\w])", text)
 
 
@@ -159,7 +159,7 @@ def digits_run(tmp_path_factory):
 
 
 class WatchedSolver:
-    """A solver that does what another one does; tests replace some of its methods."""
+    """Wraps a solver, so that tests can override some of its methods."""
 
     def __init__(self, solver):
         self.solver = solver

@@ -178,7 +178,7 @@ def test_gradients_too_small_or_too_large_for_half_train_as_in_float(factor):
 
 
 class NotingScales(WatchedSolver):
-    """It notes the loss scale of every update: the one that was tried first and the one that did."""
+    """Records, for every update, the loss scale that was tried first and the one that was used."""
 
     def __init__(self, solver):
         super().__init__(solver)
@@ -213,7 +213,7 @@ def test_loss_scale_is_that_of_the_batch_which_needed_the_smallest():
 
 
 class Overflowing(WatchedSolver):
-    """It claims so many times that gradients overflow."""
+    """Reports that gradients overflow a given number of times."""
 
     def __init__(self, solver, times):
         super().__init__(solver)
