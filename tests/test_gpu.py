@@ -14,8 +14,7 @@ import train
 from datasets import arrays
 from datasets.digits import load_digits
 from models import build_network
-from tests.conftest import ROOT
-from tests.test_train import contents
+from tests.conftest import ROOT, contents
 from utils.context import current_context, set_context
 from utils.tracin.engines import predict
 from utils.tracin.scoring import Setup, SliceScorer

@@ -6,7 +6,7 @@ import pytest
 from nnabla.ext_utils import get_extension_context
 
 from models import build_network
-from tests.conftest import make_dataset
+from tests.conftest import WatchedSolver, make_dataset
 from utils.training.trainer import Trainer, batches, error_rate
 
 
@@ -38,9 +38,9 @@ def test_batches_hold_every_sample_once_and_the_last_is_smaller():
 
 
 def trained_images(trainer_seed, epochs, images, augmentation=False):
-    """The images of every update of the last epoch, as they enter the network."""
+    """The images of every update of the last epoch, in batches of 8, as they enter the network."""
     nn.clear_parameters()
-    dataset, network, entered, updates = make_dataset(), build_network("resnet23", 3, 4), [], []
+    network, entered, updates = build_network("resnet23", 3, 4), [], []
 
     def watched(image, test=False):
         entered.append(image)
@@ -48,13 +48,14 @@ def trained_images(trainer_seed, epochs, images, augmentation=False):
 
     def rate(update):
         # One graph for each size of batch; the very first variable only creates the parameters.
-        size = 8 if update < 3 else 6
+        size = min(8, len(images) - 8 * update)
         updates.append(next(image for image in entered[1:] if len(image.d) == size).d.copy())
         return 0.01
     trainer = Trainer(watched, augmentation, trainer_seed)
     for epoch in epochs:
         updates.clear()
-        trainer.train_epoch(epoch, images, dataset.labels, 8, rate, lambda *update: None)
+        trainer.train_epoch(epoch, images, np.zeros((len(images), 1), int), 8, rate,
+                            lambda *update: None)
     return updates
 
 
@@ -101,41 +102,37 @@ def test_augmentation_depends_on_seed_and_epoch_alone():
 
 
 def test_augmented_images_are_scaled_and_mirrored():
-    trainer = make_trainer(augmentation=True)
-    graph = trainer._graph(64, False)
-    augmented = trainer._augment(graph, seed=3)
-    images = np.broadcast_to(np.arange(32.0) * 8, graph.image.shape)
-    augmented.parent.inputs[0].d = images
-    augmented.forward()
-    slopes = np.diff(augmented.d[:, 0, 16, 8:24], axis=1).mean(axis=1) / 8
+    images = np.broadcast_to(np.arange(32, dtype=np.uint8) * 8, (64, 3, 32, 32))
+    augmented = np.concatenate(trained_images(3, [0], images, True))
+    slopes = np.diff(augmented[:, 0, 16, 8:24], axis=1).mean(axis=1) / 8
     assert (slopes > 0).any() and (slopes < 0).any()
     scales = 1 / np.abs(slopes)
     assert 0.79 < scales.min() < 0.83 and 1.12 < scales.max() < 1.21
-    assert np.array_equal(graph.image.d, augmented.d)
 
 
 def test_updates_are_momentum_descent_on_the_mean_cross_entropy():
     """Two updates by hand: the second one moves by 0.9 of the first one's step too."""
     dataset, trainer = make_dataset(), make_trainer()
 
-    def gradient_at(values):
-        graph = trainer._graph(30, False)
+    def set_parameters(values):
         for name, value in nn.get_parameters(grad_only=False).items():
             value.d = values[name]
-        graph.image.d, graph.label.d = dataset.images, dataset.labels
-        trainer.solver.zero_grad()
-        graph.loss.forward()
-        graph.loss.backward()
-        return nn.get_parameters()["affine/W"].g.copy()
-    start = parameters()
-    first_gradient = gradient_at(start)
-    for name, value in nn.get_parameters(grad_only=False).items():
-        value.d = start[name]
+
+    def gradient_now():
+        before = parameters()
+        image, label = nn.Variable((30, 3, 32, 32)), nn.Variable((30, 1))
+        image.d, label.d = dataset.images, dataset.labels
+        logits, _ = trainer.network(image, test=False)
+        loss = F.mean(F.softmax_cross_entropy(logits, label))
+        weight = nn.get_parameters()["affine/W"]
+        weight.grad.zero()
+        loss.forward()
+        loss.backward()
+        set_parameters(before)  # the forward pass has moved the running statistics
+        return weight.g.copy()
+    start, first_gradient = parameters(), gradient_now()
     train(trainer, 1, batch_size=30, rate=0.1)
-    middle = parameters()
-    second_gradient = gradient_at(middle)
-    for name, value in nn.get_parameters(grad_only=False).items():
-        value.d = middle[name]
+    middle, second_gradient = parameters(), gradient_now()
     train(trainer, 1, batch_size=30, rate=0.1)
     first = middle["affine/W"] - start["affine/W"]
     second = parameters()["affine/W"] - middle["affine/W"]
@@ -180,33 +177,51 @@ def test_gradients_too_small_or_too_large_for_half_train_as_in_float(factor):
                                atol=0.01 * np.abs(expected).max())
 
 
-def test_loss_scale_is_that_of_the_batch_which_needed_the_smallest(monkeypatch):
-    nn.clear_parameters()
-    scales, original = [], Trainer._update
+class NotingScales(WatchedSolver):
+    """Records, for every update, the loss scale that was tried first and the one that was used."""
 
-    def update(self, graph, scale):
-        scales.append((scale, original(self, graph, scale)))
-        return scales[-1][1]
-    monkeypatch.setattr(Trainer, "_update", update)
-    with nn.context_scope(get_extension_context("cpu", type_config="half")):
-        train(Trainer(linear(100), False, 0, half=True), epochs=2, rate=0)
-    assert all(0 < after <= before for before, after in scales)
-    assert scales[0][1] < scales[0][0] and scales[1][0] == scales[0][1]
-    assert scales[0][0] == scales[4][0] == 2**15  # each epoch begins anew
-
-
-class Overflowing:
-    """A solver that claims so many times that gradients overflow."""
-
-    def __init__(self, solver, times):
-        self._solver, self._times = solver, times
-
-    def __getattr__(self, name):
-        return getattr(self._solver, name)
+    def __init__(self, solver):
+        super().__init__(solver)
+        self.scales, self.halved, self.scale = [], 0, 1
 
     def check_inf_or_nan_grad(self):
-        self._times -= 1
-        return self._times >= 0
+        overflow = self.solver.check_inf_or_nan_grad()
+        self.halved += overflow
+        return overflow
+
+    def scale_grad(self, factor):
+        self.scale = 1 / factor
+        self.solver.scale_grad(factor)
+
+    def update(self):
+        self.scales.append((self.scale * 2**self.halved, self.scale))
+        self.halved, self.scale = 0, 1
+        self.solver.update()
+
+
+def test_loss_scale_is_that_of_the_batch_which_needed_the_smallest():
+    nn.clear_parameters()
+    with nn.context_scope(get_extension_context("cpu", type_config="half")):
+        trainer = Trainer(linear(100), False, 0, half=True)
+        trainer.solver = NotingScales(trainer.solver)
+        train(trainer, epochs=2, rate=0)
+    scales = trainer.solver.scales
+    assert len(scales) == 8
+    assert scales[0][1] < scales[0][0] and scales[1][0] == scales[0][1]
+    assert scales[0][0] == scales[4][0] == 2**15  # each epoch begins anew
+    assert all(scales[update][0] == scales[update - 1][1] for update in (1, 2, 3, 5, 6, 7))
+
+
+class Overflowing(WatchedSolver):
+    """Reports that gradients overflow a given number of times."""
+
+    def __init__(self, solver, times):
+        super().__init__(solver)
+        self.times = times
+
+    def check_inf_or_nan_grad(self):
+        self.times -= 1
+        return self.times >= 0
 
 
 def test_overflow_changes_nothing_but_the_scale():
