@@ -17,7 +17,7 @@ from datasets.arrays import SKIPPED_FILE, Source, Split
 from datasets.images import decode, read_image, to_array
 from datasets.label_noise import next_class
 from utils.errors import UserError
-from utils.files import read_table
+from utils.files import open_npz, read_table
 
 VAL_FRACTION = 0.2
 SPLITS = ("train", "val", "valid", "validation", "test")
@@ -187,7 +187,7 @@ def _list_table(path: Path) -> Listing:
 
 def _list_arrays(path: Path) -> Listing:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_npz(path) as file:
             x, y = file["x"], file["y"]
     except Exception as error:  # a damaged archive raises almost anything
         raise UserError(f"cannot read the arrays x and y in {path}: {error}; save them with "

@@ -123,6 +123,17 @@ def load_array(path: Path) -> np.ndarray:
             from error
 
 
+@contextmanager
+def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """Open an untrusted .npz file.
+
+    Raises:
+        Exception: almost anything, here or while an array is read, if the file is damaged.
+    """
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        yield arrays
+
+
 def text_cell(text: str) -> str:
     """Untrusted text as a cell of a CSV, with a ' before text that a spreadsheet would run."""
     try:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import save_bytes
+from utils.files import open_npz, save_bytes
 
 FILE = "training_dynamics.npz"
 LARGEST = float(np.finfo(np.float16).max)
@@ -78,7 +78,7 @@ def check_unused(folder: Path, run: str):
     """
     path = folder / FILE
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_npz(path) as file:
             recorded = str(file["run_sha256"])
     except Exception:  # noqa: BLE001  none there, or a damaged one, which raises almost anything
         return
@@ -101,7 +101,7 @@ def load(folder: Path, run: str) -> TrainingDynamics | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_npz(path) as file:
             loss, margin, correct = (file[name] for name in ("loss", "margin", "correct"))
             recorded = str(file["run_sha256"])
     except Exception as error:  # a damaged archive raises almost anything
