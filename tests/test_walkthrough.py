@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 def run_script(name, *flags, cwd):
     return subprocess.run([sys.executable, "-u", ROOT / name, *map(str, flags)], cwd=cwd,
-                          capture_output=True, text=True, timeout=300, check=False)
+                          capture_output=True, text=True, check=False)
 
 
 def test_mislabelled_digits_are_found(tmp_path):
