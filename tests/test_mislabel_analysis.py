@@ -85,7 +85,7 @@ def test_dynamics_of_another_training_are_refused(run, tmp_path):
 
 def test_ranking_that_the_run_does_not_have_is_named(run, tmp_path):
     (run / "training_dynamics.npz").unlink()
-    with pytest.raises(UserError, match="--rank_by .*tracin, .*random.* aum$"):
+    with pytest.raises(UserError, match=r"--rank_by .*tracin, .*random.* aum$"):
         analyse(run, tmp_path / "figure", "--rank_by", "aum")
     assert not (tmp_path / "figure").exists()
     assert "aum" not in analyse(run, tmp_path / "figure")["scores"]
@@ -181,7 +181,7 @@ def test_label_issues_are_those_of_the_confident_joint():
         given = labels[:, 0]
         threshold = {label: probability[given == label, label].mean() for label in set(given.tolist())}
         expected = 0
-        for row, label in zip(probability, given):
+        for row, label in zip(probability, given, strict=True):
             reached = [other for other, least in threshold.items() if row[other] >= least]
             counted = max(reached, key=lambda other: row[other]) if reached else label
             expected += counted != label and row.argmax() != label
@@ -312,7 +312,7 @@ def test_relabel_takes_the_suggestions(run, tmp_path):
     found = corrections.load(tmp_path / "relabel.csv", dataset)
     assert found == Corrections({int(row["index"]): dataset.names.index(row["suggested_label"])
                                  for row in rows if row["suggested_label"] != row["given_label"]})
-    with pytest.raises(UserError, match="--drop.*--relabel"):
+    with pytest.raises(UserError, match=r"--drop.*--relabel"):
         analyse(run, tmp_path, "--relabel", "0.5", "--drop", "0.1")
     with pytest.raises(UserError, match="'class 0'"):
         analyse(run, tmp_path / "none", "--drop", "1")

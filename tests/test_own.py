@@ -44,7 +44,7 @@ def test_folder_of_class_folders(folder, capsys):
     assert (len(source.train.images), len(source.test.images)) == (25, 6)
     assert not source.trusted and source.confusable == {0: 1, 1: 2, 2: 0}
     for split in (source.train, source.test):
-        for level, label in zip(levels(split), split.labels[:, 0]):
+        for level, label in zip(levels(split), split.labels[:, 0], strict=True):
             assert source.names[label] == ["cat", "dog", "10"][level // 50]
     expected = {level: f"{['cat', 'dog', '10'][level // 50]}/{level % 50}.png" for level in range(150)}
     expected[49] = "cat/more/deep.png"
@@ -89,10 +89,10 @@ def test_train_and_val_folders(folder, tmp_path):
     source = load(tmp_path / "both")
     assert (levels(source.train), levels(source.test)) == ([1, 1], [2, 2])
     assert source.paths == ["train/cat/a.png", "train/dog/a.png"]
-    with pytest.raises(UserError, match="both.*--val_fraction 0.3"):
+    with pytest.raises(UserError, match=r"both.*--val_fraction 0\.3"):
         load(tmp_path / "both", val_fraction=0.3)
     write_image(tmp_path / "both" / "val" / "cow" / "b.png")
-    with pytest.raises(UserError, match="both/train.*'cow'"):
+    with pytest.raises(UserError, match=r"both/train.*'cow'"):
         load(tmp_path / "both")
 
 
@@ -157,7 +157,7 @@ def test_table_of_paths_and_labels(folder):
     source = load(write_table(folder / "list.csv", rows))
     assert source.names == ["<b>", 'a cat, "big"']
     assert len(source.train.images) == 16
-    for path, label in zip(source.paths, source.train.labels[:, 0]):
+    for path, label in zip(source.paths, source.train.labels[:, 0], strict=True):
         assert dict(rows)[path] == source.names[label]
 
 
@@ -200,14 +200,14 @@ def test_file_that_is_no_image_is_skipped_with_its_name(folder, capsys):
 
 def test_bad_folders_are_refused(folder, tmp_path, monkeypatch):
     (folder / "empty").mkdir()
-    with pytest.raises(UserError, match="images.*'empty'"):
+    with pytest.raises(UserError, match=r"images.*'empty'"):
         load(folder)
     (folder / "empty").rename(folder / "Cat")
     write_image(folder / "Cat" / "a.png")
-    with pytest.raises(UserError, match="'Cat'.*'cat'"):
+    with pytest.raises(UserError, match=r"'Cat'.*'cat'"):
         load(folder)
     (folder / "Cat").rename(folder / "cat ")
-    with pytest.raises(UserError, match="'cat'.*'cat '"):
+    with pytest.raises(UserError, match=r"'cat'.*'cat '"):
         load(folder)
     with pytest.raises(UserError, match=f"{folder}/cat"):
         load(folder / "cat")
@@ -221,7 +221,7 @@ def test_bad_folders_are_refused(folder, tmp_path, monkeypatch):
         load(tmp_path / "one")
     monkeypatch.undo()
     write_image(tmp_path / "one" / "dog" / "a.png")
-    with pytest.raises(UserError, match="/one.*--val_fraction 0"):
+    with pytest.raises(UserError, match=r"/one.*--val_fraction 0"):
         load(tmp_path / "one")
     write_image(tmp_path / "one" / "a\u2028b" / "a.png")
     with pytest.raises(UserError, match=r"'a\\u2028b'"):
@@ -232,7 +232,7 @@ def test_bad_tables_are_refused(folder):
     table = folder / "list.csv"
     with pytest.raises(UserError, match=r" 2 .*'cat/77\.png'"):
         load(write_table(table, [("cat/1.png", "a"), ("cat/77.png", "b"), ("../x.png", "b")]))
-    with pytest.raises(UserError, match="path, label.*'path', 'class'"):
+    with pytest.raises(UserError, match=r"path, label.*'path', 'class'"):
         load(write_table(table, [("cat/1.png", "a")], header="path,class"))
     with pytest.raises(UserError, match=r" 2 .*'cat/2\.png'.*''"):
         load(write_table(table, [("cat/1.png", "a"), ("cat/2.png", "")]))
@@ -251,9 +251,9 @@ def test_bad_tables_are_refused(folder):
     for mark in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069":
         with pytest.raises(UserError, match=rf"'a\\u{ord(mark):x}b'"):
             load(write_table(table, [("cat/1.png", f"a{mark}b"), ("cat/2.png", "b")]), 0.5)
-    with pytest.raises(UserError, match="path, label.*'label', 'label'"):
+    with pytest.raises(UserError, match=r"path, label.*'label', 'label'"):
         load(write_table(table, [("cat/1.png", "a", "b")], header="path,label,label"))
-    with pytest.raises(UserError, match=" 1 .*'a{300}'"):
+    with pytest.raises(UserError, match=r" 1 .*'a{300}'"):
         load(write_table(table, [("a" * 300, "a"), ("cat/1.png", "b")]))
     table.write_text("")
     with pytest.raises(UserError, match=r"path, label.*list\.csv"):
