@@ -29,6 +29,10 @@ def suspects(output):
         return list(csv.DictReader(file))
 
 
+def words(text):
+    return text.replace("%", " ").replace(",", " ").replace(";", " ").replace(":", " ").split()
+
+
 def test_metrics_and_figures(run, tmp_path, capsys):
     metrics = analyse(run, tmp_path / "figure")
     assert (metrics["samples"], metrics["mislabelled"]) == (30, 6)
@@ -41,17 +45,25 @@ def test_metrics_and_figures(run, tmp_path, capsys):
     ranked = np.argsort(-np.load(run / "influence_all_epoch.npy"))
     assert tracin["recall_at_30"] == pytest.approx((ranked[:9] % 5 == 0).sum() / 6)
     out = capsys.readouterr().out
-    assert f"checking 20 % of the data finds {tracin['recall_at_20']:.3f} of the mislabelled" in out
+    for name, values in metrics["scores"].items():
+        row = [line for line in map(words, out.splitlines()) if line[:1] == [name]]
+        assert row == [[name, *(f"{values[metric]:.3f}" for metric in (
+            "recall_at_10", "recall_at_20", "recall_at_30", "auroc"))]]
     assert f"{tmp_path / 'figure' / 'score_curve.png'}" in out
     for name in ("score_distribution.png", "score_curve.png"):
-        assert Image.open(tmp_path / "figure" / name).size > (400, 300)
+        with Image.open(tmp_path / "figure" / name) as figure:
+            assert figure.size > (400, 300)
 
 
 def test_the_chosen_ranking_is_the_one_that_is_told(run, tmp_path, capsys):
-    loss = analyse(run, tmp_path, "--rank_by", "forgetting")["scores"]["forgetting"]
+    scores = analyse(run, tmp_path, "--rank_by", "forgetting")["scores"]
     out = capsys.readouterr().out
-    assert "30 samples, 6 mislabelled, ranked by forgetting\n" in out
-    assert f"AUROC {loss['auroc']:.3f}, average precision {loss['average_precision']:.3f}" in out
+    told = next(line for line in map(words, out.splitlines()) if "forgetting" in line)
+    assert {"30", "6"} < set(told)
+    precision = {name: f"{scores[name]['average_precision']:.3f}" for name in ("forgetting", "tracin")}
+    told = next(line for line in map(words, out.splitlines()) if precision["forgetting"] in line)
+    assert f"{scores['forgetting']['auroc']:.3f}" in told
+    assert precision["tracin"] not in words(out)
 
 
 @pytest.mark.parametrize("name", RANKINGS)
@@ -67,13 +79,13 @@ def test_suspects_are_ranked_by_any_score_and_carry_all(run, tmp_path, name):
 def test_dynamics_of_another_training_are_refused(run, tmp_path):
     with np.load(run / "training_dynamics.npz") as file:
         np.savez(run / "training_dynamics.npz", **{**file, "run_sha256": "other"})
-    with pytest.raises(UserError, match="training_dynamics.npz is of another training run than"):
+    with pytest.raises(UserError, match=f"{run}/training_dynamics.npz"):
         analyse(run, tmp_path / "figure")
 
 
 def test_ranking_that_the_run_does_not_have_is_named(run, tmp_path):
     (run / "training_dynamics.npz").unlink()
-    with pytest.raises(UserError, match="--rank_by one of tracin, .*, random, which .*; found aum"):
+    with pytest.raises(UserError, match=r"--rank_by .*tracin, .*random.* aum$"):
         analyse(run, tmp_path / "figure", "--rank_by", "aum")
     assert not (tmp_path / "figure").exists()
     assert "aum" not in analyse(run, tmp_path / "figure")["scores"]
@@ -99,21 +111,18 @@ def test_suspects_are_in_order_and_complete(run, tmp_path):
     assert len({row["index"] for row in rows}) == 30
 
 
-@pytest.mark.parametrize(("truth", "line", "count"), [
-    ("unknown", "true labels unknown: ranked only, no curve", None),
-    ("clean", "none mislabelled: ranked only, no curve", 0),
-    ("all wrong", "all mislabelled: ranked only, no curve", 30)])
-def test_ranking_goes_without_two_kinds_of_labels(run, tmp_path, capsys, truth, line, count):
+@pytest.mark.parametrize(("truth", "count"), [("unknown", None), ("clean", 0), ("all wrong", 30)])
+def test_ranking_goes_without_two_kinds_of_labels(run, tmp_path, capsys, truth, count):
     if truth == "unknown":
         (run / "y_train.npy").unlink()
     else:
         labels = make_dataset().labels
         np.save(run / "y_train.npy", labels if truth == "clean" else (labels + 1) % 3)
     metrics = analyse(run, tmp_path / "figure", "--ckpt_analysis", "True", "--save_extracted", "True")
-    issues = metrics.pop("estimated_label_issues")
+    assert metrics.pop("estimated_label_issues") in range(31)
     assert metrics == {"samples": 30, "mislabelled": count, "scores": {}}
     out = capsys.readouterr().out
-    assert line in out and f"by the confident joint: {issues or 'none'} of 30" in out
+    assert "score_distribution.png" in out and "score_curve.png" not in out
     assert (tmp_path / "figure" / "score_distribution.png").exists()
     assert not (tmp_path / "figure" / "score_curve.png").exists()
     rows = suspects(tmp_path / "figure")
@@ -121,21 +130,18 @@ def test_ranking_goes_without_two_kinds_of_labels(run, tmp_path, capsys, truth, 
     assert ("true_label" in rows[0]) == (truth != "unknown")
 
 
-@pytest.mark.parametrize("right", [True, False])
-def test_count_and_agreement_are_said(run, tmp_path, capsys, right):
-    """Of networks that are sure of every label, or take six of thirty for the next class."""
+@pytest.mark.parametrize(("wrong", "agreement"), [(0, "100.0"), (7, "76.7")])
+def test_count_and_agreement_are_told(run, tmp_path, capsys, wrong, agreement):
+    """The networks are sure of every label, or sure of the next class for the first seven of thirty."""
     scores = dict(np.load(run / "per_checkpoint.npz"))
     labels = np.load(run / "y_shuffle_train.npy")[:, 0]
     likeliest = labels.copy()
-    if not right:
-        likeliest[:6] = (labels[:6] + 1) % 3
+    likeliest[:wrong] = (labels[:wrong] + 1) % 3
     scores["probability"] = (np.eye(3)[likeliest] * 0.97 + 0.01).astype(scores["probability"].dtype)
     np.savez(run / "per_checkpoint.npz", **scores)
-    analyse(run, tmp_path)
-    count, agreement = capsys.readouterr().out.splitlines()[-2:]
-    assert count == ("labels likely wrong, by the confident joint: none of 30" if right else
-                     "labels likely wrong, by the confident joint: 6 of 30; start with the first 6")
-    assert agreement.startswith(f"the networks agree with {100 if right else 80}.0% of the labels;")
+    assert analyse(run, tmp_path)["estimated_label_issues"] == wrong
+    told = words(capsys.readouterr().out)
+    assert agreement in told and ("7" in told) == (wrong == 7)
 
 
 def test_names_like_formulas_are_text_in_the_table(run, tmp_path):
@@ -175,7 +181,7 @@ def test_label_issues_are_those_of_the_confident_joint():
         given = labels[:, 0]
         threshold = {label: probability[given == label, label].mean() for label in set(given.tolist())}
         expected = 0
-        for row, label in zip(probability, given):
+        for row, label in zip(probability, given, strict=True):
             reached = [other for other, least in threshold.items() if row[other] >= least]
             counted = max(reached, key=lambda other: row[other]) if reached else label
             expected += counted != label and row.argmax() != label
@@ -232,7 +238,8 @@ def test_extracted_images_are_all_there_with_their_colours(run, tmp_path):
         decile = ranked.index(index) // 3 + 1
         kind = "correct_label" if true == given else "incorrect_label"
         assert path.parent == tmp_path / "extracted_samples" / f"top_{decile * 10:03d}_percent" / kind
-        pixels = np.asarray(Image.open(path))
+        with Image.open(path) as image:
+            pixels = np.asarray(image)
         assert np.array_equal(pixels.transpose(2, 0, 1), dataset.images[index])
 
 
@@ -262,28 +269,33 @@ def test_analysis_never_imports_nnabla(run, tmp_path):
 def test_scores_that_do_not_fit_the_data_are_refused(run, tmp_path):
     (run / "x_train.npy").unlink()
     arrays.save(run, make_dataset(seed=1))
-    with pytest.raises(UserError, match="scores of other images or labels"):
+    with pytest.raises(UserError, match=f"{run}/per_checkpoint.npz"):
         analyse(run, tmp_path / "figure")
     assert not (tmp_path / "figure").exists()
 
 
 def test_review_page_is_written_unless_unwanted(run, tmp_path, capsys):
     analyse(run, tmp_path, "--review", "7")
-    assert f"open in a browser: {tmp_path / 'review.html'}" in capsys.readouterr().out
-    assert (tmp_path / "review.html").read_text().count('"rank":') == 7
+    assert str(tmp_path / "review.html") in capsys.readouterr().out
+    assert len(shown_on(tmp_path / "review.html")) == 7
     analyse(run, tmp_path, "--review", "0")
     assert "review.html" not in capsys.readouterr().out and not (tmp_path / "review.html").exists()
 
 
+def shown_on(page):
+    """The suspects on a review page."""
+    return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1])["suspects"]
+
+
 def test_review_page_is_in_the_order_of_the_ranking(run, tmp_path):
     analyse(run, tmp_path, "--rank_by", "random")
-    page = (tmp_path / "review.html").read_text()
-    shown = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])["suspects"]
+    shown = shown_on(tmp_path / "review.html")
     rows = suspects(tmp_path)
     assert [one["index"] for one in shown] == [int(row["index"]) for row in rows]
     for name in ("score", "given_probability", "suggested_probability", "disagreement"):
         assert [one[name] for one in shown] == [float(row[name]) for row in rows]
-    assert "ranked by random" in page
+    heading = re.search("<h1>(.*)</h1>", (tmp_path / "review.html").read_text(), re.DOTALL)[1]
+    assert re.search(r"\brandom\b", heading)
 
 
 @pytest.mark.parametrize("rank_by", ["tracin", "random"])
@@ -291,7 +303,8 @@ def test_drop_removes_the_most_suspicious(run, tmp_path, capsys, rank_by):
     analyse(run, tmp_path, "--drop", "0.2", "--rank_by", rank_by)
     found = corrections.load(tmp_path / "drop.csv", arrays.load(run))
     assert found == Corrections(removed=[int(row["index"]) for row in suspects(tmp_path)[:6]])
-    assert "drop.csv: 0 relabelled, 6 removed (" in capsys.readouterr().out
+    told = next(line for line in capsys.readouterr().out.splitlines() if "drop.csv" in line)
+    assert {"0", "6"} <= set(words(told))
 
 
 def test_relabel_takes_the_suggestions(run, tmp_path):
@@ -300,8 +313,8 @@ def test_relabel_takes_the_suggestions(run, tmp_path):
     found = corrections.load(tmp_path / "relabel.csv", dataset)
     assert found == Corrections({int(row["index"]): dataset.names.index(row["suggested_label"])
                                  for row in rows if row["suggested_label"] != row["given_label"]})
-    with pytest.raises(UserError, match="not allowed with"):
+    with pytest.raises(UserError, match=r"--drop.*--relabel"):
         analyse(run, tmp_path, "--relabel", "0.5", "--drop", "0.1")
-    with pytest.raises(UserError, match="leave every class a sample"):
+    with pytest.raises(UserError, match="'class 0'"):
         analyse(run, tmp_path / "none", "--drop", "1")
     assert not list((tmp_path / "none").glob("*"))

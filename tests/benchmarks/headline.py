@@ -1,4 +1,4 @@
-"""The figures of the run on all of CIFAR-10 on a GPU, and its metrics, from the rankings that are kept of it.
+"""The figures and metrics of the run on all of CIFAR-10 on a GPU, from the rankings that are kept of it.
 
     python -m tests.benchmarks.headline
 

@@ -50,7 +50,7 @@ def test_asymmetric_noise_gives_confusable_labels_only():
     result = asymmetric_labels(labels, 0.2, {2: 0, 0: 1}, np.random.default_rng(0))
     changed = (labels != result)[:, 0]
     pairs, counts = np.unique(labels[changed, 0] * 10 + result[changed, 0], return_counts=True)
-    assert dict(zip(pairs.tolist(), counts.tolist())) == {1: 20, 20: 10}
+    assert dict(zip(pairs.tolist(), counts.tolist(), strict=True)) == {1: 20, 20: 10}
     positions = np.flatnonzero(changed[:100])
     assert positions.min() < 30 and positions.max() > 70
 

@@ -44,22 +44,21 @@ def test_folder_of_class_folders(folder, capsys):
     assert (len(source.train.images), len(source.test.images)) == (25, 6)
     assert not source.trusted and source.confusable == {0: 1, 1: 2, 2: 0}
     for split in (source.train, source.test):
-        for level, label in zip(levels(split), split.labels[:, 0]):
+        for level, label in zip(levels(split), split.labels[:, 0], strict=True):
             assert source.names[label] == ["cat", "dog", "10"][level // 50]
     expected = {level: f"{['cat', 'dog', '10'][level // 50]}/{level % 50}.png" for level in range(150)}
     expected[49] = "cat/more/deep.png"
     assert [expected[level] for level in levels(source.train)] == source.paths
-    assert capsys.readouterr().out == (
-        "reading 31 samples of 3 classes: 10 10, cat 11, dog 10\n"
-        "6 images are held out to test on, and will not be ranked (--val_fraction 0 ranks all)\n")
+    counted, held_out = capsys.readouterr().out.splitlines()
+    assert "31" in counted and "10 10, cat 11, dog 10" in counted
+    assert "6" in held_out and "--val_fraction 0" in held_out
 
 
-def test_all_images_are_ranked_where_none_are_held_out(folder, capsys):
+def test_all_images_are_ranked_where_none_are_held_out(folder):
     source = load(folder, val_fraction=0)
     assert len(source.train.images) == len(source.paths) == 30
     assert np.array_equal(source.train.images, source.test.images)
     assert np.array_equal(source.train.labels, source.test.labels)
-    assert "none are held out: all are ranked" in capsys.readouterr().out
 
 
 def test_files_beside_the_class_folders_are_named(folder, capsys):
@@ -67,8 +66,8 @@ def test_files_beside_the_class_folders_are_named(folder, capsys):
     (folder / "c.txt").write_text("about")
     (folder / ".DS_Store").write_text("no image")
     assert len(load(folder).train.images) == 24
-    assert capsys.readouterr().out.splitlines()[0] == (
-        rf"left out, beside the class folders of {folder}: 'b\n.png' and 1 more")
+    line = capsys.readouterr().out.splitlines()[0]
+    assert str(folder) in line and r"'b\n.png'" in line and " 1 " in line
 
 
 def test_the_test_set_is_drawn_by_the_seed(folder):
@@ -90,10 +89,10 @@ def test_train_and_val_folders(folder, tmp_path):
     source = load(tmp_path / "both")
     assert (levels(source.train), levels(source.test)) == ([1, 1], [2, 2])
     assert source.paths == ["train/cat/a.png", "train/dog/a.png"]
-    with pytest.raises(UserError, match="val folder, and --val_fraction 0.3"):
+    with pytest.raises(UserError, match=r"both.*--val_fraction 0\.3"):
         load(tmp_path / "both", val_fraction=0.3)
     write_image(tmp_path / "both" / "val" / "cow" / "b.png")
-    with pytest.raises(UserError, match="expected the classes of .*train in its val .* found 'cow'"):
+    with pytest.raises(UserError, match=r"both/train.*'cow'"):
         load(tmp_path / "both")
 
 
@@ -101,11 +100,11 @@ def test_val_folder_without_images_is_refused(tmp_path):
     for name in ("cat", "dog"):
         write_image(tmp_path / "train" / name / "a.png", 1)
     (tmp_path / "val").mkdir()
-    with pytest.raises(UserError, match="one folder of images a class in .*val, found none"):
+    with pytest.raises(UserError, match=f"{tmp_path}/val"):
         load(tmp_path)
     write_image(tmp_path / "val" / "cat" / "a.png", 1)
     (tmp_path / "val" / "dog").mkdir()
-    with pytest.raises(UserError, match="every class folder of .*val, found none in 'dog'"):
+    with pytest.raises(UserError, match=f"{tmp_path}.*'dog'"):
         load(tmp_path)
 
 
@@ -121,7 +120,7 @@ def test_train_alone_and_other_divisions(folder, tmp_path):
     assert source.names == ["10", "cat", "dog"] and len(source.test.images) == 6
     for name in ("test", "Val", "valid"):
         write_image(tmp_path / "both" / name / "cat" / "a.png")
-        with pytest.raises(UserError, match=f"train and val, or train alone, in .*'{name}'.*; rename"):
+        with pytest.raises(UserError, match=f"{tmp_path}/both.*'{name}'"):
             load(tmp_path / "both")
         shutil.rmtree(tmp_path / "both" / name)
 
@@ -142,12 +141,13 @@ def test_classes_are_counted_in_their_order(tmp_path, capsys):
     np.savez(tmp_path / "a.npz", x=np.zeros((44, 8, 8), np.uint8), y=np.repeat(np.arange(22)[::-1], 2))
     load(tmp_path / "a.npz", val_fraction=0)
     listed = ", ".join(f"{number} 2" for number in range(20))
-    assert capsys.readouterr().out.splitlines()[0] == f"reading 44 samples of 22 classes: {listed}, ..."
+    line = capsys.readouterr().out.splitlines()[0]
+    assert " 44 " in line and " 22 " in line and listed in line and "20 2" not in line
 
 
 def test_link_to_a_listed_file_is_that_file(folder):
     (folder / "link.png").symlink_to("cat/1.png")
-    with pytest.raises(UserError, match="every file once in .*'link.png' again in row 2"):
+    with pytest.raises(UserError, match=r"list\.csv.*'link\.png'.* 2\b"):
         load(write_table(folder / "list.csv", [("cat/1.png", "a"), ("link.png", "b")]))
 
 
@@ -157,7 +157,7 @@ def test_table_of_paths_and_labels(folder):
     source = load(write_table(folder / "list.csv", rows))
     assert source.names == ["<b>", 'a cat, "big"']
     assert len(source.train.images) == 16
-    for path, label in zip(source.paths, source.train.labels[:, 0]):
+    for path, label in zip(source.paths, source.train.labels[:, 0], strict=True):
         assert dict(rows)[path] == source.names[label]
 
 
@@ -186,79 +186,80 @@ def test_file_that_is_no_image_is_skipped_with_its_name(folder, capsys):
     (folder / "dog" / "z.png").symlink_to("../cat/pipe")
     source = load(folder)
     assert len(source.train.images) == 24
-    lines = capsys.readouterr().out.splitlines()[1:-1]
-    assert lines[0].startswith("skipped 'cat/notes\\n.txt': ")
-    assert lines[1] == "skipped 'cat/pipe': it is no file"
-    assert lines[2].startswith("skipped 'dog/x00.png': cannot identify image file")
-    assert len(lines) == 11 and lines[-1] == "skipped 7 more, listed in skipped.txt"
-    assert [f"skipped {line}" for line in source.skipped[:10]] == lines[:10]
-    assert source.skipped[-2] == "'dog/z.png': it is no file" and len(source.skipped) == 17
-    with pytest.raises(UserError, match=r"17 of 47 files are no images .*first 'cat/notes\\n.txt'"):
+    names = ["'cat/notes\\n.txt'", "'cat/pipe'", *(f"'dog/x{number:02}.png'" for number in range(12)),
+             "'dog/y.png'", "'dog/z.png'", "'dog/\\udcff.png'"]
+    assert [line.partition(": ")[0] for line in source.skipped] == names
+    assert all(line.partition(": ")[2] for line in source.skipped)  # a reason each
+    out = capsys.readouterr().out
+    assert all(line in out for line in source.skipped[:10])
+    assert not any(name in out for name in names[10:])
+    assert any(" 7 " in line and "skipped.txt" in line for line in out.splitlines())
+    with pytest.raises(UserError, match=r"17 .*47 .*'cat/notes\\n\.txt'.*--strict"):
         load(folder, strict=True)
 
 
 def test_bad_folders_are_refused(folder, tmp_path, monkeypatch):
     (folder / "empty").mkdir()
-    with pytest.raises(UserError, match="found none in 'empty'; add some or remove it"):
+    with pytest.raises(UserError, match=r"images.*'empty'"):
         load(folder)
     (folder / "empty").rename(folder / "Cat")
     write_image(folder / "Cat" / "a.png")
-    with pytest.raises(UserError, match="more than case and blanks in .*, found 'Cat' and 'cat'"):
+    with pytest.raises(UserError, match=r"'Cat'.*'cat'"):
         load(folder)
     (folder / "Cat").rename(folder / "cat ")
-    with pytest.raises(UserError, match="more than case and blanks in .*, found 'cat' and 'cat '"):
+    with pytest.raises(UserError, match=r"'cat'.*'cat '"):
         load(folder)
-    with pytest.raises(UserError, match="one folder of images a class in .*cat, found none"):
+    with pytest.raises(UserError, match=f"{folder}/cat"):
         load(folder / "cat")
-    with pytest.raises(UserError, match="found nothing"):
+    with pytest.raises(UserError, match=f"{tmp_path}/nowhere"):
         load(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="found another file"):
+    with pytest.raises(UserError, match=f"{folder}/cat/0.png"):
         load(folder / "cat" / "0.png")
     write_image(tmp_path / "one" / "cat" / "a.png")
     monkeypatch.setattr("datasets.own.decode", lambda *_: pytest.fail("decoded before it was checked"))
-    with pytest.raises(UserError, match="at least 2 classes in .*, found 1"):
+    with pytest.raises(UserError, match=r" 2 .*/one\b.* 1\b"):
         load(tmp_path / "one")
     monkeypatch.undo()
     write_image(tmp_path / "one" / "dog" / "a.png")
-    with pytest.raises(UserError, match="at least one image to test on"):
+    with pytest.raises(UserError, match=r"/one.*--val_fraction 0"):
         load(tmp_path / "one")
     write_image(tmp_path / "one" / "a\u2028b" / "a.png")
-    with pytest.raises(UserError, match=r"one line of UTF-8 text in .*, found 'a\\u2028b'"):
+    with pytest.raises(UserError, match=r"'a\\u2028b'"):
         load(tmp_path / "one", 0.5)
 
 
 def test_bad_tables_are_refused(folder):
     table = folder / "list.csv"
-    with pytest.raises(UserError, match="none at 2 of them, 'cat/77.png' the first"):
+    with pytest.raises(UserError, match=r" 2 .*'cat/77\.png'"):
         load(write_table(table, [("cat/1.png", "a"), ("cat/77.png", "b"), ("../x.png", "b")]))
-    with pytest.raises(UserError, match="expected the columns path, label .*found 'path', 'class'"):
+    with pytest.raises(UserError, match=r"path, label.*'path', 'class'"):
         load(write_table(table, [("cat/1.png", "a")], header="path,class"))
-    with pytest.raises(UserError, match="a label in row 2 of .*found 'cat/2.png' and ''"):
+    with pytest.raises(UserError, match=r" 2 .*'cat/2\.png'.*''"):
         load(write_table(table, [("cat/1.png", "a"), ("cat/2.png", "")]))
-    with pytest.raises(UserError, match="a label in row 1 of .*found 'cat/2.png' and ''"):
+    with pytest.raises(UserError, match=r" 1 .*'cat/2\.png'.*''"):
         load(write_table(table, [("cat/2.png",)]))
     table.write_bytes(b"path,label\n\xff,a\n")
-    with pytest.raises(UserError, match="cannot read .*list.csv as a CSV in UTF-8"):
+    with pytest.raises(UserError, match=r"list\.csv.*0xff"):
         load(table)
-    with pytest.raises(UserError, match="class names of one line"):
+    with pytest.raises(UserError, match=r"'a\\nb'"):
         load(write_table(table, [("cat/1.png", "a\nb"), ("cat/2.png", "a\nb")]), 0.5)
-    with pytest.raises(UserError, match="class names of one line"):
+    with pytest.raises(UserError, match=r"'\\x1b\[31mred'"):
         load(write_table(table, [("cat/1.png", "\x1b[31mred"), ("cat/2.png", "b")]), 0.5)
     for again in ("cat/1.png", "dog/../cat/1.png", folder / "cat" / "1.png"):
-        with pytest.raises(UserError, match="every file once in .*cat/1.png' again in row 2"):
+        with pytest.raises(UserError, match=r"cat/1\.png'.* 2\b"):
             load(write_table(table, [("cat/1.png", "a"), (again, "b")]))
     for mark in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069":
-        with pytest.raises(UserError, match="class names of one line"):
+        with pytest.raises(UserError, match=rf"'a\\u{ord(mark):x}b'"):
             load(write_table(table, [("cat/1.png", f"a{mark}b"), ("cat/2.png", "b")]), 0.5)
-    with pytest.raises(UserError, match="columns path, label once each .*'label', 'label'"):
+    with pytest.raises(UserError, match=r"path, label.*'label', 'label'"):
         load(write_table(table, [("cat/1.png", "a", "b")], header="path,label,label"))
-    with pytest.raises(UserError, match="none at 1 of them"):
+    with pytest.raises(UserError, match=r" 1 .*'a{300}'"):
         load(write_table(table, [("a" * 300, "a"), ("cat/1.png", "b")]))
     table.write_text("")
-    with pytest.raises(UserError, match="found nothing; write the columns path,label, with commas"):
+    with pytest.raises(UserError, match=r"path, label.*list\.csv"):
         load(table)
     names = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
-    with pytest.raises(UserError, match=r"found 'cafe\\u0301' and 'caf\\xe9'"):
+    with pytest.raises(UserError, match=r"'cafe\\u0301'.*'caf\\xe9'"):
         load(write_table(table, [("cat/1.png", names[0]), ("cat/2.png", names[1])]))
 
 
@@ -268,17 +269,17 @@ def test_blanks_around_labels_and_headers_do_not_count(folder):
     assert load(write_table(folder / "a.csv", rows, header="path, label")).names == ["a", "b"]
 
 
-@pytest.mark.parametrize(("arrays", "message"), [
-    ({"x": np.zeros((4, 8, 8)), "y": np.arange(4)}, "found float64 \\(4, 8, 8\\)"),
-    ({"x": np.zeros((4, 8, 8, 4), np.uint8), "y": np.arange(4)}, "found uint8 \\(4, 8, 8, 4\\)"),
-    ({"x": np.zeros((0, 8, 8), np.uint8), "y": np.arange(0)}, "found uint8 \\(0, 8, 8\\)"),
-    ({"x": np.zeros((4, 8, 8), np.uint8), "y": np.arange(3)}, "as integers \\(4,\\).*int64 \\(3,\\)"),
-    ({"x": np.zeros((4, 8, 8), np.uint8), "y": np.zeros(4)}, "found float64 \\(4,\\)"),
+@pytest.mark.parametrize(("arrays", "values"), [
+    ({"x": np.zeros((4, 8, 8)), "y": np.arange(4)}, r"float64 \(4, 8, 8\)"),
+    ({"x": np.zeros((4, 8, 8, 4), np.uint8), "y": np.arange(4)}, r"uint8 \(4, 8, 8, 4\)"),
+    ({"x": np.zeros((0, 8, 8), np.uint8), "y": np.arange(0)}, r"uint8 \(0, 8, 8\)"),
+    ({"x": np.zeros((4, 8, 8), np.uint8), "y": np.arange(3)}, r"\(4,\).*int64 \(3,\)"),
+    ({"x": np.zeros((4, 8, 8), np.uint8), "y": np.zeros(4)}, r"float64 \(4,\)"),
     ({"x": np.zeros((4, 8, 8), np.uint8), "y": np.array([1, "a", 2, None], object)}, "allow_pickle"),
-    ({"images": np.zeros((4, 8, 8), np.uint8)}, "cannot read the arrays x and y"),
-    ({"x": np.zeros((4, 8, 8), np.uint8), "y": np.zeros(4, int)}, "at least 2 classes"),
+    ({"images": np.zeros((4, 8, 8), np.uint8)}, "a.npz"),
+    ({"x": np.zeros((4, 8, 8), np.uint8), "y": np.zeros(4, int)}, r" 2 .*a\.npz.* 1\b"),
 ])
-def test_bad_arrays_are_refused(tmp_path, arrays, message):
+def test_bad_arrays_are_refused(tmp_path, arrays, values):
     np.savez(tmp_path / "a.npz", **arrays)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=values):
         load(tmp_path / "a.npz")

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from utils.review.detection import (
-    _weighted_metrics,
     bootstrap_intervals,
     detection_metrics,
     rank,
@@ -49,17 +48,17 @@ def test_perfect_and_reversed_rankings():
     assert detection_metrics(-MISLABELLED.astype(float), MISLABELLED)["auroc"] == 0
 
 
-def test_weighted_metrics_are_those_of_the_resample():
-    """Against scikit-learn on the samples repeated, with equal scores among them."""
-    rng = np.random.default_rng(0)
+def test_intervals_are_those_of_resampling_one_by_one():
+    """Compared with scikit-learn on every resample, with equal scores among the samples."""
+    rng = np.random.default_rng(1)
     score, mislabelled = rng.integers(0, 12, 60) / 4, rng.random(60) < 0.3
-    order = rank(score)
-    ends = np.flatnonzero(np.diff(score[order], append=np.nan) != 0)
-    for times in (np.ones(60, int), np.bincount(rng.integers(60, size=60), minlength=60)):
-        repeated = np.repeat(order, times[order])
-        expected = detection_metrics(score[repeated], mislabelled[repeated])
-        assert _weighted_metrics(times[order], mislabelled[order], ends) == \
-            pytest.approx(list(expected.values()))
+    rng, values = np.random.default_rng(0), []
+    for _ in range(40):
+        drawn = np.sort(rng.integers(60, size=60))
+        values.append(list(detection_metrics(score[drawn], mislabelled[drawn]).values()))
+    intervals = bootstrap_intervals({"score": score}, mislabelled, 40)["score"]
+    assert np.array(list(intervals.values())) == pytest.approx(
+        np.quantile(values, [0.025, 0.975], axis=0).T)
 
 
 @pytest.mark.filterwarnings("error")

@@ -5,9 +5,14 @@ from PIL import Image
 from utils.review import figures
 
 
+def pixels_of(path):
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
 def colours(path):
     """How many pixels are of the two colours of the figures."""
-    pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3).astype(int)
+    pixels = pixels_of(path).reshape(-1, 3).astype(int)
     return [int((np.abs(pixels - colour).max(axis=1) < 12).sum())
             for colour in ([31, 119, 180], [255, 127, 14])]
 
@@ -31,7 +36,7 @@ def test_distribution_shows_both_groups(tmp_path, score):
                                    np.array([3.0])])
 def test_distribution_of_strange_scores_is_drawn(tmp_path, score):
     figures.score_distribution(tmp_path / "a.png", score, np.arange(len(score)) == 0)
-    pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    pixels = pixels_of(tmp_path / "a.png").astype(int)
     assert (np.ptp(pixels, axis=2) > 30).sum() > 100
 
 
@@ -41,7 +46,7 @@ def test_curve_is_higher_for_the_better_ranking(tmp_path, score):
     figures.score_curve(tmp_path / "bad.png", {"tracin": -score}, mislabelled)
 
     def height(name):
-        pixels = np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int)
+        pixels = pixels_of(tmp_path / name).astype(int)
         left = pixels[:, 120:400]
         return np.nonzero(np.abs(left - [31, 119, 180]).max(axis=2) < 12)[0].mean()
     assert height("good.png") + 100 < height("bad.png")  # rows count from the top
