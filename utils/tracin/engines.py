@@ -103,9 +103,9 @@ class OnnxRuntimeEngine:
         self._weight, self._bias = _last_layer()
 
     def score(self, images: np.ndarray, labels: np.ndarray) -> Scores:
-        features = np.concatenate([
-            self._session.run(None, {INPUT: images[start:start + self._batch_size].astype(np.float32)})[0]
-            for start in range(0, len(images), self._batch_size)])
+        batches = (images[start:start + self._batch_size].astype(np.float32)
+                   for start in range(0, len(images), self._batch_size))
+        features = np.concatenate([self._session.run(None, {INPUT: batch})[0] for batch in batches])
         return self_influence(features.reshape(len(images), -1), self._weight, self._bias, labels)
 
 

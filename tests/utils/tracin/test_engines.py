@@ -62,7 +62,7 @@ def setting(request, digits_run):
 
 
 def rounding(logits):
-    """How far float32 may be off, relative to a score: a logit by some steps, the score by its factor."""
+    """How far float32 may be off relative to a score, whose logits are off by some steps."""
     return 2e-6 + 4 * np.finfo(np.float32).eps * np.abs(logits).max()
 
 

@@ -34,7 +34,8 @@ def test_gain_is_taken_in_the_direction_of_the_error():
         return np.array([7, 9])
     result = scores_of([[0, 0], [np.log(3), 0]], [[0], [1]], gain)
     np.testing.assert_allclose(result.influence, [0.5 * 7, 1.125 * 9], rtol=1e-6)
-    np.testing.assert_allclose(directions, [[[-(0.5**0.5), 0.5**0.5], [0.5**0.5, -(0.5**0.5)]]], rtol=1e-6)
+    root = 0.5**0.5
+    np.testing.assert_allclose(directions, [[[-root, root], [root, -root]]], rtol=1e-6)
 
 
 def test_error_of_zero_has_no_direction_and_a_score_of_zero():
