@@ -10,8 +10,7 @@ from utils.graph.functions import Unsupported, check_last_layer
 from utils.graph.onnx_forward import INPUT, to_onnx
 from utils.graph.per_sample_gradients import PerSampleNetwork
 from utils.tracin.self_influence import Scores, make_scores, output_error
-from utils.training import checkpoint
-from utils.training.checkpoint import Checkpoint
+from utils.training.checkpoint import Checkpoint, check_parameters
 
 
 def affine_one_by_one(h: nn.Variable) -> nn.Variable:
@@ -144,7 +143,7 @@ def predict(current: Checkpoint, prediction: Callable, images: np.ndarray) -> np
     """
     result = []
     with nn.parameter_scope("predict"):
-        checkpoint.check_parameters([current], prediction)
+        check_parameters([current], prediction)
         image = nn.Variable((min(100, len(images)), 3, 32, 32))
         logits, _ = prediction(image, test=True)
         for start in range(0, len(images), len(image.d)):
