@@ -24,7 +24,7 @@ from datasets.images import read_image
 from models import build_network
 from tests.conftest import ROOT, TRAIN_FLAGS, make_dataset, write_archive
 from utils.errors import RunError, UserError
-from utils.training import checkpoint
+from utils.training.checkpoint import find_checkpoints, load_parameters, newest_complete
 from utils.training.trainer import Trainer
 
 
@@ -63,7 +63,7 @@ def test_two_runs_with_one_seed_are_bit_identical(finished_run, dataset_folder, 
 def test_checkpoints_are_saved_at_the_interval_and_after_the_last_epoch(dataset_folder, tmp_path):
     run = tmp_path / "run"
     train.main(flags(dataset_folder, run, "--model_save_interval", "2"))
-    assert [one.epoch for one in checkpoint.find(run)] == [2, 3]
+    assert [one.epoch for one in find_checkpoints(run)] == [2, 3]
 
 
 def test_another_seed_gives_another_run(finished_run, dataset_folder, tmp_path):
@@ -144,7 +144,7 @@ def test_hardest_noise_takes_the_likeliest_label_of_a_model(tmp_path):
     assert (true != given).sum() == sum(round(0.2 * count) for count in np.bincount(true[:, 0]))
     image = nn.Variable((len(images), 3, 32, 32))
     logits, _ = build_network("resnet23", 10, 4)(image, test=True)
-    checkpoint.load_parameters(checkpoint.find(first)[-1])
+    load_parameters(find_checkpoints(first)[-1])
     image.d = images
     logits.forward()
     np.put_along_axis(logits.d, true, -np.inf, axis=1)
@@ -162,7 +162,7 @@ def test_run_from_before_there_were_all_arguments_goes_on(dataset_folder, tmp_pa
     del description["arguments"]["noise"], description["arguments"]["val_fraction"]
     path.write_text(json.dumps(description))
     train.main(flags(dataset_folder, run, "--checkpoint", str(run)))
-    assert [one.epoch for one in checkpoint.find(run)] == [2, 3]
+    assert [one.epoch for one in find_checkpoints(run)] == [2, 3]
     with np.load(run / "training_dynamics.npz") as file:
         assert np.isfinite(file["loss"]).all()
 
@@ -287,18 +287,21 @@ def test_disk_that_fills_keeps_the_checkpoints_before(finished_run, tmp_path):
     code = f"""
 import resource, signal, sys
 from pathlib import Path
+from dataclasses import replace
 import utils
 from models import build_network
 from utils import cli
-from utils.training import checkpoint
+from utils.training.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint
 from utils.training.trainer import Trainer
 run = Path({str(run)!r})
 trainer = Trainer(build_network("resnet23", 3, 4), False, 0)
-last = checkpoint.find(run)[-1]
-checkpoint.load(last, trainer.solver)
+last = find_checkpoints(run)[-1]
+load_checkpoint(last, trainer.solver)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-cli.run(lambda: checkpoint.save(run, trainer.solver, {{**last.description, "epoch": 4}}))
+history = last.description.history
+cli.run(lambda: save_checkpoint(run, trainer.solver, replace(
+    last.description, epoch=4, history=[*history, history[-1]])))
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
                             check=False)
@@ -307,7 +310,7 @@ cli.run(lambda: checkpoint.save(run, trainer.solver, {{**last.description, "epoc
     assert f"cannot write {run}/states_000004.h5: " in result.stderr
     assert "free some space" in result.stderr
     assert not list(run.glob("*000004*")) and not list(run.glob(".partial-*"))
-    assert checkpoint.newest_complete(run).epoch == 3
+    assert newest_complete(run).epoch == 3
 
 
 @pytest.mark.parametrize("more", [

@@ -9,8 +9,7 @@ from utils.graph.functions import Unsupported, check_last_layer
 from utils.graph.onnx_forward import INPUT, to_onnx
 from utils.graph.per_sample_gradients import PerSampleNetwork
 from utils.tracin.self_influence import Scores, self_influence
-from utils.training import checkpoint
-from utils.training.checkpoint import Checkpoint
+from utils.training.checkpoint import Checkpoint, check_parameters
 
 # network(image, test=True) -> (logits, features)
 Network = Callable[..., tuple[nn.Variable, nn.Variable]]
@@ -114,11 +113,11 @@ def _last_layer() -> tuple[np.ndarray, np.ndarray]:
     return tuple(parameters[name].d.astype(np.float64) for name in ("affine/W", "affine/b"))
 
 
-def predict(current: Checkpoint, network: Network, images: np.ndarray) -> np.ndarray:
+def predict(checkpoint: Checkpoint, network: Network, images: np.ndarray) -> np.ndarray:
     """Compute the logits at a checkpoint, float32 (N, C); the current scope's parameters stay.
 
     Args:
-        current: a checkpoint of `network`.
+        checkpoint: a checkpoint of `network`.
         network: ``network(image, test=True) -> (logits, features)``.
         images: uint8 (N, 3, 32, 32).
 
@@ -127,7 +126,7 @@ def predict(current: Checkpoint, network: Network, images: np.ndarray) -> np.nda
     """
     result = []
     with nn.parameter_scope("predict"):
-        checkpoint.check_parameters([current], network)
+        check_parameters([checkpoint], network)
         image = nn.Variable((min(100, len(images)), 3, 32, 32))
         logits, _ = network(image, test=True)
         for start in range(0, len(images), len(image.d)):

@@ -10,7 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from models import build_network
 from utils.tracin.engines import NnablaEngine, OnnxRuntimeEngine
 from utils.tracin.self_influence import output_error
-from utils.training import checkpoint
+from utils.training.checkpoint import find_checkpoints, load_parameters
 
 ALL = ("influence", "loss", "margin", "error_norm", "probability")
 
@@ -55,7 +55,7 @@ def setting(request, digits_run):
     network(nn.Variable((1, 3, 32, 32)), test=True)
     images, labels = random_samples()
     if trained:
-        checkpoint.load_parameters(checkpoint.find(digits_run / model)[0])
+        load_parameters(find_checkpoints(digits_run / model)[0])
         images = np.load(digits_run / model / "x_train.npy")[:13]
         labels = np.load(digits_run / model / "y_shuffle_train.npy")[:13]
     return network, images, labels
@@ -189,7 +189,7 @@ def test_scores_do_not_depend_on_the_batch(name):
 def test_labels_and_not_predictions_decide_the_score(digits_run, name):
     images, labels = random_samples()
     engine = make_engine(name, build_network("resnet23", 10), 13)
-    checkpoint.load_parameters(checkpoint.find(digits_run / "resnet23")[0])
+    load_parameters(find_checkpoints(digits_run / "resnet23")[0])
     engine.load_parameters()
     first = engine.score(images, labels)
     labels[7] = (labels[7] + 1) % 10
