@@ -1,12 +1,18 @@
-"""Small data that the tests make themselves, and the real sample where it is."""
+"""Small data that the tests make themselves, the real sample where it is, and shared helpers."""
 import importlib.util
 import io
 import pickle
+import re
 import shutil
+import subprocess
+import sys
 import tarfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import h5py
 import nnabla as nn
 import numpy as np
 import pytest
@@ -16,7 +22,8 @@ import train
 from datasets.arrays import Dataset, Split
 from datasets.arrays import save as save_dataset
 from datasets.digits import NAMES, load_digits
-from utils.context import cudnn_problem, driver_problem
+from utils.cuda import cudnn_problem, driver_problem
+from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT.parent / "shared" / "data" / "cifar10-sample-python.tar.gz"
@@ -46,6 +53,20 @@ def sample_archive() -> Path:
     return SAMPLE
 
 
+@contextmanager
+def refused(*facts: str, error: type[Exception] = UserError) -> Iterator[None]:
+    """Expect an `error` whose message has these facts, flags, values and paths, in whatever words."""
+    with pytest.raises(error) as caught:
+        yield
+    missing = [fact for fact in facts if fact not in str(caught.value)]
+    assert not missing, f"expected {', '.join(missing)} in: {caught.value}"
+
+
+def numbers(text: str) -> list[str]:
+    """The standalone whole numbers in `text` as printed, such as '3' and '1,500'."""
+    return re.findall(r"(?<![\w.,])\d+(?:,\d{3})*(?![\w])", text)
+
+
 def make_dataset(samples: int = 30, classes: int = 3, seed: int = 0) -> Dataset:
     """Random images, each class brighter than the one before; every fifth label is wrong."""
     rng = np.random.default_rng(seed)
@@ -68,6 +89,35 @@ def dataset_folder(tmp_path: Path) -> Path:
 
 TRAIN_FLAGS = ["--model", "resnet23", "--nmaps", "4", "--train_epochs", "3",
                "--train_batch_size", "8", "--learning_rate", "0.5", "-c", "cpu"]
+
+
+def train_flags(data: Path, run: Path, *more: str) -> list[str]:
+    """The flags of a small training run on the files in `data`, everything written to `run`."""
+    return [*TRAIN_FLAGS, "--input", str(data), "--output", str(run), "--monitor-path", str(run), *more]
+
+
+def start_training(data: Path, run: Path, *more: str, **options) -> subprocess.Popen:
+    """That run as a process of its own, whose output can be read."""
+    return subprocess.Popen([sys.executable, "-u", ROOT / "train.py", *train_flags(data, run, *more)],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def contents(run: Path) -> dict[tuple[str, str], np.ndarray]:
+    """Every array in the checkpoints and solver states of a run, by file and name."""
+    arrays = {}
+    for path in sorted(run.glob("*.h5")):
+        with h5py.File(path) as file:
+            file.visititems(lambda name, item, path=path: arrays.update(
+                {(path.name, name): item[...]}) if isinstance(item, h5py.Dataset) else None)
+    return arrays
+
+
+def assert_same(first: Path, second: Path):
+    """Check that two runs have the same checkpoints and solver states, bit by bit."""
+    one, other = contents(first), contents(second)
+    assert one.keys() == other.keys() and len(one) > 300
+    for key, array in one.items():
+        assert np.array_equal(array, other[key]), key
 
 
 @pytest.fixture(scope="session")
@@ -108,6 +158,16 @@ def digits_run(tmp_path_factory):
     return folder
 
 
+class WatchedSolver:
+    """Wraps a solver, so that tests can override some of its methods."""
+
+    def __init__(self, solver):
+        self.solver = solver
+
+    def __getattr__(self, name):
+        return getattr(self.solver, name)
+
+
 def children(process: int) -> list[int]:
     """The processes that `process` has started, their helpers aside, where the system tells (Linux)."""
     path = Path(f"/proc/{process}/task/{process}/children")
@@ -116,9 +176,13 @@ def children(process: int) -> list[int]:
             if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-def gone(processes: list[int], seconds: float = 10) -> bool:
-    """Whether all these processes end within some seconds."""
-    deadline = time.monotonic() + seconds
+def gone(processes: list[int], within: float) -> bool:
+    """Whether all these processes end within some seconds.
+
+    Machines differ in speed: `within` is a multiple of a time that the test has measured, or a part of
+    one that the processes would need to end by themselves.
+    """
+    deadline = time.monotonic() + within
     while any(_alive(process) for process in processes) and time.monotonic() < deadline:
         time.sleep(0.05)
     return not any(_alive(process) for process in processes)

@@ -1,5 +1,9 @@
-"""What the scripts share, one module a concern."""
+"""What the scripts share.
+
+Read `utils/tracin/self_influence.py` first: it holds the score.  `graph` reads a network, `training`
+trains it, `review` shows the result; the modules beside these folders serve all of them.
+"""
 import logging
 
-# NNabla announces every extension it loads and every file it writes.
+# NNabla logs every extension it loads and every file it writes.
 logging.getLogger("nnabla").setLevel(logging.WARNING)

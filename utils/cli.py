@@ -1,18 +1,20 @@
-"""Command lines of the three scripts: shared flags, and mistakes told in one line."""
+"""Command lines of the three scripts: shared flags, errors in one line, exit codes."""
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from utils.errors import UserError
+from utils.errors import RunError, UserError
 
 UNSET = object()
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that takes long flags with hyphens and with underscores.
+    """An `ArgumentParser` that accepts long flags with hyphens and with underscores.
 
-    Its namespaces have one more attribute, `given`: the names of the arguments that stood on the
-    command line.  What it cannot parse raises `UserError`.
+    Its namespaces have one more attribute, `given`: the names of the arguments on the command line.
+
+    Raises:
+        UserError: the command line cannot be parsed.
     """
 
     def __init__(self, **options):
@@ -49,7 +51,7 @@ def boolean(text: str) -> bool:
 
 
 def number(kind: type, low: float, high: float | None = None, above: bool = False) -> Callable:
-    """A parser of numbers of `kind` from `low` (or, with `above`, above it) up to `high`."""
+    """A parser of numbers of `kind`, at least `low` (`above`: more than `low`) and at most `high`."""
     bounds = f"{'above' if above else 'from'} {low}" + ("" if high is None else f" to {high}")
 
     def parse(text: str):
@@ -66,25 +68,25 @@ def number(kind: type, low: float, high: float | None = None, above: bool = Fals
 
 
 def add_context_flags(parser: Parser):
-    """The flags of `utils.context.set_context`."""
+    """Add the flags of `utils.context.set_context`."""
     parser.add_argument("-c", "--context", choices=["cpu", "cudnn"],
-                        help="where to compute; default: cudnn where its extension and a GPU are "
-                             "there, else cpu")
+                        help="where to compute (default: cudnn if a GPU works, else cpu; the first "
+                             "line of output says which)")
     parser.add_argument("-d", "--device-id", type=number(int, 0), default=0,
-                        help="which GPU (default: %(default)s)")
+                        help="number of the GPU (default: %(default)s)")
     parser.add_argument("-t", "--type-config", choices=["float", "half"], default="float",
-                        help="type of computation (default: %(default)s; half needs a GPU)")
+                        help="precision (default: %(default)s; half needs a GPU)")
 
 
 def take_recorded(args: argparse.Namespace, parser: Parser, names: Sequence[str], recorded: dict,
                   source: str):
-    """Set the arguments called `names` to what a run was made with.
+    """Set the arguments called `names` to the values that a run was made with.
 
     Args:
-        args: from `parser`; what stood on the command line may not differ.
-        parser: what `recorded` is read with, like a command line: it may come from a stranger, or
-            from an older version that knew fewer arguments.
-        names: arguments to take.
+        args: from `parser`; arguments on the command line must agree with the record.
+        parser: parses `recorded` like a command line, because it is untrusted and may come from an older
+            version that knew fewer arguments.
+        names: the arguments to set.
         recorded: their values by name.
         source: where they were recorded.
 
@@ -103,20 +105,20 @@ def take_recorded(args: argparse.Namespace, parser: Parser, names: Sequence[str]
 
 
 def run(main: Callable[[], object], after_interrupt: str = "run it again"):
-    """Run `main` and exit: 2 after a mistake told in one line, 1 after a mishap, 130 after an interrupt.
+    """Run `main` and exit: 0, or 2 after a wrong call or bad input, 1 after a failure, 130 after Ctrl-C.
 
     Args:
         main: a script's main function.
         after_interrupt: what the user can do after an interrupt.
     """
-    for stream in (sys.stdout, sys.stderr):  # names come in all scripts, terminals in few
+    for stream in (sys.stdout, sys.stderr):  # a terminal may lack the letters of some names
         stream.reconfigure(errors="backslashreplace")
     try:
         main()
-    # An OSError that nothing closer caught: a full disk, a folder without permission.
+    # OSError: a full disk or a folder without permission that no other function turned into an error.
     except (UserError, OSError) as error:
         message = " ".join(str(error).split())
-        sys.exit(_fail(f"error: {message}", getattr(error, "code", UserError.code)))
+        sys.exit(_fail(f"error: {message}", getattr(error, "code", RunError.code)))
     except KeyboardInterrupt:
         sys.exit(_fail(f"interrupted; {after_interrupt}", 130))
 

@@ -1,13 +1,13 @@
-"""What ends a run with one line for the user and no traceback."""
+"""Errors that end a run with one line for the user, without a traceback."""
 
 
 class UserError(Exception):
-    """A mistake the user can mend: one line saying what was expected, what was found, what to do."""
+    """A wrong call or bad input: one line that says what was expected, what was found and what to do."""
 
     code = 2
 
 
 class RunError(UserError):
-    """What went wrong though the call was right: one line saying what happened and what to do."""
+    """A failure of disk, memory or a process: one line that says what happened and what to do."""
 
     code = 1

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and arrays read with distrust."""
+"""Files that are written whole or not at all, and untrusted files that are read."""
 import csv
 import errno
 import json
@@ -11,17 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import RunError, UserError
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, which takes its place if the block ends well.
+    """Yield a temporary path that replaces `path` if the block ends without an error.
 
-    The temporary name keeps the suffix, by which many writers choose the format.
+    The temporary name keeps the suffix, from which many writers derive the format.
 
     Raises:
-        UserError: the file cannot be written (no space, no permission); what was at `path` stays.
+        RunError: the file cannot be written (no space, no permission); `path` stays as it was.
     """
     temporary = path.with_name(f".partial-{path.name}")
     try:
@@ -32,16 +32,16 @@ def whole_file(path: Path) -> Iterator[Path]:
         if temporary.is_file():
             temporary.unlink()
         if isinstance(error, OSError):
-            raise UserError(_cannot_write(path, error)) from error
+            raise RunError(_cannot_write(path, error)) from error
         raise
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path`, which takes the place of `path` if the block ends well.
+    """Yield a temporary folder that replaces the folder `path` if the block ends without an error.
 
     Raises:
-        UserError: something in it cannot be written; what was at `path` stays.
+        RunError: a file in it cannot be written; `path` stays as it was.
     """
     temporary, old = (path.with_name(f".{kind}-{path.name}") for kind in ("partial", "old"))
     try:
@@ -56,22 +56,22 @@ def whole_folder(path: Path) -> Iterator[Path]:
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError):
-            raise UserError(_cannot_write(path, error)) from error
+            raise RunError(_cannot_write(path, error)) from error
         raise
 
 
 def _cannot_write(path: Path, error: OSError) -> str:
-    # NumPy counts what a full disk took instead of passing the system's reason on.
+    # On a full disk NumPy reports the number of items written instead of the system's reason.
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "requested and" in str(error)
     remedy = "free some space" if full else "give another folder"
     return f"cannot write {path}: {error.strerror or error}; {remedy}, then run again"
 
 
 def check_folder(path: Path):
-    """Check, before anything is computed, that files can be written in a folder, there or not yet.
+    """Check, before anything is computed, that a folder, which may not exist yet, can be written to.
 
     Raises:
-        UserError: they cannot.
+        UserError: they cannot be written.
     """
     existing = path
     while not existing.exists() and existing != existing.parent:
@@ -90,7 +90,7 @@ def save_array(path: Path, array: np.ndarray):
 def save_bytes(path: Path, content: bytes | memoryview):
     """Write `content`.
 
-    Writers that crash or complain at length when the disk is full, such as HDF5's, write to memory
+    Writers that crash or print at length when the disk is full, such as HDF5's, write to memory first
     and leave the disk to this function.
     """
     with whole_file(path) as temporary:
@@ -108,7 +108,7 @@ def save_json(path: Path, content: object):
 
 
 def load_array(path: Path) -> np.ndarray:
-    """Memory-map an .npy file that comes from anywhere.
+    """Memory-map an untrusted .npy file.
 
     Raises:
         UserError: it is missing, damaged, or needs pickle.
@@ -123,8 +123,19 @@ def load_array(path: Path) -> np.ndarray:
             from error
 
 
+@contextmanager
+def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """Open an untrusted .npz file.
+
+    Raises:
+        Exception: almost anything, here or while an array is read, if the file is damaged.
+    """
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        yield arrays
+
+
 def text_cell(text: str) -> str:
-    """A stranger's text as a cell of a CSV, with ' before what a spreadsheet takes for a formula."""
+    """Untrusted text as a cell of a CSV, with a ' before text that a spreadsheet would run."""
     try:
         float(text)
     except ValueError:
@@ -133,17 +144,17 @@ def text_cell(text: str) -> str:
 
 
 def cell_text(cell: str) -> str:
-    """The text of which `text_cell` made a cell."""
+    """The text of a cell that `text_cell` made."""
     return cell.removeprefix("'")
 
 
 def read_table(path: Path, columns: Iterable[str], advice: str) -> list[dict[str, str]]:
-    """The rows of a CSV in UTF-8 that comes from anywhere; empty ones do not count.
+    """The rows of an untrusted CSV in UTF-8, without empty ones.
 
     Args:
         path: the file.
-        columns: those it must have, in any order; others may be there.
-        advice: what to do where it cannot be read.
+        columns: the required columns, in any order; there may be others.
+        advice: what to do if it cannot be read.
 
     Raises:
         UserError: it cannot be read, lacks a column, or has one twice.
@@ -165,6 +176,6 @@ def read_table(path: Path, columns: Iterable[str], advice: str) -> list[dict[str
 
 
 def release(array: np.ndarray):
-    """Let go of what has been read of a memory-mapped array, which else counts as memory in use."""
+    """Release the pages of a memory-mapped array that have been read, which count as memory in use."""
     if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         array.base.madvise(mmap.MADV_DONTNEED)

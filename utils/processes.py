@@ -18,16 +18,16 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_tasks(make: Callable[[object], Callable], setup: object, tasks: list[tuple],
+def run_tasks(make: Callable[[object], Callable], plan: object, tasks: list[tuple],
               workers: int) -> Iterator[tuple[tuple, object]]:
-    """Give every task with its result, in the order in which they end.
+    """Yield every task with its result, in the order in which they end.
 
     Args:
-        make: ``make(setup)`` gives the function that is called as ``function(*task)``; each process
+        make: ``make(plan)`` returns the function that is called as ``function(*task)``; each process
             makes its own, once.
-        setup: what it is made with.
-        tasks: the arguments of the calls; they are begun in this order.
-        workers: number of processes, if there are as many tasks; with 1 this process does all itself.
+        plan: the argument of `make`.
+        tasks: the arguments of the calls, which start in this order.
+        workers: at most so many processes; with 1 this process computes everything itself.
 
     Raises:
         RunError: a process died.
@@ -37,14 +37,14 @@ def run_tasks(make: Callable[[object], Callable], setup: object, tasks: list[tup
     if not tasks:
         return
     if workers == 1:
-        function = make(setup)
+        function = make(plan)
         for task in tasks:
             yield task, function(*task)
         return
-    # Forked, a process would inherit the threads' locks of NNabla and OpenMP, but not the threads.
+    # A forked process would inherit the locks of NNabla's and OpenMP's threads, but not the threads.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker,
-                               (make, setup))
-    # An interrupt from the keyboard reaches all processes: until `_begin_worker` they ignore it.
+                               (make, plan))
+    # Ctrl-C reaches all processes; they ignore it until `_begin_worker`.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         futures = {pool.submit(call, *task): task for task in tasks}
@@ -56,36 +56,36 @@ def run_tasks(make: Callable[[object], Callable], setup: object, tasks: list[tup
             task = futures.pop(future)
             try:
                 result = future.result()
-            except BrokenProcessPool:  # and so will be all that follow, but those done before
+            except BrokenProcessPool:  # tasks that ended before still have results
                 broken = True
             else:
                 yield task, result
     finally:
-        # Not terminated, for one that was at its result would leave this process waiting for the rest.
+        # A worker terminated while it sends its result would leave this process waiting for the rest.
         pool.shutdown(cancel_futures=True)
     if broken:
-        raise RunError("a worker process died (killed, or out of memory); what was done is kept: run "
-                       "again to go on, with fewer --workers or a smaller --batch_size if memory is "
+        raise RunError("a worker process died (killed, or out of memory); finished work is kept: run "
+                       "again to resume, with fewer --workers or a smaller --batch_size if memory is "
                        "short")
 
 
-def begin(make: Callable, setup: object):
+def begin(make: Callable, plan: object):
     """Prepare a process for `call`."""
     _state.clear()
-    _state.update(make=make, setup=setup)
+    _state.update(make=make, plan=plan)
 
 
 def call(*task):
-    """Compute a task in a process that is prepared."""
-    # Made here and not in `begin`, whose exceptions a pool does not pass on.
+    """Compute a task in a prepared process."""
+    # Not made in `begin`, because a pool does not pass on the exceptions of its initializer.
     if "function" not in _state:
-        _state["function"] = _state["make"](_state["setup"])
+        _state["function"] = _state["make"](_state["plan"])
     return _state["function"](*task)
 
 
-def _begin_worker(make: Callable, setup: object):
-    """Prepare a worker, which ends with its parent, and at an interrupt without a word."""
+def _begin_worker(make: Callable, plan: object):
+    """Prepare a worker that ends with its parent, and silently on Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
-    begin(make, setup)
+    begin(make, plan)

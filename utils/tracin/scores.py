@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import load_array, save_array, whole_file
+from utils.files import load_array, open_npz, save_array, whole_file
 from utils.tracin.self_influence import Scores, sum_over_checkpoints
 
 TOTAL = "influence_all_epoch.npy"
@@ -86,7 +86,7 @@ class CheckpointScores:
         """The arrays in the file, or None where it is not what it should be."""
         arrays = {**self._empty(), "key": np.array(self._key)}
         try:
-            with np.load(self._path, allow_pickle=False) as file:
+            with open_npz(self._path) as file:
                 for name, array in arrays.items():
                     # Before a stranger's bomb is unpacked.
                     if file.zip.getinfo(f"{name}.npy").file_size > array.nbytes + 999:
@@ -207,7 +207,7 @@ def load_per_checkpoint(folder: Path, total: np.ndarray, classes: int,
     """
     path = folder / PER_CHECKPOINT
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_npz(path) as file:
             arrays = {field.name: file[field.name] for field in fields(PerCheckpoint)}
             scored = str(file["data_sha256"])
     except FileNotFoundError:

@@ -5,6 +5,7 @@ import onnxruntime
 import pytest
 
 from models import MODELS, build_network
+from tests.conftest import refused
 from utils.graph.functions import Unsupported
 from utils.graph.onnx_forward import save_network
 from utils.training.checkpoint import find_checkpoints, load_parameters
@@ -55,6 +56,6 @@ def test_nothing_is_written_of_what_cannot_be_translated(tmp_path):
     def prediction(image, test):
         image = nn.functions.elu(image)
         return image, image
-    with pytest.raises(Unsupported, match="translation to ONNX can take Add2, .*; found ELU at "):
+    with refused("Add2", "ELU", error=Unsupported):
         save_network(tmp_path / "network.onnx", prediction)
     assert not list(tmp_path.iterdir())

@@ -75,6 +75,31 @@ def test_gradient_by_each_parameter_alone(varied_parameters):
     np.testing.assert_allclose(np.sum(parts, axis=0), everything, rtol=1e-6)
 
 
+@pytest.mark.parametrize("options", [
+    {"kernel": (2, 3)},
+    {"kernel": (1, 3), "pad": (2, 0)},
+    {"kernel": (3, 1), "pad": (0, 2), "dilation": (3, 1)},
+    {"kernel": (1, 1), "pad": (0, 1)},
+    {"kernel": (3, 3), "pad": (3, 3), "group": 3},
+    {"kernel": (3, 2), "pad": (1, 2), "stride": (1, 2), "dilation": (2, 3), "group": 3},
+    {"kernel": (1, 1), "stride": (2, 3)},
+    {"kernel": (1, 2), "stride": (5, 1)},
+    {"kernel": (4, 4), "stride": (4, 4), "pad": (0, 2)},
+], ids=str)
+def test_convolution_of_any_geometry(options):
+    def prediction(image, test):
+        h = F.average_pooling(image, (4, 3))
+        with nn.parameter_scope("block"):
+            h = F.relu(PF.convolution(h, 6, **options, rng=rng))
+        return head(h)
+    rng = np.random.default_rng(0)
+    prediction(nn.Variable((1, 3, 32, 32)), test=True)
+    nn.get_parameters()["affine/W"].d *= 0.01
+    images, labels = random_samples(3)
+    np.testing.assert_allclose(make_engine("all", prediction, 3).score(images, labels).influence,
+                               gradient_norms(prediction, images, labels, "all"), rtol=1e-5)
+
+
 def head(h):
     return PF.affine(h, 10), h
 
@@ -142,24 +167,24 @@ def wide_weight(image, test):
     return head(h)
 
 
-@pytest.mark.parametrize(("prediction", "message"), [
-    (unknown_function, "ReLU; found LeakyReLU at third/conv/W"),
-    (computed_weight, "ReLU; found MulScalar at weight"),
-    (channel_last, "channel_last False, found True; found Convolution at conv/W"),
-    (batch_statistics, "batch_stat False, found True; found BatchNormalization at fourth/bn/beta"),
-    (scale_alone, "no_bias False, found True; found BatchNormalization at fifth/bn/gamma"),
-    (added_parameter, "parameters only as they are, .*; found Add2 at offset"),
-    (three_dimensional_pooling,
-     r"two dimensions, found \[2, 2, 2\]; found AveragePooling at sixth/conv/W"),
-    (broadcast_sum, r"inputs of one shape, found .*; found Add2 at the image"),
-    (wide_weight, r"two dimensions, found \(3072, 4, 2\); found Affine at eighth/affine/W"),
+@pytest.mark.parametrize(("prediction", "names"), [
+    (unknown_function, ["LeakyReLU", "third/conv/W"]),
+    (computed_weight, ["MulScalar", "weight"]),
+    (channel_last, ["channel_last", "Convolution", "conv/W"]),
+    (batch_statistics, ["batch_stat", "BatchNormalization", "fourth/bn/beta"]),
+    (scale_alone, ["no_bias", "BatchNormalization", "fifth/bn/gamma"]),
+    (added_parameter, ["Add2", "offset"]),
+    (three_dimensional_pooling, ["[2, 2, 2]", "AveragePooling", "sixth/conv/W"]),
+    (broadcast_sum, ["Add2", "image"]),
+    (wide_weight, ["(3072, 4, 2)", "Affine", "eighth/affine/W"]),
 ])
-def test_what_cannot_be_taken_is_named(prediction, message):
-    with pytest.raises(Unsupported, match=f"--layers all can take .*{message}; give --layers last"):
-        make_engine("all", prediction, 2)
-    nn.clear_parameters()
-    with pytest.raises(Unsupported, match=f"translation to ONNX can take .*{message}; give --engine"):
-        make_engine("onnxruntime", prediction, 2)
+@pytest.mark.parametrize(("engine", "flags"), [("all", ["--layers all", "--layers last"]),
+                                               ("onnxruntime", ["--engine nnabla"])])
+def test_unsupported_function_is_named_with_its_layer(prediction, names, engine, flags):
+    with pytest.raises(Unsupported) as error:
+        make_engine(engine, prediction, 2)
+    for name in [*names, *flags]:
+        assert name in str(error.value)
 
 
 def shared_weight(image, test):
@@ -176,13 +201,11 @@ def cut(image, test):
     return head(F.relu(h))
 
 
-@pytest.mark.parametrize(("prediction", "message"), [
-    (shared_weight, "used once, found tied/conv/W used 2 times"),
-    (cut, "found need_grad = False at the output of a Convolution"),
-])
-def test_gradients_that_would_be_wrong_are_refused(prediction, message):
-    with pytest.raises(Unsupported, match=f"--layers all can take .*{message}"):
+@pytest.mark.parametrize(("prediction", "name"), [(shared_weight, "tied/conv/W"), (cut, "Convolution")])
+def test_gradients_that_would_be_wrong_are_refused(prediction, name):
+    with pytest.raises(Unsupported) as error:
         make_engine("all", prediction, 2)
+    assert name in str(error.value) and "--layers all" in str(error.value)
 
 
 def other_features(h):
@@ -223,7 +246,7 @@ def test_model_that_does_not_end_in_its_last_layer_is_refused(end, name):
         with nn.parameter_scope("first"):
             h = PF.convolution(image, 2, (3, 3))
         return end(h)
-    with pytest.raises(Unsupported, match="expected a model to return PF.affine"):
+    with pytest.raises(Unsupported, match="affine"):
         make_engine(name, prediction, 2)
 
 
@@ -243,5 +266,5 @@ def test_fixed_parameters_do_not_count():
                                    atol=1e-30)
         assert (scores > 0).any() != fixed
     for name in ("last", "onnxruntime"):
-        with pytest.raises(Unsupported, match="a layer that is trained, found affine/W fixed"):
+        with pytest.raises(Unsupported, match="affine/W"):
             make_engine(name, prediction, 2)

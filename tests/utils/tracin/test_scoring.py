@@ -7,7 +7,7 @@ import pytest
 
 from datasets import arrays
 from models import build_network
-from tests.conftest import make_dataset
+from tests.conftest import make_dataset, refused
 from utils.errors import RunError
 from utils.processes import run_tasks
 from utils.tracin import scoring
@@ -53,7 +53,7 @@ def test_lack_of_memory_names_a_batch_size_to_try(scored, monkeypatch):
         raise RuntimeError("Failed to allocate memory for requested buffer of size 1000")
     setup, current, _ = scored
     monkeypatch.setattr(OnnxRuntimeEngine, "score", fail)
-    with pytest.raises(RunError, match="at --batch_size 16; .* fewer --workers, .* with --batch_size 8"):
+    with refused("--batch_size 16", "--workers", "--batch_size 8", error=RunError):
         SliceScorer(setup)(current, 0, 600)
 
 
@@ -61,7 +61,7 @@ def test_lack_of_memory_for_the_graph_names_a_batch_size_to_try(scored, monkeypa
     def fail(*args):
         raise RuntimeError("CUDNN_STATUS_ALLOC_FAILED")
     monkeypatch.setattr(OnnxRuntimeEngine, "__init__", fail)
-    with pytest.raises(RunError, match="at --batch_size 16; .* with --batch_size 8"):
+    with refused("--batch_size 16", "--batch_size 8", error=RunError):
         SliceScorer(scored[0])
 
 
