@@ -26,8 +26,14 @@ from utils.processes import available_cores
 from utils.tracin import scores
 from utils.tracin.scores import CheckpointScores
 from utils.tracin.scoring import BATCH_SIZES, Setup, complete
-from utils.training import checkpoint
-from utils.training.checkpoint import Checkpoint
+from utils.training.checkpoint import (
+    Checkpoint,
+    check_parameters,
+    find_checkpoints,
+    parameters_digest,
+    read_parameters,
+    run_key,
+)
 
 
 def get_args(argv=None) -> argparse.Namespace:
@@ -65,7 +71,7 @@ def get_args(argv=None) -> argparse.Namespace:
 def main(argv=None):
     args = get_args(argv)
     check_folder(args.output)
-    found = checkpoint.find(args.checkpoint)
+    found = find_checkpoints(args.checkpoint)
     checkpoints = select(found, args)
     dataset = arrays.load(args.input)
     model, classes, nmaps = network_of(args, checkpoints[0])
@@ -73,21 +79,22 @@ def main(argv=None):
     check(args, checkpoints[0], dataset, classes, digest)
     where = set_context(args.context, args.device_id, args.type_config)
     setup = prepare(args, build_network(model, classes, nmaps), len(dataset.images))
-    checkpoint.check_parameters(checkpoints, setup.prediction)
+    check_parameters(checkpoints, setup.prediction)
     print(f"{model} on {where}: {setup.layers} layer{'s' * (setup.layers == 'all')} by {setup.engine}, "
           f"--workers {setup.workers}, {len(checkpoints)} checkpoint{'s' * (len(checkpoints) > 1)}, "
           f"{len(dataset.images):,} samples{unfinished(found[-1])}", flush=True)
     network = fingerprint(setup.prediction)
     results = [CheckpointScores(args.output, current.epoch, scores.content_key(
-        data=digest, parameters=checkpoint.digest(current), network=network, layers=setup.layers,
+        data=digest, parameters=parameters_digest(current), network=network, layers=setup.layers,
         engine=[setup.engine, version(setup.engine)], context=setup.context,
         type_config=setup.type_config), len(dataset.images), classes) for current in checkpoints]
     report_kept(args, results)
     complete(setup, checkpoints, results,
              finished=lambda result, left: write_epoch(args, result, left))
     scores.save_total(args.output, results, [
-        current.description.get("learning_rate", np.nan) for current in checkpoints], digest,
-        checkpoint.run_key(checkpoints[0].description))
+        current.description.learning_rate if current.description else np.nan
+        for current in checkpoints], digest,
+        run_key(checkpoints[0].description))
     if not args.save_every_epoch:
         for result in results:
             result.remove()
@@ -106,14 +113,15 @@ def select(found: list[Checkpoint], args: argparse.Namespace) -> list[Checkpoint
 
 def unfinished(last: Checkpoint) -> str:
     """A word on it where the checkpoints do not reach the end of their run; else nothing."""
-    planned = last.description.get("arguments", {}).get("train_epochs", last.epoch)
+    arguments = last.description.arguments if last.description else {}
+    planned = arguments.get("train_epochs", last.epoch)
     return f" (up to epoch {last.epoch} of {planned})" * (planned != last.epoch)
 
 
 def network_of(args: argparse.Namespace, first: Checkpoint) -> tuple[str, int, int | None]:
     """Model, classes and width: what the checkpoint says, or --model and its parameters."""
     if not first.description:
-        parameters = checkpoint.read_parameters(first)
+        parameters = read_parameters(first)
         try:
             nmaps = len(parameters["conv1/conv/W"])
             return (args.model, len(parameters["affine/b"]),
@@ -121,20 +129,20 @@ def network_of(args: argparse.Namespace, first: Checkpoint) -> tuple[str, int, i
         except KeyError as error:
             raise UserError(f"expected the parameters of {args.model} in {first.parameters}, found "
                             f"no {error}; give the --model it was trained with") from None
-    model, nmaps = first.description["model"], first.description["nmaps"]
+    model, nmaps = first.description.model, first.description.nmaps
     if "model" in args.given and args.model != model:
         raise UserError(f"--model {args.model} contradicts {args.checkpoint}, which holds a {model}; "
                         "leave the flag out")
     if not is_network(model, nmaps):
         raise UserError(f"{args.checkpoint} holds a network {model!r} with nmaps {nmaps}, expected "
                         f"one of {', '.join(MODELS)}; train again with this version")
-    return model, first.description["classes"], nmaps
+    return model, first.description.classes, nmaps
 
 
 def check(args: argparse.Namespace, first: Checkpoint, dataset: Dataset, classes: int,
           digest: str):
     """Refuse data that the checkpoints were not trained on, and batches larger than the data."""
-    if first.description and first.description["data_sha256"] != digest:
+    if first.description and first.description.data_sha256 != digest:
         raise UserError(f"the images and labels in {args.input} are not those that "
                         f"{args.checkpoint} was trained on; give that run's --output")
     largest = int(dataset.labels.max())

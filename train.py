@@ -8,6 +8,7 @@ The first of three steps: calculate_score.py goes on with what this one writes.
 import argparse
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,18 @@ from utils.graph import onnx_forward
 from utils.graph.functions import Unsupported
 from utils.tracin.engines import predict
 from utils.tracin.self_influence import loss_and_margin
-from utils.training import checkpoint, dynamics
+from utils.training import dynamics
+from utils.training.checkpoint import (
+    Checkpoint,
+    Description,
+    check_unused,
+    find_checkpoints,
+    load_checkpoint,
+    newest_complete,
+    run_key,
+    save_checkpoint,
+)
+from utils.training.checkpoint import save_network as save_nnp
 from utils.training.dynamics import TrainingDynamics
 from utils.training.learning_rate import learning_rate
 from utils.training.log import TrainingLog
@@ -86,10 +98,10 @@ def main(argv=None):
     train_and_evaluate(args, resumed)
 
 
-def resume_from(args: argparse.Namespace) -> checkpoint.Checkpoint:
+def resume_from(args: argparse.Namespace) -> Checkpoint:
     """The newest checkpoint; the run's arguments take the values it was made with."""
-    resumed = checkpoint.newest_complete(args.checkpoint)
-    cli.take_recorded(args, build_parser(), RUN, resumed.description["arguments"],
+    resumed = newest_complete(args.checkpoint)
+    cli.take_recorded(args, build_parser(), RUN, resumed.description.arguments,
                       str(args.checkpoint))
     if args.dataset is None and not args.input:
         raise UserError(f"{args.checkpoint} was trained on the files of an earlier run; give the "
@@ -114,7 +126,7 @@ def complete(args: argparse.Namespace):
     for folder in (args.output, args.monitor_path, args.model_save_path):
         check_folder(folder)
         flags.check_outside(args, folder)
-    checkpoint.check_unused(args.model_save_path, except_for=args.checkpoint)
+    check_unused(args.model_save_path, except_for=args.checkpoint)
 
 
 def load_data(args: argparse.Namespace, rng: np.random.Generator) -> Dataset:
@@ -134,29 +146,29 @@ def load_data(args: argparse.Namespace, rng: np.random.Generator) -> Dataset:
 
 def noise_logits(args: argparse.Namespace, images: np.ndarray, classes: int) -> np.ndarray:
     """The logits (N, C) of the newest checkpoint of --noise_model."""
-    current = checkpoint.find(args.noise_model)[-1]
+    current = find_checkpoints(args.noise_model)[-1]
     made_with = current.description
-    if made_with.get("classes") != classes or not is_network(made_with["model"], made_with["nmaps"]):
+    if not made_with or made_with.classes != classes or not is_network(made_with.model, made_with.nmaps):
+        found = f"{made_with.model} with {made_with.classes}" if made_with else "no description"
         raise UserError(f"expected a checkpoint_<epoch>.json of a network of {classes} classes in "
-                        f"{args.noise_model}, found {made_with.get('model', 'no network')} with "
-                        f"{made_with.get('classes', 'no')}; give the --model_save_path of a run with "
+                        f"{args.noise_model}, found {found}; give the --model_save_path of a run with "
                         f"--dataset {args.dataset}")
-    return predict(current, build_network(made_with["model"], classes, made_with["nmaps"]), images)
+    return predict(current, build_network(made_with.model, classes, made_with.nmaps), images)
 
 
-def train_and_evaluate(args: argparse.Namespace, resumed: checkpoint.Checkpoint | None):
+def train_and_evaluate(args: argparse.Namespace, resumed: Checkpoint | None):
     """Write the data, then train from the start or from a checkpoint, and save checkpoints."""
     rng = np.random.default_rng(args.seed)
     where = set_context(args.context, args.device_id, args.type_config)
     dataset = load_data(args, rng)
-    description = {"model": args.model, "nmaps": args.nmaps, "classes": len(dataset.names),
-                   "seed": args.seed, "data_sha256": dataset.digest(),
-                   "arguments": {name: getattr(args, name) for name in RUN}}
-    if resumed and resumed.description["data_sha256"] != description["data_sha256"]:
+    start = Description(epoch=0, model=args.model, nmaps=args.nmaps, classes=len(dataset.names),
+                        learning_rate=0.0, seed=args.seed, data_sha256=dataset.digest(),
+                        arguments={name: getattr(args, name) for name in RUN}, history=[])
+    if resumed and resumed.description.data_sha256 != start.data_sha256:
         raise UserError(f"the images and labels are not those that {args.checkpoint} was trained "
                         "on; give the same files by --dataset, --data, --input and --corrections, or "
                         "train afresh")
-    run = checkpoint.run_key(description)
+    run = run_key(start)
     arrays.save(args.output, dataset, read_from=args.input)
     dynamics.check_unused(args.output, run)
     if args.corrections:
@@ -166,8 +178,8 @@ def train_and_evaluate(args: argparse.Namespace, resumed: checkpoint.Checkpoint 
     trainer = Trainer(prediction, args.augmentation, args.seed, args.type_config == "half")
     history = []
     if resumed:
-        checkpoint.load(resumed, trainer.solver)
-        history = resumed.description["history"]
+        load_checkpoint(resumed, trainer.solver)
+        history = resumed.description.history
     record = TrainingDynamics(len(dataset.images), args.train_epochs)
     if resumed and not record.resume(args.output, run, len(history)):
         print(f"no {args.output / dynamics.FILE} of the first {len(history)} epochs: there will be no "
@@ -180,9 +192,8 @@ def train_and_evaluate(args: argparse.Namespace, resumed: checkpoint.Checkpoint 
         rate = train_epoch(args, trainer, dataset, log, record, epoch)
         if (epoch + 1) % args.model_save_interval == 0 or epoch + 1 == args.train_epochs:
             record.save(args.output, run)
-            checkpoint.save(args.model_save_path, trainer.solver,
-                            {"epoch": epoch + 1, "learning_rate": rate, **description,
-                             "history": log.history})
+            save_checkpoint(args.model_save_path, trainer.solver, replace(
+                start, epoch=epoch + 1, learning_rate=rate, history=log.history))
     save_network(args.model_save_path, args.model, prediction)
     print(f"trained: {args.output} has the data, {args.model_save_path} the checkpoints",
           flush=True)
@@ -190,7 +201,7 @@ def train_and_evaluate(args: argparse.Namespace, resumed: checkpoint.Checkpoint 
 
 def save_network(folder: Path, model: str, prediction: Callable):
     """Write the trained network for NNabla's tools, and for others' where ONNX can say it."""
-    checkpoint.save_network(folder / f"{model}_result.nnp", model, prediction)
+    save_nnp(folder / f"{model}_result.nnp", model, prediction)
     try:
         onnx_forward.save_network(folder / f"{model}_result.onnx", prediction)
     except Unsupported as error:

@@ -18,7 +18,7 @@ from tests.conftest import ROOT, contents
 from utils.context import current_context, set_context
 from utils.tracin.engines import predict
 from utils.tracin.scoring import Setup, SliceScorer
-from utils.training import checkpoint
+from utils.training.checkpoint import find_checkpoints
 from utils.training.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
@@ -36,7 +36,7 @@ def _back_to_the_cpu():
 @models
 def test_logits_are_those_of_the_cpu(digits_run, model):
     images = np.load(digits_run / model / "x_train.npy")
-    current = checkpoint.find(digits_run / model)[-1]
+    current = find_checkpoints(digits_run / model)[-1]
     logits = {}
     for context in ("cpu", "cudnn"):
         set_context(context, 0, "float")
@@ -50,7 +50,7 @@ def test_logits_are_those_of_the_cpu(digits_run, model):
 @pytest.mark.parametrize("layers", ["last", "all"])
 def test_scores_are_those_of_the_cpu(digits_run, model, layers):
     run = digits_run / model
-    current, scores = checkpoint.find(run)[-1], {}
+    current, scores = find_checkpoints(run)[-1], {}
     for context in ("cpu", "cudnn"):
         nn.clear_parameters()
         setup = Setup(build_network(model, 10), run / arrays.TRAIN_IMAGES, run / arrays.TRAIN_LABELS,

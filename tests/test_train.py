@@ -24,7 +24,7 @@ from tests.conftest import (
     write_archive,
 )
 from utils.errors import RunError
-from utils.training import checkpoint
+from utils.training.checkpoint import find_checkpoints, load_parameters
 from utils.training.trainer import Trainer
 
 
@@ -36,7 +36,7 @@ def test_two_runs_with_one_seed_are_bit_identical(finished_run, dataset_folder, 
 def test_checkpoints_are_saved_at_the_interval_and_after_the_last_epoch(dataset_folder, tmp_path):
     run = tmp_path / "run"
     train.main(train_flags(dataset_folder, run, "--model_save_interval", "2"))
-    assert [one.epoch for one in checkpoint.find(run)] == [2, 3]
+    assert [one.epoch for one in find_checkpoints(run)] == [2, 3]
 
 
 def test_another_seed_gives_another_run(finished_run, dataset_folder, tmp_path):
@@ -70,7 +70,7 @@ def test_hardest_noise_takes_the_likeliest_label_of_a_model(tmp_path):
     assert (true != given).sum() == sum(round(0.2 * count) for count in np.bincount(true[:, 0]))
     image = nn.Variable((len(images), 3, 32, 32))
     logits, _ = build_network("resnet23", 10, 4)(image, test=True)
-    checkpoint.load_parameters(checkpoint.find(first)[-1])
+    load_parameters(find_checkpoints(first)[-1])
     image.d = images
     logits.forward()
     np.put_along_axis(logits.d, true, -np.inf, axis=1)

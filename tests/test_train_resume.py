@@ -16,7 +16,7 @@ import pytest
 import train
 from datasets import arrays
 from tests.conftest import ROOT, assert_same, make_dataset, refused, start_training, train_flags
-from utils.training import checkpoint
+from utils.training.checkpoint import find_checkpoints, newest_complete
 
 KILL_AFTER = """
 import os, signal, sys
@@ -77,7 +77,7 @@ def test_run_from_before_there_were_all_arguments_goes_on(dataset_folder, tmp_pa
     del description["arguments"]["noise"], description["arguments"]["val_fraction"]
     path.write_text(json.dumps(description))
     train.main(train_flags(dataset_folder, run, "--checkpoint", str(run)))
-    assert [one.epoch for one in checkpoint.find(run)] == [2, 3]
+    assert [one.epoch for one in find_checkpoints(run)] == [2, 3]
     with np.load(run / "training_dynamics.npz") as file:
         assert np.isfinite(file["loss"]).all()
 
@@ -161,15 +161,15 @@ from pathlib import Path
 import utils
 from models import build_network
 from utils import cli
-from utils.training import checkpoint
+from utils.training.checkpoint import find_checkpoints, load_checkpoint, newest_complete, save_checkpoint
 from utils.training.trainer import Trainer
 run = Path({str(run)!r})
 trainer = Trainer(build_network("resnet23", 3, 4), False, 0)
-last = checkpoint.find(run)[-1]
-checkpoint.load(last, trainer.solver)
+last = find_checkpoints(run)[-1]
+load_checkpoint(last, trainer.solver)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-cli.run(lambda: checkpoint.save(run, trainer.solver, {{**last.description, "epoch": 4}}))
+cli.run(lambda: save_checkpoint(run, trainer.solver, {{**last.description, "epoch": 4}}))
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
                             check=False)
@@ -177,7 +177,7 @@ cli.run(lambda: checkpoint.save(run, trainer.solver, {{**last.description, "epoc
     assert result.stderr.count("\n") == 1
     assert str(run / "states_000004.h5") in result.stderr
     assert not list(run.glob("*000004*")) and not list(run.glob(".partial-*"))
-    assert checkpoint.newest_complete(run).epoch == 3
+    assert newest_complete(run).epoch == 3
 
 
 @pytest.mark.parametrize("more", [

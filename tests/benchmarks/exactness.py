@@ -12,7 +12,7 @@ import numpy as np
 
 from models import build_network
 from tests.utils.tracin.test_engines import float64_scores, gradient_norms, make_engine
-from utils.training import checkpoint
+from utils.training.checkpoint import check_parameters, find_checkpoints, load_parameters
 
 SURE = 0.01  # below this norm of the error, float32 has few digits of it
 
@@ -24,14 +24,14 @@ def main():
     args = parser.parse_args()
     images = np.load(args.run / "x_train.npy")[:args.samples]
     labels = np.load(args.run / "y_shuffle_train.npy")[:args.samples].astype(np.int64)
-    checkpoints = checkpoint.find(args.run)
+    checkpoints = find_checkpoints(args.run)
     made_with = checkpoints[0].description
-    prediction = build_network(made_with["model"], made_with["classes"], made_with["nmaps"])
-    checkpoint.check_parameters(checkpoints, prediction)
+    prediction = build_network(made_with.model, made_with.classes, made_with.nmaps)
+    check_parameters(checkpoints, prediction)
     engines = {name: make_engine(name, prediction, 16) for name in ("last", "all", "onnxruntime")}
     rows: dict[str, list] = {}
     for current in checkpoints:
-        checkpoint.load_parameters(current)
+        load_parameters(current)
         scores = {}
         for name, engine in engines.items():
             engine.load_parameters()

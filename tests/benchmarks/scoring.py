@@ -26,7 +26,7 @@ from utils.context import current_context, set_context
 from utils.graph.onnx_forward import INPUT, to_onnx
 from utils.processes import available_cores, begin, call
 from utils.tracin.scoring import BATCH_SIZES, Setup, SliceScorer
-from utils.training import checkpoint
+from utils.training.checkpoint import find_checkpoints
 
 SAMPLES = max(1024, 128 * available_cores())
 # As NNabla's example, which back-propagates through all of ResNet23, but through ResNet56's last
@@ -113,7 +113,7 @@ def scorer(folder: Path, prediction: Callable, layers: str, engine: str, workers
     batch_size = BATCH_SIZES[context, layers]
     setup = Setup(prediction, folder / "images.npy", folder / "labels.npy", layers, engine, batch_size,
                   workers, context, 0, "float")
-    current, = checkpoint.find(folder)
+    current, = find_checkpoints(folder)
     if setup.processes == 1:
         score = SliceScorer(setup)
         return lambda count: score(current, 0, count)

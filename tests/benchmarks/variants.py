@@ -29,7 +29,7 @@ from models import build_network
 from utils.graph.onnx_forward import INPUT, to_onnx
 from utils.review.detection import detection_metrics
 from utils.tracin.self_influence import output_error
-from utils.training import checkpoint
+from utils.training.checkpoint import check_parameters, find_checkpoints, load_parameters
 
 DAMPING = 0.01
 
@@ -57,16 +57,16 @@ def measure(run: Path) -> dict[str, dict[str, float]]:
     """The metrics of every variant."""
     images, labels = (np.load(run / name) for name in ("x_train.npy", "y_shuffle_train.npy"))
     wrong = (np.load(run / "y_train.npy") != labels)[:, 0]
-    checkpoints = checkpoint.find(run)
+    checkpoints = find_checkpoints(run)
     made_with = checkpoints[0].description
-    prediction = build_network(made_with["model"], made_with["classes"], made_with["nmaps"])
+    prediction = build_network(made_with.model, made_with.classes, made_with.nmaps)
     image = nn.Variable((1, 3, 32, 32))
     totals: dict[str, np.ndarray] = {}
     nn.clear_parameters()
-    checkpoint.check_parameters(checkpoints, prediction)
+    check_parameters(checkpoints, prediction)
     _, features = prediction(image, test=True)
     for current in checkpoints:
-        checkpoint.load_parameters(current)
+        load_parameters(current)
         session = onnxruntime.InferenceSession(to_onnx(image, features).SerializeToString())
         h = np.concatenate([session.run(None, {INPUT: batch.astype(np.float32)})[0]
                             for batch in np.array_split(images, -(-len(images) // 100))])

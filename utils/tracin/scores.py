@@ -5,15 +5,12 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from utils.errors import UserError
 from utils.files import load_array, open_npz, save_array, whole_file
-
-if TYPE_CHECKING:  # the analysis reads scores and never imports nnabla
-    from utils.tracin.self_influence import Scores
+from utils.tracin.self_influence import Scores, sum_over_checkpoints
 
 TOTAL = "influence_all_epoch.npy"
 EPOCH = "{:06d}_influence.npy"
@@ -21,7 +18,7 @@ CHECKPOINT = "{:06d}_scores.npz"
 PER_CHECKPOINT = "per_checkpoint.npz"
 COLUMNS = ("influence", "loss", "margin", "error_norm")
 # To be raised when the same content gives other scores.
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,7 @@ class CheckpointScores:
         """How many of the samples from `start` up to `stop` have no scores yet."""
         return int(self._todo[start:stop].sum())
 
-    def add(self, start: int, stop: int, scores: "Scores"):
+    def add(self, start: int, stop: int, scores: Scores):
         """Take the scores of samples `start` up to `stop`."""
         if self._arrays is None:
             self._arrays = self._empty()
@@ -155,10 +152,9 @@ def save_total(folder: Path, checkpoints: list[CheckpointScores], learning_rates
     Raises:
         UserError: a file cannot be written.
     """
-    total = np.zeros(checkpoints[0].size)
+    total = sum_over_checkpoints(checkpoint["influence"] for checkpoint in checkpoints)
     probability = 0.0
     for checkpoint in checkpoints:
-        total += checkpoint["influence"]
         probability = probability + checkpoint["probability"].astype(float)
 
     def arrays() -> Iterator[tuple[str, object]]:  # one at a time, for the sake of the memory

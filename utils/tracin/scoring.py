@@ -15,8 +15,7 @@ from utils.processes import run_tasks
 from utils.tracin.engines import NnablaEngine, OnnxRuntimeEngine
 from utils.tracin.scores import CheckpointScores
 from utils.tracin.self_influence import Scores
-from utils.training import checkpoint
-from utils.training.checkpoint import Checkpoint
+from utils.training.checkpoint import Checkpoint, load_parameters
 
 # Long enough that a slice's cost is the passes', short enough to show progress and share the work.
 SAMPLES = 256
@@ -100,7 +99,7 @@ class SliceScorer:
     def _score(self, current: Checkpoint, start: int, stop: int) -> Scores:
         if current.parameters != self._loaded:
             self._loaded = None
-            checkpoint.load_parameters(current)
+            load_parameters(current)
             self._engine.load_parameters()
             self._loaded = current.parameters
         # The maps are closed after every slice, lest the images read so far count as memory in use.

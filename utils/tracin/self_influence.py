@@ -15,11 +15,12 @@ back-propagation,
 .. math:: \lVert \nabla_w \, \ell \rVert^2 = \lVert e \rVert^2 g , \qquad
           g = \lVert J^T \hat e \rVert^2 , \quad J = \partial \mathrm{logits} / \partial w .
 
-For the last layer, ``logits = W h + b``, nothing need be back-propagated: the gradient by :math:`W` is
-the outer product :math:`e h^T`, that by :math:`b` is :math:`e`, and so
+For the last layer, ``logits = h W + b``, nothing has to be back-propagated: the gradient by :math:`W`
+is the outer product :math:`h^T e`, the gradient by :math:`b` is :math:`e`, and so
 
 .. math:: g = \lVert h \rVert^2 + 1 .
 """
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -27,13 +28,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Scores:
-    """What one forward pass tells of each of N samples, at one checkpoint.
+    """The scores of N samples at one checkpoint; the score files have a column for each.
 
     Attributes:
         influence: self-influence, float64 (N,); higher is more suspicious.
         loss: cross entropy, float64 (N,); higher is more suspicious.
-        margin: logit of the given label less the largest other logit, float64 (N,); lower is more
-            suspicious.
+        margin: logit of the given label minus the largest other logit, float64 (N,); lower is
+            more suspicious.
         error_norm: norm of softmax(logits) - onehot(label), float64 (N,); higher is more
             suspicious.
         probability: softmax(logits), float32 (N, C).
@@ -47,7 +48,7 @@ class Scores:
 
     @classmethod
     def concatenate(cls, parts: list["Scores"]) -> "Scores":
-        """The scores of all samples from those of consecutive slices."""
+        """Join the scores of consecutive slices."""
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts])
                      for field in fields(cls)))
 
@@ -55,8 +56,8 @@ class Scores:
 def output_error(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """softmax(logits) - onehot(labels), float64 (B, C).
 
-    The given label's entry is what the others' probabilities sum to, and so is exact too where the
-    network is sure of that label.
+    The given label's entry is minus the sum of the other probabilities, so it stays exact where the
+    network is sure of that label and 1 - p would cancel.
 
     Args:
         logits: (B, C).
@@ -71,32 +72,47 @@ def output_error(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def loss_and_margin(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cross entropy, and logit of the given label less the largest other one, float64 (B,) each.
+    """Cross entropy, and the given label's logit minus the largest other logit, float64 (B,) each.
 
     Args:
         logits: (B, C).
         labels: integers (B, 1).
     """
     logits = logits.astype(np.float64)
-    given = np.take_along_axis(logits, labels, axis=1)[:, 0]
+    labelled = np.take_along_axis(logits, labels, axis=1)[:, 0]
     largest = logits.max(axis=1)
-    loss = np.log(np.exp(logits - largest[:, None]).sum(axis=1)) + largest - given
+    loss = np.log(np.exp(logits - largest[:, None]).sum(axis=1)) + largest - labelled
     np.put_along_axis(logits, labels, -np.inf, axis=1)
-    return loss, given - logits.max(axis=1)
+    return loss, labelled - logits.max(axis=1)
 
 
-def make_scores(logits: np.ndarray, labels: np.ndarray, error: np.ndarray, gain: np.ndarray) -> Scores:
-    """The scores of a batch.
+def self_influence(features: np.ndarray, weight: np.ndarray, bias: np.ndarray, labels: np.ndarray,
+                   gain: Callable[[np.ndarray], np.ndarray] | None = None) -> Scores:
+    """Score a batch from the features that enter the last layer; all arithmetic is in float64.
 
     Args:
-        logits: (B, C).
+        features: h, (B, D).
+        weight: W, (D, C).
+        bias: b, (C,).
         labels: integers (B, 1).
-        error: softmax(logits) - onehot(labels), (B, C).
-        gain: squared norm of the gradient by the parameters for an error of norm 1 in the direction
-            of `error`, (B,).
+        gain: from the directions of the errors, float64 (B, C), each of norm 1 (or 0 where the error
+            is), to the gains (B,).  The default is the last layer's.
     """
-    squared_error = np.square(error, dtype=np.float64).sum(axis=1)
-    probability = error.astype(np.float32)
+    features = features.astype(np.float64)
+    logits = features @ weight.astype(np.float64) + bias
+    error = output_error(logits, labels)
+    squared_error = np.square(error).sum(axis=1)
+    norm = np.sqrt(squared_error)
+    if gain is None:
+        gains = np.square(features).sum(axis=1) + 1
+    else:
+        gains = gain(error / np.maximum(norm, np.finfo(float).tiny)[:, None])
+    probability = error.copy()
     np.put_along_axis(probability, labels, np.take_along_axis(error, labels, axis=1) + 1, axis=1)
     loss, margin = loss_and_margin(logits, labels)
-    return Scores(squared_error * gain, loss, margin, np.sqrt(squared_error), probability)
+    return Scores(squared_error * gains, loss, margin, norm, probability.astype(np.float32))
+
+
+def sum_over_checkpoints(influences: Iterable[np.ndarray]) -> np.ndarray:
+    """The score of each sample, float64 (N,), from its self-influence (N,) at each checkpoint."""
+    return np.sum(list(influences), axis=0, dtype=np.float64)

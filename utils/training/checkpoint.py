@@ -4,7 +4,7 @@ import io
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import h5py
@@ -12,6 +12,7 @@ import nnabla as nn
 import numpy as np
 from nnabla.utils.save import save as nnabla_save
 
+from datasets.arrays import IMAGE_SHAPE
 from utils.errors import UserError
 from utils.files import save_bytes, save_json, whole_file
 from utils.training.log import NAMES
@@ -23,59 +24,126 @@ DESCRIPTION = "checkpoint_{:06d}.json"
 PARAMETERS_PATTERN = re.compile(r"params_(\d+)\.h5")
 DESCRIPTION_PATTERN = re.compile(r"checkpoint_(\d{6,})\.json")
 
-
-def _integer(low: int, high: int = 2**31 - 1) -> Callable:
-    return lambda value: type(value) is int and low <= value <= high
-
-
-def _history(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(record, dict) and all(type(record.get(key)) in (int, float) for key in NAMES)
-        for record in value)
-
-
-# What a description must hold, and how each value is recognized: it may come from a stranger.
-DESCRIPTION_TYPES = {
-    "epoch": _integer(1), "model": lambda value: isinstance(value, str),
-    "nmaps": lambda value: value is None or _integer(2, 4096)(value) and value % 2 == 0,
-    "classes": _integer(1, 100_000), "learning_rate": lambda value: type(value) in (int, float),
-    "seed": _integer(0), "data_sha256": lambda value: isinstance(value, str),
-    "parameters_sha256": lambda value: isinstance(value, str),
-    "states_sha256": lambda value: isinstance(value, str),
-    "arguments": lambda value: isinstance(value, dict), "history": _history}
-# Arguments that older descriptions lack, and the values that say no more than their lack.
+# Arguments that older descriptions lack, and the values that mean the same as their absence.
 LATER_ARGUMENTS = {"noise": (None, "uniform"), "val_fraction": (None,)}
+
+
+def _is_integer(value: object, low: int, high: int = 2**31 - 1) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What made a checkpoint; ``checkpoint_<epoch>.json`` holds these fields.
+
+    Attributes:
+        epoch: completed epochs; 0 before training.
+        model: the network's name in ``models.MODELS``.
+        nmaps: its width, or None if that is fixed.
+        classes: number of classes.
+        learning_rate: the rate of the last update.
+        seed: ``train.py --seed``.
+        data_sha256: digest of the images and labels trained on (`Dataset.digest`).
+        arguments: arguments of train.py that a resumed run must share, by name.
+        history: per completed epoch a dictionary with the keys of ``log.NAMES``.
+        parameters_sha256, states_sha256: digests of the checkpoint's files, once they are written.
+
+    Raises:
+        ValueError: a value has the wrong type or is out of range; the message names the fields.
+            Descriptions may come from untrusted files.
+    """
+
+    epoch: int
+    model: str
+    nmaps: int | None
+    classes: int
+    learning_rate: float
+    seed: int
+    data_sha256: str
+    arguments: dict
+    history: list[dict]
+    parameters_sha256: str = ""
+    states_sha256: str = ""
+
+    def __post_init__(self):
+        valid = {
+            "epoch": _is_integer(self.epoch, 0),
+            "model": isinstance(self.model, str),
+            "nmaps": self.nmaps is None or _is_integer(self.nmaps, 2, 4096) and self.nmaps % 2 == 0,
+            "classes": _is_integer(self.classes, 1, 100_000),
+            "learning_rate": _is_number(self.learning_rate),
+            "seed": _is_integer(self.seed, 0),
+            "data_sha256": isinstance(self.data_sha256, str),
+            "arguments": isinstance(self.arguments, dict),
+            "history": isinstance(self.history, list) and len(self.history) == self.epoch and all(
+                isinstance(record, dict) and all(_is_number(record.get(name)) for name in NAMES)
+                for record in self.history),
+            "parameters_sha256": isinstance(self.parameters_sha256, str),
+            "states_sha256": isinstance(self.states_sha256, str)}
+        wrong = [name for name, is_valid in valid.items() if not is_valid]
+        if wrong:
+            raise ValueError(f"missing or wrong {', '.join(wrong)}")
+
+    @classmethod
+    def from_json(cls, content: object) -> "Description":
+        """The description in parsed JSON, which must hold all fields but `nmaps`.
+
+        Raises:
+            ValueError: it is not a description.
+        """
+        values = content if isinstance(content, dict) else {}
+        return cls(**{field.name: values.get(field.name) for field in fields(cls)})
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+    def run(self) -> dict:
+        """The part that all checkpoints of a run have in common."""
+        common = {name: getattr(self, name)
+                  for name in ("model", "nmaps", "classes", "seed", "data_sha256")}
+        return {**common, "arguments": {name: value for name, value in self.arguments.items()
+                                        if value not in LATER_ARGUMENTS.get(name, ())}}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A network after `epoch` completed epochs.
 
-    `description` is what `save` was given, with the digests of the files, or empty where there is
-    none (parameters that NNabla's example wrote); `states` is None there too.
+    `description` and `states` are None for parameters that NNabla's example wrote.
     """
 
     epoch: int
     parameters: Path
     states: Path | None = None
-    description: dict = field(default_factory=dict)
+    description: Description | None = None
 
 
-def save(folder: Path, solver, description: dict):
+def run_key(description: Description | None) -> str:
+    """SHA-256 of what all checkpoints of a run have in common; empty without a description."""
+    if description is None:
+        return ""
+    return hashlib.sha256(json.dumps(description.run(), sort_keys=True).encode()).hexdigest()
+
+
+def save_checkpoint(folder: Path, solver, description: Description):
     """Write a checkpoint of the current parameters and of `solver`; the description comes last.
 
     Args:
-        folder: where to.
+        folder: the folder to write to.
         solver: the NNabla solver whose state is saved.
-        description: JSON with the keys of ``DESCRIPTION_TYPES`` but the digests.
+        description: what made the checkpoint; the digests are filled in here.
 
     Raises:
         UserError: a file cannot be written.
     """
-    epoch = description["epoch"]
+    epoch = description.epoch
     parameters, states = io.BytesIO(), io.BytesIO()
     nn.save_parameters(parameters, extension=".h5")
-    # As Solver.save_states, which writes to disk only.
+    # The format of Solver.save_states, which writes to disk only.
     with h5py.File(states, "w") as file:
         for index, (name, state) in enumerate(solver.get_states().items()):
             group = file.create_group(name)
@@ -84,24 +152,24 @@ def save(folder: Path, solver, description: dict):
             for place, (key, variable) in enumerate(state.pstate.items()):
                 group[key] = variable.d
                 group[key].attrs["index"] = place
-    # In this order, for `check_unused` to know parameters that a killed run left.
+    # In this order, so that `check_unused` recognizes parameters that a killed run left behind.
     save_bytes(folder / STATES.format(epoch), states.getbuffer())
     save_bytes(folder / PARAMETERS.format(epoch), parameters.getbuffer())
-    save_json(folder / DESCRIPTION.format(epoch), {
-        **description, "parameters_sha256": hashlib.sha256(parameters.getbuffer()).hexdigest(),
-        "states_sha256": hashlib.sha256(states.getbuffer()).hexdigest()})
+    save_json(folder / DESCRIPTION.format(epoch), replace(
+        description, parameters_sha256=hashlib.sha256(parameters.getbuffer()).hexdigest(),
+        states_sha256=hashlib.sha256(states.getbuffer()).hexdigest()).to_json())
 
 
-def find(path: Path) -> list[Checkpoint]:
+def find_checkpoints(path: Path) -> list[Checkpoint]:
     """The checkpoints in a folder, or the one that a ``checkpoint_*.json`` describes.
 
-    Where nothing is described, the ``params_*.h5`` files alone make the checkpoints.
+    If no file describes any, every ``params_*.h5`` file is a checkpoint.
 
     Returns:
         Checkpoints of one run, by epoch; at least one.
 
     Raises:
-        UserError: there is none, they are not of one run, or a description cannot be read.
+        UserError: there is none, they are of different runs, or a description cannot be read.
     """
     if path.is_dir():
         described = sorted(file for file in path.iterdir()
@@ -113,76 +181,22 @@ def find(path: Path) -> list[Checkpoint]:
                         f"found {'another file' if path.exists() else 'nothing'}; give the "
                         "--model_save_path of a training run")
     if not described:
-        return _undescribed(path)
+        return _find_undescribed(path)
     checkpoints = []
     for file in described:
         description = _read_description(file)
-        epoch = description["epoch"]
-        parameters, states = (file.with_name(name.format(epoch)) for name in (PARAMETERS, STATES))
-        checkpoints.append(Checkpoint(epoch, parameters, states, description))
+        parameters, states = (file.with_name(name.format(description.epoch))
+                              for name in (PARAMETERS, STATES))
+        checkpoints.append(Checkpoint(description.epoch, parameters, states, description))
     first, *others = checkpoints
     for other in others:
-        if run_of(other.description) != run_of(first.description):
+        if run_key(other.description) != run_key(first.description):
             raise UserError(f"checkpoints {first.epoch} and {other.epoch} in {path} come from "
                             "different runs; keep each run's checkpoints in a folder of its own")
     return sorted(checkpoints, key=lambda checkpoint: checkpoint.epoch)
 
 
-def newest_complete(path: Path) -> Checkpoint:
-    """The newest of the checkpoints that `find` finds which has all it takes to go on from it.
-
-    Raises:
-        UserError: there is none.
-    """
-    for checkpoint in reversed(find(path)):
-        if checkpoint.states and checkpoint.states.is_file() and checkpoint.parameters.is_file():
-            return checkpoint
-    raise UserError(f"expected params_<epoch>.h5, states_<epoch>.h5 and checkpoint_<epoch>.json of "
-                    f"one epoch in {path}, found none to resume from; leave --checkpoint out to "
-                    "train afresh")
-
-
-def check_unused(folder: Path, except_for: Path | None):
-    """Refuse to mix the checkpoints of a new run with older ones.
-
-    What a run left that was killed before its first checkpoint was complete is no checkpoint:
-    parameters and states without a description.
-
-    Args:
-        folder: where the new ones will go.
-        except_for: the checkpoint, or their folder, that the new run goes on from.
-
-    Raises:
-        UserError: `folder` holds others.
-    """
-    if except_for and folder.resolve() in (except_for.resolve(), except_for.resolve().parent):
-        return
-    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
-    parameters = [match for match in map(PARAMETERS_PATTERN.fullmatch, names) if match]
-    if any(map(DESCRIPTION_PATTERN.fullmatch, names)) or \
-            any(STATES.format(int(match[1])) not in names for match in parameters):
-        raise UserError(f"{folder} holds the checkpoints of an earlier run; add --checkpoint {folder} "
-                        "to go on with it, remove them, or give another --model_save_path")
-
-
-def run_of(description: dict) -> dict:
-    """The part of a description that all checkpoints of a run have in common."""
-    run = {key: description[key] for key in DESCRIPTION_TYPES
-           if key in ("model", "nmaps", "classes", "seed", "data_sha256", "arguments")}
-    # Descriptions did not always have all arguments.
-    run["arguments"] = {name: value for name, value in run["arguments"].items()
-                        if value not in LATER_ARGUMENTS.get(name, ())}
-    return run
-
-
-def run_key(description: dict) -> str:
-    """SHA-256 of what all checkpoints of a run have in common; empty for an empty description."""
-    if not description:
-        return ""
-    return hashlib.sha256(json.dumps(run_of(description), sort_keys=True).encode()).hexdigest()
-
-
-def _undescribed(folder: Path) -> list[Checkpoint]:
+def _find_undescribed(folder: Path) -> list[Checkpoint]:
     by_epoch: dict[int, Path] = {}
     for file in sorted(folder.iterdir()):
         match = PARAMETERS_PATTERN.fullmatch(file.name)
@@ -194,35 +208,65 @@ def _undescribed(folder: Path) -> list[Checkpoint]:
     return [Checkpoint(epoch, by_epoch[epoch]) for epoch in sorted(by_epoch)]
 
 
-def _read_description(file: Path) -> dict:
-    advice = "remove it to go without this checkpoint"
+def _read_description(file: Path) -> Description:
     try:
-        description = json.loads(file.read_text(encoding="utf-8"))
+        description = Description.from_json(json.loads(file.read_text(encoding="utf-8")))
+        if file.name != DESCRIPTION.format(description.epoch):
+            raise ValueError("missing or wrong epoch")
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {file}: {error}; {advice}") from error
-    if not isinstance(description, dict):
-        raise UserError(f"expected a JSON object in {file}, found another value; {advice}")
-    wrong = [key for key, valid in DESCRIPTION_TYPES.items() if not valid(description.get(key))]
-    if not wrong and file.name != DESCRIPTION.format(description["epoch"]):
-        wrong = ["epoch"]
-    if not wrong and len(description["history"]) != description["epoch"]:
-        wrong = ["history"]
-    if wrong:
-        raise UserError(f"{file}: missing or wrong {', '.join(wrong)}; {advice}")
+        raise UserError(f"cannot read {file}: {error}; remove it to continue without this "
+                        "checkpoint") from error
     return description
 
 
+def newest_complete(path: Path) -> Checkpoint:
+    """The newest checkpoint at `path` (see `find_checkpoints`) with all files that resuming needs.
+
+    Raises:
+        UserError: there is none.
+    """
+    for checkpoint in reversed(find_checkpoints(path)):
+        if checkpoint.states and checkpoint.states.is_file() and checkpoint.parameters.is_file():
+            return checkpoint
+    raise UserError(f"expected params_<epoch>.h5, states_<epoch>.h5 and checkpoint_<epoch>.json of "
+                    f"one epoch in {path}, found none to resume from; leave --checkpoint out to "
+                    "start over")
+
+
+def check_unused(folder: Path, except_for: Path | None):
+    """Refuse to mix the checkpoints of a new run with older ones.
+
+    Parameters and states without a description are no checkpoint: a run that was killed before its
+    first checkpoint was complete left them.
+
+    Args:
+        folder: where the new checkpoints will go.
+        except_for: the checkpoint, or the folder of checkpoints, that the new run resumes.
+
+    Raises:
+        UserError: `folder` holds others.
+    """
+    if except_for and folder.resolve() in (except_for.resolve(), except_for.resolve().parent):
+        return
+    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    parameters = [match for match in map(PARAMETERS_PATTERN.fullmatch, names) if match]
+    if any(map(DESCRIPTION_PATTERN.fullmatch, names)) or \
+            any(STATES.format(int(match[1])) not in names for match in parameters):
+        raise UserError(f"{folder} holds the checkpoints of an earlier run; add --checkpoint {folder} "
+                        "to resume it, remove them, or give another --model_save_path")
+
+
 def read_parameters(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint's parameter file by name, such as ``conv1/conv/W``.
+    """The arrays in a checkpoint's parameter file by name, such as ``conv1/conv/W``.
 
     Raises:
         UserError: the file cannot be read, is not the one described, or holds NaN or infinity.
     """
     path = checkpoint.parameters
-    content = _read_file(path, checkpoint.description.get("parameters_sha256"))
+    content = _read_file(path, checkpoint.description and checkpoint.description.parameters_sha256)
     parameters = {}
 
-    def collect(name: str, item):
+    def collect(name: str, item: h5py.HLObject):
         if isinstance(item, h5py.Dataset):
             parameters[name] = item[...]
 
@@ -251,77 +295,78 @@ def _read_file(path: Path, sha256: str | None) -> bytes:
     return content
 
 
-def digest(checkpoint: Checkpoint) -> str:
-    """SHA-256 of a checkpoint's parameter file.
+def parameters_digest(checkpoint: Checkpoint) -> str:
+    """SHA-256 of a checkpoint's parameter file: the one described, which reading verifies, if any.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: nothing describes the file, and it cannot be read.
     """
-    recorded = checkpoint.description.get("parameters_sha256")
-    return hashlib.sha256(_read_file(checkpoint.parameters, recorded)).hexdigest()
+    recorded = checkpoint.description and checkpoint.description.parameters_sha256
+    return recorded or hashlib.sha256(_read_file(checkpoint.parameters, None)).hexdigest()
 
 
 def load_parameters(checkpoint: Checkpoint):
     """Give the parameters in the current scope the values of a checkpoint.
 
     Raises:
-        UserError: the file cannot be used, or its names or shapes are not those of the network that
-            was built.
+        UserError: the file cannot be read, or its names or shapes are not those of the current
+            parameters.
     """
-    found = read_parameters(checkpoint)
+    loaded = read_parameters(checkpoint)
     expected = nn.get_parameters(grad_only=False)
-    for name in sorted(found.keys() | expected.keys()):
+    for name in sorted(loaded.keys() | expected.keys()):
         shapes = [str(parameters[name].shape) if name in parameters else "none"
-                  for parameters in (expected, found)]
+                  for parameters in (expected, loaded)]
         if shapes[0] != shapes[1]:
             raise UserError(f"{checkpoint.parameters} is not of this network: expected shape "
                             f"{shapes[0]} for {name}, found {shapes[1]}; give the --model it was "
                             "trained with")
     for name, variable in expected.items():
-        variable.d = found[name]
+        variable.d = loaded[name]
 
 
-def check_parameters(checkpoints: list[Checkpoint], prediction: Callable):
-    """Load the parameters of every checkpoint into a network, so as to find what is wrong with one.
+def check_parameters(checkpoints: list[Checkpoint], network: Callable):
+    """Load every checkpoint into a network once, to find damaged or foreign files early.
 
     Args:
         checkpoints: the last one's parameters stay in the current scope.
-        prediction: ``prediction(image, test=True) -> (logits, h)``.
+        network: ``network(image, test=True) -> (logits, features)``.
 
     Raises:
         UserError: as for `load_parameters`.
     """
-    prediction(nn.Variable((1, 3, 32, 32)), test=True)  # creates the parameters
+    network(nn.Variable((1, *IMAGE_SHAPE)), test=True)  # creates the parameters
     for checkpoint in checkpoints:
         load_parameters(checkpoint)
 
 
-def load(checkpoint: Checkpoint, solver):
-    """Put the parameters and the state of `solver` back to those of a checkpoint.
+def load_checkpoint(checkpoint: Checkpoint, solver):
+    """Restore the current parameters and the state of `solver` from a complete checkpoint.
 
     Raises:
         UserError: a file is damaged or of another network.
     """
+    assert checkpoint.states and checkpoint.description, "the checkpoint is not complete"
     load_parameters(checkpoint)
-    _read_file(checkpoint.states, checkpoint.description["states_sha256"])
+    _read_file(checkpoint.states, checkpoint.description.states_sha256)
     try:
         solver.load_states(str(checkpoint.states))
-    except Exception as error:  # whatever NNabla raises at a file with its own digest
+    except Exception as error:  # NNabla raises anything, even if the digest is right
         raise UserError(f"cannot read the solver's state in {checkpoint.states}: {error}; remove "
                         f"checkpoint {checkpoint.epoch} to resume from the one before") from error
 
 
-def save_network(path: Path, name: str, prediction: Callable):
+def save_network(path: Path, name: str, network: Callable):
     """Write a network with the current parameters as .nnp, for NNabla's own tools.
 
     Args:
         path: the file to write.
-        name: what the network is called in it; its input is ``x``, its output (logits) ``y``.
-        prediction: ``prediction(image, test=True) -> (logits, h)``.
+        name: the network's name in the file; its input is ``x``, its output (logits) ``y``.
+        network: ``network(image, test=True) -> (logits, features)``.
     """
-    image = nn.Variable((1, 3, 32, 32))
-    logits, _ = prediction(image, test=True)
-    network = {"name": name, "batch_size": 1, "names": {"x": image}, "outputs": {"y": logits}}
+    image = nn.Variable((1, *IMAGE_SHAPE))
+    logits, _ = network(image, test=True)
+    content = {"name": name, "batch_size": 1, "names": {"x": image}, "outputs": {"y": logits}}
     executor = {"name": "runtime", "network": name, "data": ["x"], "output": ["y"]}
     with whole_file(path) as temporary:
-        nnabla_save(str(temporary), {"networks": [network], "executors": [executor]})
+        nnabla_save(str(temporary), {"networks": [content], "executors": [executor]})

@@ -8,7 +8,7 @@ from models import MODELS, build_network
 from tests.conftest import refused
 from utils.graph.functions import Unsupported
 from utils.graph.onnx_forward import save_network
-from utils.training import checkpoint
+from utils.training.checkpoint import find_checkpoints, load_parameters
 
 
 def logits_of(path, images):
@@ -43,7 +43,7 @@ def test_translated_network_gives_the_same_logits(tmp_path, model):
 def test_trained_network_is_written_with_its_last_parameters(run):
     image = nn.Variable((4, 3, 32, 32))
     logits, _ = build_network("resnet23", 3, 4)(image, test=True)
-    checkpoint.load_parameters(checkpoint.find(run)[-1])
+    load_parameters(find_checkpoints(run)[-1])
     image.d = np.load(run / "x_train.npy")[:4]
     logits.forward()
     session = onnxruntime.InferenceSession(run / "resnet23_result.onnx",

@@ -14,7 +14,7 @@ from utils.tracin import scoring
 from utils.tracin.engines import OnnxRuntimeEngine
 from utils.tracin.scores import CheckpointScores
 from utils.tracin.scoring import Setup, SliceScorer, complete, slices
-from utils.training import checkpoint
+from utils.training.checkpoint import find_checkpoints
 
 
 @pytest.mark.parametrize(("samples", "batch_size", "expected"), [
@@ -34,7 +34,7 @@ def scored(tmp_path):
     prediction = build_network("resnet23", 3, 4, np.random.default_rng(0))
     prediction(nn.Variable((1, 3, 32, 32)), test=True)
     nn.save_parameters(str(tmp_path / "params_7.h5"))
-    current, = checkpoint.find(tmp_path)
+    current, = find_checkpoints(tmp_path)
     setup = Setup(build_network("resnet23", 3, 4), tmp_path / arrays.TRAIN_IMAGES,
                   tmp_path / arrays.TRAIN_LABELS, "last", "onnxruntime", 16, 1, "cpu", 0, "float")
     return setup, current, functools.partial(CheckpointScores, tmp_path, 7, "key", 600, 3)

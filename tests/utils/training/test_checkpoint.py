@@ -12,7 +12,15 @@ import pytest
 from models import build_network
 from tests.conftest import make_dataset
 from utils.errors import UserError
-from utils.training import checkpoint
+from utils.training.checkpoint import (
+    Checkpoint,
+    check_unused,
+    find_checkpoints,
+    load_checkpoint,
+    load_parameters,
+    newest_complete,
+    read_parameters,
+)
 from utils.training.trainer import Trainer
 
 
@@ -22,23 +30,23 @@ def build(nmaps=4, classes=3, model="resnet23"):
 
 
 def test_checkpoint_says_what_made_it(run):
-    found = checkpoint.find(run)
+    found = find_checkpoints(run)
     assert [one.epoch for one in found] == [1, 2, 3]
     last = found[-1]
     assert last.parameters == run / "params_000003.h5"
     assert last.states == run / "states_000003.h5"
     description = last.description
-    assert (description["model"], description["nmaps"], description["classes"]) == ("resnet23", 4, 3)
-    assert description["data_sha256"] == make_dataset().digest()
+    assert (description.model, description.nmaps, description.classes) == ("resnet23", 4, 3)
+    assert description.data_sha256 == make_dataset().digest()
     # 30 samples in batches of 8 are 4 updates per epoch; the last of the 12 comes after 240/270.
-    assert description["learning_rate"] == pytest.approx(0.5 * 8 / 500 / 1000)
-    assert description["arguments"]["train_epochs"] == 3
-    assert len(description["history"]) == 3
+    assert description.learning_rate == pytest.approx(0.5 * 8 / 500 / 1000)
+    assert description.arguments["train_epochs"] == 3
+    assert len(description.history) == 3
     assert str(run) not in (run / "checkpoint_000003.json").read_text()
 
 
 def test_one_description_names_its_checkpoint_alone(run):
-    found = checkpoint.find(run / "checkpoint_000002.json")
+    found = find_checkpoints(run / "checkpoint_000002.json")
     assert [one.epoch for one in found] == [2]
 
 
@@ -46,45 +54,45 @@ def test_one_description_names_its_checkpoint_alone(run):
                                      "checkpoint_000003.json"])
 def test_run_goes_on_from_the_newest_complete_checkpoint(run, missing):
     (run / missing).unlink()
-    assert checkpoint.newest_complete(run).epoch == 2
+    assert newest_complete(run).epoch == 2
 
 
 def test_checkpoint_without_parameters_is_not_passed_over_in_scoring(run):
     (run / "params_000002.h5").unlink()
     (run / "states_000001.h5").unlink()
-    assert [one.epoch for one in checkpoint.find(run)] == [1, 2, 3]
+    assert [one.epoch for one in find_checkpoints(run)] == [1, 2, 3]
     with pytest.raises(UserError, match=rf"params_000002\.h5.*{os.strerror(errno.ENOENT)}"):
-        checkpoint.read_parameters(checkpoint.find(run)[1])
+        read_parameters(find_checkpoints(run)[1])
 
 
 def test_parameters_of_nnablas_example_are_found_without_descriptions(run, tmp_path):
     for name in ("params_29.h5", "params_119.h5", "params_000270.h5"):
         shutil.copy(run / "params_000001.h5", tmp_path / name)
-    found = checkpoint.find(tmp_path)
+    found = find_checkpoints(tmp_path)
     assert [one.epoch for one in found] == [29, 119, 270]
     assert found[0].parameters.name == "params_29.h5" and not found[0].description
     with pytest.raises(UserError, match=r"--checkpoint\b"):
-        checkpoint.newest_complete(tmp_path)
+        newest_complete(tmp_path)
     shutil.copy(run / "params_000001.h5", tmp_path / "params_000029.h5")
     with pytest.raises(UserError, match=r"params_000029\.h5 .*params_29\.h5"):
-        checkpoint.find(tmp_path)
+        find_checkpoints(tmp_path)
 
 
 def test_folder_without_checkpoints_is_refused(tmp_path):
     with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path))}\b.*--model_save_path"):
-        checkpoint.find(tmp_path)
+        find_checkpoints(tmp_path)
     with pytest.raises(UserError, match=r"nowhere\b.*--model_save_path"):
-        checkpoint.find(tmp_path / "nowhere")
+        find_checkpoints(tmp_path / "nowhere")
     (tmp_path / "a.txt").touch()
     with pytest.raises(UserError, match=r"a\.txt\b.*--model_save_path"):
-        checkpoint.find(tmp_path / "a.txt")
+        find_checkpoints(tmp_path / "a.txt")
 
 
 def test_checkpoints_of_two_runs_are_not_mixed(run):
     path = run / "checkpoint_000002.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "seed": 7}))
     with pytest.raises(UserError, match=rf"\b1 .*\b2 .*{re.escape(str(run))}"):
-        checkpoint.find(run)
+        find_checkpoints(run)
 
 
 @pytest.mark.parametrize("content", [
@@ -92,7 +100,7 @@ def test_checkpoints_of_two_runs_are_not_mixed(run):
 def test_damaged_description_is_named(run, content):
     (run / "checkpoint_000002.json").write_text(content, encoding="latin1")
     with pytest.raises(UserError, match=r"checkpoint_000002\.json"):
-        checkpoint.find(run)
+        find_checkpoints(run)
 
 
 @pytest.mark.parametrize("wrong", [
@@ -102,38 +110,38 @@ def test_wrong_value_in_a_description_is_named(run, wrong):
     path = run / "checkpoint_000002.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **wrong}))
     with pytest.raises(UserError, match=rf"checkpoint_000002\.json.*\b{next(iter(wrong))}\b"):
-        checkpoint.find(run)
+        find_checkpoints(run)
 
 
 def test_description_of_another_epoch_is_refused(run):
     shutil.copy(run / "checkpoint_000003.json", run / "checkpoint_000002.json")
     with pytest.raises(UserError, match=r"checkpoint_000002\.json.*\bepoch\b"):
-        checkpoint.find(run)
+        find_checkpoints(run)
 
 
 def test_new_run_does_not_mix_with_old_checkpoints(run, tmp_path):
     remedy = rf"--checkpoint {re.escape(str(run))} .*--model_save_path"
     with pytest.raises(UserError, match=remedy):
-        checkpoint.check_unused(run, None)
+        check_unused(run, None)
     with pytest.raises(UserError, match=remedy):
-        checkpoint.check_unused(run, tmp_path)
-    checkpoint.check_unused(run, run)
-    checkpoint.check_unused(run, run / "checkpoint_000003.json")
-    checkpoint.check_unused(tmp_path / "new", None)
+        check_unused(run, tmp_path)
+    check_unused(run, run)
+    check_unused(run, run / "checkpoint_000003.json")
+    check_unused(tmp_path / "new", None)
 
 
 def test_what_a_run_left_before_its_first_checkpoint_is_no_checkpoint(run):
     for path in run.glob("checkpoint_*.json"):
         path.unlink()
-    checkpoint.check_unused(run, None)
+    check_unused(run, None)
     (run / "states_000002.h5").unlink()
     with pytest.raises(UserError, match=re.escape(f"--checkpoint {run} ")):
-        checkpoint.check_unused(run, None)
+        check_unused(run, None)
 
 
 def test_loading_gives_the_saved_values_and_nnabla_reads_them_too(run):
     build()
-    checkpoint.load_parameters(checkpoint.find(run)[1])
+    load_parameters(find_checkpoints(run)[1])
     loaded = {name: value.d.copy() for name, value in nn.get_parameters(grad_only=False).items()}
     nn.clear_parameters()
     nn.load_parameters(str(run / "params_000002.h5"))
@@ -150,7 +158,7 @@ def test_loading_gives_the_saved_values_and_nnabla_reads_them_too(run):
 def test_parameters_of_another_network_are_refused(run, options, message):
     build(**options)
     with pytest.raises(UserError, match=message):
-        checkpoint.load_parameters(checkpoint.find(run)[0])
+        load_parameters(find_checkpoints(run)[0])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -159,7 +167,7 @@ def test_parameters_that_are_not_finite_name_the_checkpoint(run, value):
     with h5py.File(path, "r+") as file:
         file["conv2/conv1/conv/W"][0, 0] = value
     with pytest.raises(UserError, match=r"params_000002\.h5.*conv2/conv1/conv/W"):
-        checkpoint.read_parameters(checkpoint.Checkpoint(2, path))
+        read_parameters(Checkpoint(2, path))
 
 
 @pytest.mark.parametrize("name", ["params_000002.h5", "states_000002.h5"])
@@ -173,7 +181,7 @@ def test_files_other_than_those_described_are_refused(run, name, damage):
         (run / name).write_bytes(content[:3000] if damage == "cut" else other)
     trainer = Trainer(build_network("resnet23", 3, 4), False, 0)
     with pytest.raises(UserError, match=re.escape(name)):
-        checkpoint.load(checkpoint.find(run)[1], trainer.solver)
+        load_checkpoint(find_checkpoints(run)[1], trainer.solver)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", "cut"])
@@ -181,13 +189,13 @@ def test_damaged_parameters_without_description_are_named(run, content):
     path = run / "params_000002.h5"
     path.write_bytes(path.read_bytes()[:3000] if content == "cut" else content)
     with pytest.raises(UserError, match=r"params_000002\.h5"):
-        checkpoint.read_parameters(checkpoint.Checkpoint(2, path))
+        read_parameters(Checkpoint(2, path))
 
 
 def test_files_are_as_nnabla_writes_them(run, tmp_path):
     """NNabla itself, saving the same parameters and states, writes the same content."""
     trainer = Trainer(build_network("resnet23", 3, 4), False, 0)
-    checkpoint.load(checkpoint.find(run)[2], trainer.solver)
+    load_checkpoint(find_checkpoints(run)[2], trainer.solver)
     nn.save_parameters(str(tmp_path / "params_000003.h5"))
     trainer.solver.save_states(str(tmp_path / "states_000003.h5"))
     for name in ("params_000003.h5", "states_000003.h5"):
@@ -205,7 +213,7 @@ def contents(path):
 def test_saved_network_computes_what_the_trained_one_does(run):
     from nnabla.utils.nnp_graph import NnpLoader
     build()
-    checkpoint.load_parameters(checkpoint.find(run)[2])
+    load_parameters(find_checkpoints(run)[2])
     images = make_dataset().images[:1]
     image = nn.Variable(images.shape)
     logits, _ = build_network("resnet23", 3, 4)(image, test=True)
