@@ -15,7 +15,7 @@ import numpy as np
 
 from datasets import arrays, flags
 from datasets.arrays import Dataset
-from models import MODELS, build_network, default_nmaps, is_network
+from models import MODELS, build_network, is_network
 from utils import cli
 from utils.cli import Parser, number
 from utils.context import memory_for, set_context
@@ -113,13 +113,7 @@ def resume_from(args: argparse.Namespace) -> Checkpoint:
 def complete(args: argparse.Namespace):
     """Fill in the defaults that depend on other arguments, and check what can be checked early."""
     flags.complete_data_flags(args)
-    if args.nmaps is None:
-        args.nmaps = default_nmaps(args.model)
-    elif default_nmaps(args.model) is None:
-        raise UserError(f"--nmaps {args.nmaps}: {args.model} has a fixed width; leave --nmaps out, "
-                        "or give --model resnet23")
-    elif args.nmaps % 2:
-        raise UserError(f"expected an even --nmaps, found {args.nmaps}")
+    args.nmaps = MODELS[args.model].check_nmaps(args.nmaps)
     if args.model_save_interval is None:
         args.model_save_interval = max(1, round(args.train_epochs / 9))
     args.model_save_path = args.model_save_path or args.monitor_path

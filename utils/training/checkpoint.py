@@ -73,7 +73,7 @@ class Description:
         valid = {
             "epoch": _is_integer(self.epoch, 0),
             "model": isinstance(self.model, str),
-            "nmaps": self.nmaps is None or _is_integer(self.nmaps, 2, 4096) and self.nmaps % 2 == 0,
+            "nmaps": self.nmaps is None or _is_integer(self.nmaps, 2, 4096),
             "classes": _is_integer(self.classes, 1, 100_000),
             "learning_rate": _is_number(self.learning_rate),
             "seed": _is_integer(self.seed, 0),
