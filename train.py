@@ -144,7 +144,8 @@ def save_data(settings: TrainSettings, dataset: Dataset, description: Descriptio
 def start_or_resume(settings: TrainSettings, trainer: Trainer, samples: int,
                     run: str) -> tuple[TrainingLog, TrainingDynamics]:
     """The log and the statistics of the epochs so far; `trainer` continues after them."""
-    history, record = [], TrainingDynamics(samples, settings.train_epochs)
+    history: list[dict] = []
+    record = TrainingDynamics(samples, settings.train_epochs)
     if settings.resumed:
         load_checkpoint(settings.resumed, trainer.solver)
         history = settings.resumed.description.history

@@ -85,14 +85,15 @@ class TrainSettings:
             UserError: a batch size is larger than the number of its samples.
         """
         samples, test_samples = len(dataset.images), len(dataset.test.images)
-        sizes = {"train_batch_size": self.train_batch_size or min(
-                     max(samples // 100, SMALLEST_BATCH), LARGEST_BATCH, samples),
-                 "val_batch_size": self.val_batch_size or min(TEST_BATCH, test_samples)}
-        for (name, size), largest in zip(sizes.items(), (samples, test_samples), strict=True):
+        train_size = self.train_batch_size or min(max(samples // 100, SMALLEST_BATCH), LARGEST_BATCH,
+                                                  samples)
+        test_size = self.val_batch_size or min(TEST_BATCH, test_samples)
+        for name, size, largest in [("train_batch_size", train_size, samples),
+                                    ("val_batch_size", test_size, test_samples)]:
             if size > largest:
                 raise UserError(f"expected --{name} of at most {largest}, the number of samples, found "
                                 f"{size}; give a smaller one")
-        return replace(self, **sizes)
+        return replace(self, train_batch_size=train_size, val_batch_size=test_size)
 
     def describe(self, dataset: Dataset) -> Description:
         """The description of a run before its first epoch."""

@@ -127,8 +127,10 @@ class Trainer:
             observe(batch, logits)
         # While a GPU computes an update, the next batch is read and the previous one is reported.
         samples = ((batch, images[batch], labels[batch]) for batch in batches(order, batch_size))
-        following, finished = next(samples), None
-        for update in range(-(-len(order) // batch_size)):
+        following: tuple | None = next(samples)
+        finished: tuple | None = None
+        update = 0
+        while following:
             batch, image, label = following
             graph = self._graph(len(batch), test=False)
             graph.label.d = label
@@ -144,7 +146,9 @@ class Trainer:
             # Reading the loss waits for the GPU.
             finished = (batch, label, graph.logits.d.copy(), float(graph.loss.d),
                         self.solver.learning_rate())
-        report(*finished)
+            update += 1
+        if finished:
+            report(*finished)
         return total_loss / len(images), total_error / len(images)
 
     def _update(self, graph: Graph, scale: float) -> float:
