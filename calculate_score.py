@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from datasets import arrays
 from datasets.arrays import Dataset
-from models import MODELS, build_network, default_nmaps, is_network
+from models import MODELS, build_network, is_network
 from utils import cli
 from utils.cli import Parser, boolean, number
 from utils.context import current_context, set_context
@@ -125,7 +125,7 @@ def network_of(args: argparse.Namespace, first: Checkpoint) -> tuple[str, int, i
         try:
             nmaps = len(parameters["conv1/conv/W"])
             return (args.model, len(parameters["affine/b"]),
-                    None if default_nmaps(args.model) is None else nmaps)
+                    None if MODELS[args.model].default_nmaps is None else nmaps)
         except KeyError as error:
             raise UserError(f"expected the parameters of {args.model} in {first.parameters}, found "
                             f"no {error}; give the --model it was trained with") from None

@@ -2,6 +2,7 @@
 import argparse
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,53 +13,75 @@ from datasets.own import VAL_FRACTION
 from utils.cli import Parser, boolean, number
 from utils.errors import UserError
 
-# What a resumed run must have in common with the one that it goes on with.
-RUN = ("dataset", "val_fraction", "subset", "shuffle_label", "shuffle_rate", "noise")
-# What cannot be asked of the files of an earlier run.
+# Arguments that a resumed run must share with the run it resumes.
+RUN = ("dataset", "val_fraction", "subset", "shuffle_label", "shuffle_rate", "noise", "augmentation")
+# Flags that cannot change the files of an earlier run.
 NOT_WITH_INPUT = {"data", "val_fraction", "strict", "subset", "shuffle_rate", "noise", "noise_model"}
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The arguments of `add_data_flags` by their flags' names, with every default resolved.
+
+    Attributes:
+        dataset: a key of ``DATASETS`` or a path; None if `input` alone says what to train on.
+        shuffle_rate, noise: None if the labels are those of `input`.
+    """
+
+    dataset: str | None
+    data: Path | None
+    val_fraction: float | None
+    strict: bool
+    subset: int | None
+    input: Path | None
+    corrections: Path | None
+    shuffle_label: bool
+    shuffle_rate: float | None
+    noise: str | None
+    noise_model: Path | None
+    augmentation: bool
 
 
 def add_data_flags(parser: Parser):
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", type=_dataset, default="cifar10", metavar="NAME|PATH",
                       help=f"images to train on: {', '.join(DATASETS)}; or your own: a folder with one "
-                           "folder a class (or train and val folders of them), a .csv with columns path "
-                           "and label, an .npz with x and y (default: %(default)s)")
+                           "folder per class (or train and val folders of them), a .csv with columns "
+                           "path and label, an .npz with x and y (default: %(default)s)")
     data.add_argument("--data", type=Path, metavar="PATH",
                       help="cifar10, cifar100: the official archive or the folder extracted from it "
-                           "(default: NNabla's data home, downloaded if need be)")
+                           "(default: NNabla's data home, downloaded if necessary)")
     data.add_argument("--val_fraction", type=number(float, 0, 1), metavar="SHARE",
-                      help="your own images: share of every class to test on and not to rank, drawn at "
-                           f"random; 0 ranks all (default: {VAL_FRACTION}, or the val folder)")
+                      help="your own images: share of every class to test on instead of ranking it, "
+                           f"drawn at random; 0 ranks all (default: {VAL_FRACTION}, or the val folder)")
     data.add_argument("--strict", type=boolean, nargs="?", const=True, default=False,
-                      help="your own images: a file that is no image is an error, not skipped")
+                      help="your own images: stop at a file that is not an image instead of skipping it")
     data.add_argument("--subset", type=number(int, 1), metavar="N",
                       help="train on N samples drawn at random")
     data.add_argument("--input", type=Path, metavar="DIR",
                       help="train on the .npy files of an earlier run instead; --dataset then only "
-                           "says what they are of")
+                           "names what they hold")
     data.add_argument("--corrections", type=Path, metavar="CSV",
                       help="with --input: relabel and remove samples as a review or "
-                           "mislabel_analysis.py --drop says")
+                           "mislabel_analysis.py --drop decided")
     data.add_argument("--shuffle_label", type=boolean, default=None,
-                      help="mislabel some training samples; False trains on the labels there are "
-                           "(default: True, but for your own images only where --shuffle_rate or "
-                           "--noise asks for it)")
+                      help="mislabel some training samples; False keeps the labels (default: True for "
+                           "known sets; for your own images only with --shuffle_rate or --noise)")
     data.add_argument("--shuffle_rate", type=number(float, 0, 1), default=0.1,
-                      help="share of a class that is mislabelled (default: %(default)s)")
+                      help="share of every class to mislabel (default: %(default)s)")
     data.add_argument("--noise", choices=NOISES, default="uniform",
-                      help="wrong labels: any other one; that of the class it is taken for, if any; "
-                           "or the one that --noise_model finds likeliest (default: %(default)s)")
+                      help="wrong labels: any other class; the class it resembles, if any; or "
+                           "the one that --noise_model finds likeliest (default: %(default)s)")
     data.add_argument("--noise_model", type=Path, metavar="PATH",
-                      help="checkpoints of an earlier run, or one checkpoint_<epoch>.json, for "
-                           "--noise hardest")
+                      help="for --noise hardest: checkpoints of an earlier run, or one "
+                           "checkpoint_<epoch>.json")
     data.add_argument("--augmentation", type=boolean, default=None,
                       help="scale and mirror training images at random (default: True, but False "
                            "for digits)")
 
 
 def _dataset(text: str) -> str:
-    """The name of a known set, or a relative path, for a run to be known again by."""
+    """The name of a known set, or a relative path, so that a moved run is still recognized."""
     if text in DATASETS:
         return text
     if not text:
@@ -67,85 +90,90 @@ def _dataset(text: str) -> str:
     return f"./{relative}" if relative in DATASETS else relative
 
 
-def check_with_input(args: argparse.Namespace):
-    """Of a run on the files of an earlier one, check the flags and clear what does not count.
+def resolve(args: argparse.Namespace, resumed: bool = False) -> DataSettings:
+    """The settings of the data, checked as far as is possible without reading any.
 
-    Raises:
-        UserError: a flag cannot have an effect.
-    """
-    clash = sorted(args.given & NOT_WITH_INPUT)
-    if clash:
-        raise UserError(f"--input trains on the files of an earlier run, which --{clash[0]} "
-                        "cannot change; leave one of them out")
-    args.shuffle_rate = args.noise = None
-    if "dataset" not in args.given:
-        args.dataset = None
-
-
-def complete_data_flags(args: argparse.Namespace):
-    """Fill in the defaults that depend on other flags, and check what can be checked early.
+    Args:
+        args: parsed by a parser with the flags of `add_data_flags`.
+        resumed: whether `args` already has the values that a run to resume recorded.
 
     Raises:
         UserError: flags contradict each other, or there is no such source.
     """
+    _check(args)
+    values = {name: getattr(args, name) for name in DataSettings.__dataclass_fields__}
+    if args.input and not resumed:
+        values.update(shuffle_rate=None, noise=None,
+                      dataset=args.dataset if "dataset" in args.given else None)
+    if args.shuffle_label is None:
+        known = bool(args.input) or args.dataset in DATASETS
+        values["shuffle_label"] = known or bool(args.given & {"shuffle_rate", "noise"})
+    if args.augmentation is None:
+        values["augmentation"] = values["dataset"] != "digits"
+    return DataSettings(**values)
+
+
+def _check(args: argparse.Namespace):
+    clash = sorted(args.given & NOT_WITH_INPUT) if args.input else []
+    if clash:
+        raise UserError(f"--input trains on the files of an earlier run, which --{clash[0]} "
+                        "cannot change; leave one of them out")
     if args.corrections and (not args.input or args.shuffle_label is False):
-        raise UserError("--corrections are of the labels in the files of an earlier run, found "
-                        f"{'--shuffle_label False' if args.input else 'no --input'}; give the --input "
-                        "that the review was made of, and the labels as they are")
-    known = bool(args.input) or args.dataset in DATASETS
-    for flag in {"val_fraction", "strict"} & args.given if known else ():
-        raise UserError(f"--{flag} is for your own images, found --dataset {args.dataset}; leave it out")
-    if not known and not Path(args.dataset).exists():
+        raise UserError("expected --corrections with the --input that was reviewed, found "
+                        f"{'--shuffle_label False' if args.input else 'no --input'}; give that --input, "
+                        "and keep its labels")
+    if not args.input and (args.noise == "hardest") != (args.noise_model is not None):
+        raise UserError("expected --noise hardest and --noise_model PATH together, found "
+                        f"{'no --noise_model' if args.noise == 'hardest' else 'another --noise'}; give "
+                        "both or neither")
+    if args.input or args.dataset in DATASETS:
+        for flag in sorted({"val_fraction", "strict"} & args.given):
+            raise UserError(f"--{flag} is for your own images, found --dataset {args.dataset}; leave it "
+                            "out")
+        return
+    if not Path(args.dataset).exists():
         raise UserError(f"expected {', '.join(DATASETS)} or the path of your own images as --dataset, "
                         f"found nothing at {args.dataset}; give one of them")
-    if not known and args.data:
+    if args.data:
         raise UserError(f"--data is for cifar10 and cifar100, found --dataset {args.dataset}; leave it "
                         "out")
-    if args.shuffle_label is None:
-        args.shuffle_label = known or bool(args.given & {"shuffle_rate", "noise"})
-    if not args.input and (args.noise == "hardest") != (args.noise_model is not None):
-        raise UserError("--noise hardest and --noise_model PATH belong together, found "
-                        f"{'no --noise_model' if args.noise == 'hardest' else 'another --noise'}; give "
-                        "both or none")
-    if args.augmentation is None:
-        args.augmentation = args.dataset != "digits"
 
 
-def check_outside(args: argparse.Namespace, folder: Path):
-    """Check that a folder to write in is not among one's own images, where it would be a class.
+def check_outside(settings: DataSettings, folder: Path):
+    """Check that an output folder is not inside one's own images, where it would become a class.
 
     Raises:
         UserError: it is.
     """
-    if args.input or args.dataset in DATASETS:
+    if settings.input or settings.dataset is None or settings.dataset in DATASETS:
         return
-    source = Path(args.dataset)
+    source = Path(settings.dataset)
     if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"expected a folder to write in outside the images of --dataset {args.dataset}, "
+        raise UserError(f"expected an output folder outside the images of --dataset {settings.dataset}, "
                         f"found {folder}; give another")
 
 
-def load_data(args: argparse.Namespace, rng: np.random.Generator,
-              predict: Callable[[np.ndarray, int], np.ndarray]) -> Dataset:
-    """The data the flags ask for.
+def load_data(settings: DataSettings, rng: np.random.Generator,
+              noise_logits: Callable[[np.ndarray, int], np.ndarray]) -> Dataset:
+    """The data that the settings ask for.
 
     Args:
-        args: with the flags of `add_data_flags`, completed.
+        settings: from `resolve`.
         rng: draws the test set of one's own images, the subset and the noise.
-        predict: gives the logits (N, C) of the noise model for images (N, 3, 32, 32) and C.
+        noise_logits: the logits (N, C) of the noise model for images (N, *IMAGE_SHAPE) and C.
 
     Raises:
-        UserError: they cannot be read, or are not what the flags ask for.
+        UserError: the data cannot be read, or are not what the settings ask for.
     """
-    if args.input:
-        dataset = arrays.load(args.input, test=True)
-        if args.corrections:
-            corrected = corrections.load(args.corrections, dataset)
+    if settings.input:
+        dataset = arrays.load(settings.input, test=True)
+        if settings.corrections:
+            corrected = corrections.load(settings.corrections, dataset)
             result = corrected.apply(dataset)
             print(f"corrections: {corrected.describe(dataset)}", flush=True)
             return result
-        return dataset if args.shuffle_label else dataset.without_noise()
-    source = load_source(args.dataset, args.data, args.val_fraction, args.strict, rng)
-    rate = args.shuffle_rate if args.shuffle_label else 0.0
-    return make_dataset(source, args.subset, rate, rng, args.noise,
-                        lambda images: predict(images, len(source.names)))
+        return dataset if settings.shuffle_label else dataset.without_noise()
+    source = load_source(settings.dataset, settings.data, settings.val_fraction, settings.strict, rng)
+    rate = settings.shuffle_rate if settings.shuffle_label else 0.0
+    return make_dataset(source, settings.subset, rate, rng, settings.noise,
+                        lambda images: noise_logits(images, len(source.names)))

@@ -7,7 +7,7 @@
 ResNet23 is the bottleneck network of NNabla's CIFAR-10 examples; ResNet56 is that of He et al.,
 "Deep Residual Learning for Image Recognition", arXiv:1512.03385, section 4.2, with a strided 1x1
 convolution on the shortcut where the width changes.  Activations are ReLU, convolutions have no
-bias, and images enter as 0..255: the first batch normalization takes care of the scale.
+bias, and images enter as 0..255: the first batch normalization rescales them.
 """
 import nnabla as nn
 import nnabla.functions as F
@@ -26,7 +26,7 @@ def conv_bn(x: nn.Variable, scope: str, maps: int, kernel: int, stride: int, tes
 
 def bottleneck(x: nn.Variable, scope: str, test: bool,
                rng: np.random.Generator | None) -> nn.Variable:
-    """Residual unit 1x1 (half width), 3x3, 1x1, that keeps the shape (B, C, H, W)."""
+    """Residual unit of 1x1 (half width), 3x3 and 1x1 convolutions; keeps the shape (B, C, H, W)."""
     width = x.shape[1]
     with nn.parameter_scope(scope):
         h = F.relu(conv_bn(x, "conv1", width // 2, 1, 1, test, rng))
@@ -36,13 +36,14 @@ def bottleneck(x: nn.Variable, scope: str, test: bool,
 
 
 def resnet23(image: nn.Variable, classes: int, test: bool = False,
-             rng: np.random.Generator | None = None, nmaps: int = 64):
+             rng: np.random.Generator | None = None,
+             nmaps: int = 64) -> tuple[nn.Variable, nn.Variable]:
     """ResNet23.
 
     Args:
         image: (B, 3, 32, 32), values 0..255.
         classes: number of classes.
-        test: use the running statistics of batch normalization instead of the batch's.
+        test: normalize by the running statistics instead of the batch's.
         rng: draws the initial parameters.
         nmaps: number of feature maps; even.
 
@@ -55,7 +56,7 @@ def resnet23(image: nn.Variable, classes: int, test: bool = False,
         h = bottleneck(h, scope, test, rng)
         if pool:
             h = F.max_pooling(h, (2, 2))
-    h = F.average_pooling(h, (4, 4))
+    h = F.average_pooling(h, h.shape[2:])
     return PF.affine(h, classes, rng=rng), h
 
 
@@ -73,7 +74,7 @@ def basic_unit(x: nn.Variable, scope: str, maps: int, stride: int, test: bool,
 
 
 def resnet56(image: nn.Variable, classes: int, test: bool = False,
-             rng: np.random.Generator | None = None):
+             rng: np.random.Generator | None = None) -> tuple[nn.Variable, nn.Variable]:
     """ResNet56: three stages of nine basic units with 16, 32 and 64 maps.
 
     Arguments and results are those of `resnet23`, with ``affine``'s input (B, 64, 1, 1).

@@ -18,7 +18,7 @@ import pytest
 import calculate_score
 import train
 from datasets import arrays
-from models import MODELS
+from models import MODELS, Model
 from tests.conftest import ROOT, children, gone, make_dataset, numbers, refused
 
 
@@ -187,7 +187,7 @@ def unknown(image, classes, test=False, rng=None):
 
 
 def test_added_network_is_scored_with_no_further_work(dataset_folder, tmp_path, monkeypatch):
-    monkeypatch.setitem(MODELS, "strided", strided)
+    monkeypatch.setitem(MODELS, "strided", Model(strided))
     run = tmp_path / "run"
     train.main(["--model", "strided", "--train_epochs", "1", "--train_batch_size", "8", "-c", "cpu",
                 "--input", str(dataset_folder), "--output", str(run), "--monitor-path", str(run)])
@@ -203,7 +203,7 @@ def test_added_network_is_scored_with_no_further_work(dataset_folder, tmp_path, 
 
 def test_added_network_that_cannot_be_taken_is_refused_by_name(dataset_folder, tmp_path, monkeypatch,
                                                                capsys):
-    monkeypatch.setitem(MODELS, "unknown", unknown)
+    monkeypatch.setitem(MODELS, "unknown", Model(unknown))
     run = tmp_path / "run"
     train.main(["--model", "unknown", "--train_epochs", "1", "--train_batch_size", "8", "-c", "cpu",
                 "--input", str(dataset_folder), "--output", str(run), "--monitor-path", str(run)])

@@ -182,16 +182,15 @@ def test_bad_calls_are_refused(dataset_folder, tmp_path, more, facts):
 
 def test_defaults_are_those_of_the_design(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    args = train.get_args([])
-    train.complete(args)
-    assert (args.model, args.dataset) == ("resnet56", "cifar10")
-    assert args.train_epochs == 270
-    assert (args.monitor_path, args.model_save_path) == (Path("tmp.monitor"), Path("tmp.monitor"))
-    assert (args.shuffle_label, args.shuffle_rate, args.model_save_interval) == (True, 0.1, 30)
-    assert args.augmentation is True and args.nmaps is None
-    args = train.get_args(["--dataset", "digits", "--model", "resnet23"])
-    train.complete(args)
-    assert (args.augmentation, args.nmaps) == (False, 64)
+    settings = train.resolve(train.get_args([]))
+    assert (settings.model, settings.data.dataset) == ("resnet56", "cifar10")
+    assert settings.train_epochs == 270
+    assert settings.monitor_path == settings.model_save_path == Path("tmp.monitor")
+    assert (settings.data.shuffle_label, settings.data.shuffle_rate) == (True, 0.1)
+    assert settings.model_save_interval == 30
+    assert settings.data.augmentation is True and settings.nmaps is None
+    settings = train.resolve(train.get_args(["--dataset", "digits", "--model", "resnet23"]))
+    assert (settings.data.augmentation, settings.nmaps) == (False, 64)
 
 
 @pytest.mark.parametrize(("more", "facts"), [
@@ -209,18 +208,16 @@ def test_defaults_are_those_of_the_design(tmp_path, monkeypatch):
 def test_flags_of_the_data_that_make_no_sense_are_refused(tmp_path, monkeypatch, more, facts):
     monkeypatch.chdir(tmp_path)
     with refused(*facts):
-        train.complete(train.get_args(more))
+        train.resolve(train.get_args(more))
 
 
 @pytest.mark.parametrize(("samples", "batch"), [(9, 9), (1437, 16), (10_000, 100), (60_000, 500)])
-def test_default_batch_is_a_hundredth(monkeypatch, samples, batch):
+def test_default_batch_is_a_hundredth(tmp_path, monkeypatch, samples, batch):
+    monkeypatch.chdir(tmp_path)
     images, labels = np.zeros((samples, 3, 32, 32), np.uint8), np.zeros((samples, 1), int)
     dataset = Dataset(images, labels, labels, Split(images[:9], labels[:9]), ["a", "b"])
-    monkeypatch.setattr(train.flags, "load_data", lambda *_: dataset)
-    args = train.get_args([])
-    train.complete(args)
-    train.load_data(args, np.random.default_rng(0))
-    assert args.train_batch_size == batch
+    settings = train.resolve(train.get_args([])).for_dataset(dataset)
+    assert (settings.train_batch_size, settings.val_batch_size) == (batch, 9)
 
 
 OWN_FLAGS = ["--model", "resnet23", "--nmaps", "4", "--train_epochs", "2", "-c", "cpu",

@@ -14,13 +14,14 @@ import nnabla as nn
 import numpy as np
 from nnabla.ext_utils import import_extension_module
 
+from datasets.arrays import IMAGE_SHAPE
 from models import build_network
 from utils.cli import Parser
 from utils.context import current_context, set_context
 from utils.training.trainer import Trainer, augment, build_graph
 
 REPEATS = 5
-# Of ResNet23: nmaps, batch, augmentation, images.
+# ResNet23's nmaps, batch size, augmentation and number of images.
 SETTINGS = {"cpu": [(16, 16, False, 1000), (16, 100, True, 1000), (64, 500, True, 1000)],
             "cudnn": [(64, 500, True, 50_000), (16, 16, False, 10_000)]}
 
@@ -29,7 +30,7 @@ def measure(nmaps: int, batch_size: int, augmentation: bool, samples: int) -> np
     """Seconds per epoch, and of its updates and its augmentation alone, (REPEATS, 3)."""
     nn.clear_parameters()
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (samples, 3, 32, 32)).astype(np.uint8)
+    images = rng.integers(0, 256, (samples, *IMAGE_SHAPE)).astype(np.uint8)
     labels = rng.integers(0, 10, (samples, 1))
     trainer = Trainer(build_network("resnet23", 10, nmaps, rng), augmentation, 0)
     parts = [bare_updates(trainer, images[:batch_size], labels[:batch_size]),

@@ -2,7 +2,7 @@ import nnabla as nn
 import numpy as np
 import pytest
 
-from models import MODELS, build_network, default_nmaps
+from models import MODELS, build_network, is_network
 from tests.conftest import refused
 
 
@@ -67,6 +67,23 @@ def test_initial_parameters_depend_on_the_generator_alone():
 
 
 def test_only_resnet23_can_be_made_narrower():
-    assert {name: default_nmaps(name) for name in MODELS} == {"resnet23": 64, "resnet56": None}
-    with refused("resnet56", "--nmaps", error=ValueError):
-        build("resnet56", nmaps=16)
+    assert {name: MODELS[name].check_nmaps(None) for name in MODELS} == {
+        "resnet23": 64, "resnet56": None}
+    assert MODELS["resnet23"].check_nmaps(16) == 16
+    for name, nmaps in [("resnet56", 16), ("resnet23", 5), ("resnet23", 0)]:
+        with refused("--nmaps"):
+            build_network(name, 10, nmaps)
+
+
+@pytest.mark.parametrize(("name", "nmaps", "expected"), [
+    ("resnet23", 16, True), ("resnet23", None, False), ("resnet23", 5, False), ("resnet56", None, True),
+    ("resnet56", 16, False), ("vgg", None, False)])
+def test_network_is_known_by_its_name_and_width(name, nmaps, expected):
+    assert is_network(name, nmaps) is expected
+
+
+@pytest.mark.parametrize("side", [32, 64])
+@pytest.mark.parametrize("name", list(MODELS))
+def test_features_have_no_extent_whatever_the_size_of_the_image(name, side):
+    _, features = build_network(name, 10)(nn.Variable((1, 3, side, side)), test=True)
+    assert features.shape == (1, 64, 1, 1)

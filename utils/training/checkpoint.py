@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import nnabla as nn
@@ -73,7 +74,7 @@ class Description:
         valid = {
             "epoch": _is_integer(self.epoch, 0),
             "model": isinstance(self.model, str),
-            "nmaps": self.nmaps is None or _is_integer(self.nmaps, 2, 4096) and self.nmaps % 2 == 0,
+            "nmaps": self.nmaps is None or _is_integer(self.nmaps, 2, 4096),
             "classes": _is_integer(self.classes, 1, 100_000),
             "learning_rate": _is_number(self.learning_rate),
             "seed": _is_integer(self.seed, 0),
@@ -95,8 +96,9 @@ class Description:
         Raises:
             ValueError: it is not a description.
         """
-        values = content if isinstance(content, dict) else {}
-        return cls(**{field.name: values.get(field.name) for field in fields(cls)})
+        found = content if isinstance(content, dict) else {}
+        values: dict[str, Any] = {field.name: found.get(field.name) for field in fields(cls)}
+        return cls(**values)
 
     def to_json(self) -> dict:
         return asdict(self)
@@ -263,7 +265,7 @@ def read_parameters(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
         UserError: the file cannot be read, is not the one described, or holds NaN or infinity.
     """
     path = checkpoint.parameters
-    content = _read_file(path, checkpoint.description and checkpoint.description.parameters_sha256)
+    content = _read_file(path, _recorded_digest(checkpoint))
     parameters = {}
 
     def collect(name: str, item: h5py.HLObject):
@@ -283,7 +285,11 @@ def read_parameters(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     return parameters
 
 
-def _read_file(path: Path, sha256: str | None) -> bytes:
+def _recorded_digest(checkpoint: Checkpoint) -> str:
+    return checkpoint.description.parameters_sha256 if checkpoint.description else ""
+
+
+def _read_file(path: Path, sha256: str) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -301,8 +307,8 @@ def parameters_digest(checkpoint: Checkpoint) -> str:
     Raises:
         UserError: nothing describes the file, and it cannot be read.
     """
-    recorded = checkpoint.description and checkpoint.description.parameters_sha256
-    return recorded or hashlib.sha256(_read_file(checkpoint.parameters, None)).hexdigest()
+    recorded = _recorded_digest(checkpoint)
+    return recorded or hashlib.sha256(_read_file(checkpoint.parameters, "")).hexdigest()
 
 
 def load_parameters(checkpoint: Checkpoint):

@@ -1,4 +1,4 @@
-"""What training sees of every sample, epoch by epoch, kept for the rankings that are made of it."""
+"""Per-sample training statistics for AUM and forgetting."""
 import io
 from pathlib import Path
 
@@ -12,20 +12,20 @@ LARGEST = float(np.finfo(np.float16).max)
 
 
 class TrainingDynamics:
-    """Loss, margin and whether it was right, of N samples in the epochs so far.
+    """Loss, margin and correctness of N samples in every epoch so far.
 
-    They are those of the forward passes of training itself: augmented images, batch normalization by
-    the batch, the parameters of that moment.
+    They come from the forward passes of training itself: augmented images, batch normalization by
+    the batch, the parameters before the update.
 
     Args:
         samples: N.
-        epochs: E, all that the run will have.
+        epochs: E, the number of epochs in the whole run.
 
     Attributes:
-        loss: cross entropy, float16 (N, E), NaN where it is not known.
-        margin: logit of the given label less the largest other one, float16 (N, E), likewise.
+        loss: cross entropy, float16 (N, E), NaN where unknown.
+        margin: logit of the given label minus the largest other logit, float16 (N, E), likewise.
         correct: whether the given label had the largest logit, bool (N, E).
-        epochs: how many epochs are recorded.
+        epochs: number of recorded epochs.
     """
 
     def __init__(self, samples: int, epochs: int):
@@ -34,14 +34,14 @@ class TrainingDynamics:
         self.epochs = 0
 
     def record(self, epoch: int, batch: np.ndarray, loss: np.ndarray, margin: np.ndarray):
-        """Take what a batch showed; `batch` are the numbers of its samples, all arrays (B,)."""
+        """Record a batch: the indices of its samples, their losses and margins, each (B,)."""
         self.loss[batch, epoch] = np.clip(loss, -LARGEST, LARGEST)
         self.margin[batch, epoch] = np.clip(margin, -LARGEST, LARGEST)
         self.correct[batch, epoch] = margin > 0
         self.epochs = epoch + 1
 
     def save(self, folder: Path, run: str):
-        """Write ``training_dynamics.npz`` with the epochs so far and the key of the run.
+        """Write ``training_dynamics.npz``: the epochs so far and the key of the run.
 
         Raises:
             UserError: it cannot be written.
@@ -53,7 +53,7 @@ class TrainingDynamics:
         save_bytes(folder / FILE, content.getbuffer())
 
     def resume(self, folder: Path, run: str, epoch: int) -> bool:
-        """Take the first `epoch` epochs from the file of an interrupted run; whether they are there."""
+        """Read the first `epoch` epochs from an interrupted run's file; returns whether it has them."""
         self.epochs = epoch
         try:
             kept = load(folder, run)
@@ -67,32 +67,32 @@ class TrainingDynamics:
 
 
 def check_unused(folder: Path, run: str):
-    """Refuse to take the place of what another run has recorded, which its rankings need.
+    """Refuse to overwrite the statistics of another run, whose rankings need them.
 
     Args:
-        folder: where a run will save.
-        run: its key (`checkpoint.run_key`).
+        folder: the folder that a run will save to.
+        run: the run's key (`checkpoint.run_key`).
 
     Raises:
-        UserError: `folder` has the file of another run.
+        UserError: `folder` holds the file of another run.
     """
     path = folder / FILE
     try:
         with open_npz(path) as file:
             recorded = str(file["run_sha256"])
-    except Exception:  # noqa: BLE001  none there, or a damaged one, which raises almost anything
+    except Exception:  # noqa: BLE001  there is none, or it is damaged, which raises almost anything
         return
     if recorded != run:
-        raise UserError(f"{path} is of another training run, whose rankings need it; give another "
+        raise UserError(f"{path} belongs to another training run, whose rankings need it; give another "
                         "--output, or remove it")
 
 
 def load(folder: Path, run: str) -> TrainingDynamics | None:
-    """What a run has recorded, or None where there is no file.
+    """The statistics of a run, or None if there is no file.
 
     Args:
         folder: ``train.py --output``.
-        run: the key of the run it must belong to (`checkpoint.run_key`).
+        run: the key of the run that the file must belong to (`checkpoint.run_key`).
 
     Raises:
         UserError: the file is damaged, or of another run.
@@ -105,16 +105,16 @@ def load(folder: Path, run: str) -> TrainingDynamics | None:
             loss, margin, correct = (file[name] for name in ("loss", "margin", "correct"))
             recorded = str(file["run_sha256"])
     except Exception as error:  # a damaged archive raises almost anything
-        raise UserError(f"cannot read {path}: {error}; remove it to go without, or train again") \
-            from error
+        raise UserError(f"cannot read {path}: {error}; remove it to continue without it, or train "
+                        "again") from error
     if recorded != run:
-        raise UserError(f"{path} is of another training run than the scores; remove it to go without, "
-                        "or train again")
+        raise UserError(f"{path} belongs to another training run than the scores; remove it to continue "
+                        "without it, or train again")
     if not (loss.dtype == margin.dtype == np.float16 and correct.dtype == bool and loss.ndim == 2
             and loss.shape == margin.shape == correct.shape):
         raise UserError(f"expected float16, float16 and bool of one shape (N, E) in {path}, found "
                         f"{loss.dtype} {loss.shape}, {margin.dtype} {margin.shape} and {correct.dtype} "
-                        f"{correct.shape}; remove it to go without, or train again")
+                        f"{correct.shape}; remove it to continue without it, or train again")
     result = TrainingDynamics(*loss.shape)
     result.loss, result.margin, result.correct, result.epochs = loss, margin, correct, loss.shape[1]
     return result

@@ -1,6 +1,6 @@
 """The step schedule with warm-up of NNabla's TracIn example, for a run of any length."""
 
-# In 270ths of the run, the length of the original example in epochs.
+# In 270ths of the run: the original example has 270 epochs.
 WARM_UP = 15
 STEPS = (90, 180, 240)
 WHOLE = 270
@@ -14,9 +14,8 @@ def learning_rate(base: float, batch_size: int, iteration: int, iterations: int)
     240/270 of it.
 
     Args:
-        base: the rate at batch 500; the rate is proportional to the batch (Goyal et al. 2017,
-            arXiv:1706.02677).
-        batch_size: samples an update.
+        base: the rate at batch 500; it scales with the batch (Goyal et al. 2017, arXiv:1706.02677).
+        batch_size: samples per update.
         iteration: updates done so far, 0 .. iterations - 1.
         iterations: updates in the whole run.
     """

@@ -1,4 +1,4 @@
-"""What training shows and logs: a line and a bar an epoch, and NNabla's Monitor series."""
+"""The log of a training run: a line and a progress bar per epoch, and NNabla's Monitor series."""
 import datetime
 import time
 from collections.abc import Callable, Iterator
@@ -13,13 +13,13 @@ NAMES = {"train_loss": "Training loss", "train_error": "Training error", "test_l
 
 
 class TrainingLog:
-    """Monitor series of one run, ``Training-loss.series.txt`` and so on, by completed epochs.
+    """Monitor series of a run, such as ``Training-loss.series.txt``, with an entry per completed epoch.
 
     Args:
-        folder: where the series are written.
+        folder: the folder of the series.
         epochs: epochs in the whole run.
-        history: one dictionary an epoch completed so far, with the keys of ``NAMES``; a resumed
-            run writes its series anew from it, so that nothing is lost or doubled.
+        history: a dictionary per epoch completed so far, with the keys of ``NAMES``; a resumed run
+            rewrites its series from it, so that nothing is lost or repeated.
     """
 
     def __init__(self, folder: Path, epochs: int, history: list[dict]):
@@ -40,10 +40,10 @@ class TrainingLog:
 
     @contextmanager
     def epoch(self, samples: int) -> Iterator[Callable[[int, float, float, float], None]]:
-        """Time an epoch over `samples` and show its bar, where the output is a terminal.
+        """Time an epoch over `samples`, and show its progress bar on a terminal.
 
-        Gives a function to call after every update with the number of samples in it, its mean
-        loss, its error and its learning rate.
+        Yields a function to call after every update with the number of its samples, its mean loss,
+        its error and its learning rate.
         """
         self._begin = time.monotonic()
         with tqdm(total=samples, unit="image", leave=False, disable=None,
@@ -55,8 +55,8 @@ class TrainingLog:
             yield progress
 
     def add(self, train_loss: float, train_error: float, test_loss: float, test_error: float,
-            rate: float):
-        """Log the epoch that `epoch` timed, and print the line that tells it."""
+            rate: float) -> None:
+        """Log the epoch that `epoch` timed, and print its line."""
         before = self.history[-1]["seconds"] if self.history else 0.0
         seconds = time.monotonic() - self._begin
         self._append({"train_loss": train_loss, "train_error": train_error, "test_loss": test_loss,

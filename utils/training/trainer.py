@@ -7,13 +7,15 @@ import nnabla.functions as F
 import nnabla.solvers as S
 import numpy as np
 
-# Powers of two change no digit; in half, the largest number is 65504 and the smallest 6e-8.
+from datasets.arrays import IMAGE_SHAPE
+
+# A power of two scales without rounding; half ranges from 6e-8 to 65504.
 HALF_LOSS_SCALE = 2.0**15
 
 
 @dataclass(frozen=True)
 class Graph:
-    """The loss of one batch: `image` (B, 3, 32, 32), `label` (B, 1), `logits` (B, C), mean `loss`."""
+    """The loss of one batch: `image` (B, *IMAGE_SHAPE), `label` (B, 1), `logits` (B, C), mean `loss`."""
 
     image: nn.Variable
     label: nn.Variable
@@ -21,11 +23,11 @@ class Graph:
     loss: nn.Variable
 
 
-def build_graph(prediction: Callable, batch_size: int, test: bool) -> Graph:
+def build_graph(network: Callable, batch_size: int, test: bool) -> Graph:
     """The graph of the mean softmax cross entropy over `batch_size` samples."""
-    image = nn.Variable((batch_size, 3, 32, 32))
+    image = nn.Variable((batch_size, *IMAGE_SHAPE))
     label = nn.Variable((batch_size, 1))
-    logits, _ = prediction(image, test=test)
+    logits, _ = network(image, test=test)
     logits.persistent = True
     loss = F.mean(F.softmax_cross_entropy(logits, label))
     return Graph(image, label, logits, loss)
@@ -37,23 +39,32 @@ def augment(image: nn.Variable, seed: int) -> nn.Variable:
 
 
 def batches(order: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Slices of `order`, each of `batch_size` but the last, which may be smaller."""
+    """Slices of `order` of length `batch_size`; the last may be shorter."""
     for start in range(0, len(order), batch_size):
         yield order[start:start + batch_size]
+
+
+def set_images(graph: Graph, images: np.ndarray, augmented: nn.Variable | None):
+    """Set the input of `graph` to images (B, *IMAGE_SHAPE), or to their `augmented` version."""
+    if augmented is None:
+        graph.image.d = images
+    else:
+        augmented.parent.inputs[0].d = images
+        augmented.forward()
 
 
 class Trainer:
     """Trains and evaluates one network, whose parameters are those of the current scope.
 
     Args:
-        prediction: ``prediction(image, test=False) -> (logits, h)``.
+        network: ``network(image, test=False) -> (logits, features)``.
         augmentation: scale by 0.8 to 1.2 and mirror training images at random.
-        seed: with the epoch's number it decides the order of the samples and the augmentation.
-        half: compute in half precision; the loss is scaled, for most of its gradients are too small.
+        seed: determines, with the epoch's number, the order of the samples and the augmentation.
+        half: compute in half precision; the loss is scaled, because most gradients would underflow.
     """
 
-    def __init__(self, prediction: Callable, augmentation: bool, seed: int, half: bool = False):
-        self.network = prediction
+    def __init__(self, network: Callable, augmentation: bool, seed: int, half: bool = False):
+        self.network = network
         self._graphs: dict[tuple[int, bool], Graph] = {}
         self._augmentation = augmentation
         self._seed = seed
@@ -69,7 +80,7 @@ class Trainer:
         return self._graphs[key]
 
     def _augment(self, graph: Graph, seed: int) -> nn.Variable:
-        """A variable to set images on, whose augmented images become the input of `graph`."""
+        """A variable whose value, the augmented images, is the input of `graph`."""
         augmented = augment(nn.Variable(graph.image.shape), seed)
         graph.image.data = augmented.data
         return augmented
@@ -79,75 +90,74 @@ class Trainer:
                     progress: Callable[[int, float, float, float], None],
                     observe: Callable[[np.ndarray, np.ndarray], object] = lambda batch, logits: None,
                     ) -> tuple[float, float]:
-        """Update the parameters once for every batch, every sample being in one of them.
+        """Update the parameters once per batch; every sample is in exactly one batch.
 
-        The order and the augmentation depend on (seed, epoch) alone; NNabla's augmentation keeps a
-        random state from batch to batch, so it is made afresh here, and so is the loss scale.
+        The order and the augmentation depend on (seed, epoch) alone: NNabla's augmentation keeps a
+        random state across batches, so every epoch builds it again, and resets the loss scale.
 
         Args:
             epoch: epochs completed so far.
-            images: uint8 (N, 3, 32, 32).
+            images: uint8 (N, *IMAGE_SHAPE).
             labels: integers (N, 1).
             batch_size: at most N.
             rate: learning rate by the number of the update within the epoch.
-            progress: called after every update with the number of samples in it, its mean loss,
+            progress: called after every update with the number of its samples, its mean loss,
                 its error and its learning rate.
-            observe: called after every update with the numbers of its samples, (B,), and their
+            observe: called after every update with the indices of its samples, (B,), and their
                 logits, (B, C), from before it.
 
         Returns:
             The mean loss and the error (share of wrong predictions) over the epoch, as seen while
             training.
         """
-        # Not epoch: (seed, 0) gives the stream of seed alone, which drew the label noise.
+        # Not `epoch`: (seed, 0) would repeat the stream of `seed`, which drew the label noise.
         rng = np.random.default_rng((self._seed, epoch + 1))
         order = rng.permutation(len(images))
         seeds = rng.integers(2**31, size=2)
-        augmentation = {}
+        augmentation: dict[int, nn.Variable] = {}
         total_loss = total_error = 0.0
         scale = self._loss_scale
 
-        def report(batch: np.ndarray, given: np.ndarray, logits: np.ndarray, loss: float, rate: float):
+        def report(batch: np.ndarray, label: np.ndarray, logits: np.ndarray, loss: float, rate: float):
             nonlocal total_loss, total_error
-            error = error_rate(logits, given)
+            error = error_rate(logits, label)
             total_loss += loss * len(batch)
             total_error += error * len(batch)
             progress(len(batch), loss, error, rate)
             observe(batch, logits)
-        # A GPU computes an update while the batch after it is read and the one before it is reported.
+        # While a GPU computes an update, the next batch is read and the previous one is reported.
         samples = ((batch, images[batch], labels[batch]) for batch in batches(order, batch_size))
-        following, finished = next(samples), None
-        for update in range(-(-len(order) // batch_size)):
-            batch, image, given = following
+        following: tuple | None = next(samples)
+        finished: tuple | None = None
+        update = 0
+        while following:
+            batch, image, label = following
             graph = self._graph(len(batch), test=False)
-            graph.label.d = given
-            if self._augmentation:
-                if len(batch) not in augmentation:
-                    seed = int(seeds[len(augmentation)])
-                    augmentation[len(batch)] = self._augment(graph, seed)
-                augmented = augmentation[len(batch)]
-                augmented.parent.inputs[0].d = image
-                augmented.forward()
-            else:
-                graph.image.d = image
+            graph.label.d = label
+            if self._augmentation and len(batch) not in augmentation:
+                seed = int(seeds[len(augmentation)])
+                augmentation[len(batch)] = self._augment(graph, seed)
+            set_images(graph, image, augmentation.get(len(batch)))
             self.solver.set_learning_rate(rate(update))
             scale = self._update(graph, scale)
             following = next(samples, None)
             if finished:
                 report(*finished)
             # Reading the loss waits for the GPU.
-            finished = (batch, given, graph.logits.d.copy(), float(graph.loss.d),
+            finished = (batch, label, graph.logits.d.copy(), float(graph.loss.d),
                         self.solver.learning_rate())
-        report(*finished)
+            update += 1
+        if finished:
+            report(*finished)
         return total_loss / len(images), total_error / len(images)
 
     def _update(self, graph: Graph, scale: float) -> float:
         """Update the parameters once, from the gradients of `scale` times the loss.
 
-        Where they overflow, those of half of it are taken, and so on: no sample is left out.
+        If they overflow, the scale is halved until they do not, so that no sample is skipped.
 
         Returns:
-            The scale that did.
+            The scale that worked.
         """
         graph.loss.forward(clear_no_need_grad=True)
         while True:
