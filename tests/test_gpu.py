@@ -13,13 +13,12 @@ import calculate_score
 import train
 from datasets import arrays
 from datasets.digits import load_digits
-from models import build_prediction
-from tests.conftest import ROOT
-from tests.test_train import contents
+from models import build_network
+from tests.conftest import ROOT, contents
 from utils.context import current_context, set_context
 from utils.tracin.engines import predict
-from utils.tracin.scoring import Setup, SliceScorer
-from utils.training.checkpoint import find_checkpoints
+from utils.tracin.scoring import ScoringPlan, SliceScorer
+from utils.training import checkpoint
 from utils.training.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
@@ -37,12 +36,12 @@ def _back_to_the_cpu():
 @models
 def test_logits_are_those_of_the_cpu(digits_run, model):
     images = np.load(digits_run / model / "x_train.npy")
-    current = find_checkpoints(digits_run / model)[-1]
+    current = checkpoint.find(digits_run / model)[-1]
     logits = {}
     for context in ("cpu", "cudnn"):
         set_context(context, 0, "float")
         assert current_context() == context
-        logits[context] = predict(current, build_prediction(model, 10), images)
+        logits[context] = predict(current, build_network(model, 10), images)
     np.testing.assert_allclose(logits["cudnn"], logits["cpu"], rtol=1e-4,
                                atol=1e-4 * np.abs(logits["cpu"]).max())
 
@@ -51,12 +50,12 @@ def test_logits_are_those_of_the_cpu(digits_run, model):
 @pytest.mark.parametrize("layers", ["last", "all"])
 def test_scores_are_those_of_the_cpu(digits_run, model, layers):
     run = digits_run / model
-    current, scores = find_checkpoints(run)[-1], {}
+    current, scores = checkpoint.find(run)[-1], {}
     for context in ("cpu", "cudnn"):
         nn.clear_parameters()
-        setup = Setup(build_prediction(model, 10), run / arrays.TRAIN_IMAGES, run / arrays.TRAIN_LABELS,
-                      layers, "nnabla", 16, 1, context, 0, "float")
-        scores[context] = SliceScorer(setup)(current, 0, 60)
+        plan = ScoringPlan(build_network(model, 10), run / arrays.TRAIN_IMAGES,
+                           run / arrays.TRAIN_LABELS, layers, "nnabla", 16, 1, context, 0, "float")
+        scores[context] = SliceScorer(plan)(current, 0, 60)
         assert current_context() == context
     for name in ("loss", "error_norm", "probability"):
         np.testing.assert_allclose(getattr(scores["cudnn"], name), getattr(scores["cpu"], name),
@@ -107,7 +106,7 @@ def test_half_precision_updates_as_float_does_at_the_default_width_and_batch():
         trainer.train_epoch(0, images[:samples], labels[:samples], batch_size, lambda update: rate,
                             lambda *update: None)
     set_context("cudnn", 0, "float")
-    trainer = Trainer(build_prediction("resnet23", 10, 64, np.random.default_rng(0)), False, 0)
+    trainer = Trainer(build_network("resnet23", 10, 64, np.random.default_rng(0)), False, 0)
     for _ in range(2):
         update(trainer, len(images), 16, 0.02)
     start = {name: value.d.copy() for name, value in nn.get_parameters(grad_only=False).items()}
@@ -115,7 +114,7 @@ def test_half_precision_updates_as_float_does_at_the_default_width_and_batch():
         set_context("cudnn", 0, kind)
         for name, value in nn.get_parameters(grad_only=False).items():
             value.d = start[name]
-        update(Trainer(build_prediction("resnet23", 10, 64), False, 0, kind == "half"), 500, 500, 1)
+        update(Trainer(build_network("resnet23", 10, 64), False, 0, kind == "half"), 500, 500, 1)
         moved[kind] = {name: value.d - start[name] for name, value in nn.get_parameters().items()}
     for name, expected in moved["float"].items():
         error = np.linalg.norm(moved["half"][name] - expected) / np.linalg.norm(expected)

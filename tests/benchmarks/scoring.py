@@ -25,7 +25,7 @@ from utils.cli import Parser
 from utils.context import current_context, set_context
 from utils.graph.onnx_forward import INPUT, to_onnx
 from utils.processes import available_cores, begin, call
-from utils.tracin.scoring import BATCH_SIZES, Setup, SliceScorer
+from utils.tracin.scoring import SAMPLES_PER_PASS, ScoringPlan, SliceScorer
 from utils.training.checkpoint import find_checkpoints
 
 SAMPLES = max(1024, 128 * available_cores())
@@ -110,15 +110,15 @@ def scorer(folder: Path, prediction: Callable, layers: str, engine: str, workers
            stack: ExitStack) -> Callable[[int], object]:
     """The suite's own scoring, the images read from the disk's memory map, by however many workers."""
     context = current_context()
-    batch_size = BATCH_SIZES[context, layers]
-    setup = Setup(prediction, folder / "images.npy", folder / "labels.npy", layers, engine, batch_size,
-                  workers, context, 0, "float")
+    batch_size = SAMPLES_PER_PASS[context, layers]
+    plan = ScoringPlan(prediction, folder / "images.npy", folder / "labels.npy", layers, engine,
+                       batch_size, workers, context, 0, "float")
     current, = find_checkpoints(folder)
-    if setup.processes == 1:
-        score = SliceScorer(setup)
+    if plan.processes == 1:
+        score = SliceScorer(plan)
         return lambda count: score(current, 0, count)
     pool = stack.enter_context(ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), begin, (SliceScorer, setup)))
+        workers, multiprocessing.get_context("spawn"), begin, (SliceScorer, plan)))
 
     def run(count: int):
         futures = [pool.submit(call, current, start, start + 2 * batch_size)
@@ -135,7 +135,7 @@ def rows(model: str, folder: Path, stack: ExitStack) -> dict[str, tuple[Callable
     nn.save_parameters(str(folder / "params_1.h5"))
     prediction, cores = build_network(model, 10), available_cores()
     images, labels = np.load(folder / "images.npy"), np.load(folder / "labels.npy")
-    last, every = (BATCH_SIZES[current_context(), layers] for layers in ("last", "all"))
+    last, every = (SAMPLES_PER_PASS[current_context(), layers] for layers in ("last", "all"))
 
     def ours(layers: str, engine: str, workers: int) -> Callable:
         return scorer(folder, prediction, layers, engine, workers, stack)
