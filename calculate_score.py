@@ -6,8 +6,6 @@ The second of three steps: train.py comes before, mislabel_analysis.py after.
 """
 import argparse
 import datetime
-from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +22,9 @@ from utils.files import check_folder
 from utils.graph.functions import fingerprint
 from utils.processes import available_cores
 from utils.tracin import scores
+from utils.tracin.engines import ENGINES, Network, choose_engine
 from utils.tracin.scores import CheckpointScores
-from utils.tracin.scoring import BATCH_SIZES, Setup, complete
+from utils.tracin.scoring import SAMPLES_PER_PASS, ScoringPlan, score_missing
 from utils.training.checkpoint import (
     Checkpoint,
     check_parameters,
@@ -42,28 +41,28 @@ def get_args(argv=None) -> argparse.Namespace:
                         help="the .npy files of the run: train.py's --output (default: "
                              "%(default)s)")
     parser.add_argument("--checkpoint", type=Path, default=Path("tmp.monitor"), metavar="PATH",
-                        help="its checkpoints: train.py's --model_save_path, or one "
+                        help="the checkpoints of the run: train.py's --model_save_path, or one "
                              "checkpoint_<epoch>.json (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("output"), metavar="DIR",
-                        help="where the scores go (default: %(default)s)")
+                        help="folder for the scores (default: %(default)s)")
     parser.add_argument("--model", choices=list(MODELS), default="resnet56",
-                        help="network, for checkpoints that do not say (default: %(default)s)")
+                        help="network, for checkpoints without a description (default: %(default)s)")
     parser.add_argument("--layers", choices=["last", "all"], default="last",
                         help="layers whose gradient counts (default: %(default)s)")
-    parser.add_argument("--engine", choices=["nnabla", "onnxruntime"],
-                        help="what computes it (default: onnxruntime for the last layer on the CPU, "
-                             "else nnabla)")
+    parser.add_argument("--engine", choices=sorted(ENGINES),
+                        help="library that computes the features (default: the first of "
+                             f"{', '.join(ENGINES)} that supports --layers and --context)")
     parser.add_argument("--epochs", type=number(int, 0), nargs="+", metavar="E",
                         help="score the checkpoints of these epochs (default: all)")
-    parser.add_argument("--batch_size", type=number(int, 1), default=None,
-                        help="samples in a pass (default: what is fastest)")
+    parser.add_argument("--batch_size", type=number(int, 1),
+                        help="samples per pass (default: a fast size for the device)")
     parser.add_argument("--workers", type=number(int, 1, 256), metavar="N",
-                        help="processes, or threads of onnxruntime (default: one a core on the CPU, "
-                             "1 on a GPU)")
+                        help="processes, or threads of onnxruntime (default: one per core on the "
+                             "CPU, 1 on a GPU)")
     parser.add_argument("--save_every_epoch", type=boolean, default=True,
-                        help="keep every checkpoint's scores too (default: %(default)s)")
+                        help="also keep the scores of each checkpoint (default: %(default)s)")
     parser.add_argument("-s", "--seed", type=number(int, 0, 2**31 - 1), default=0,
-                        help="taken for train.py's sake; nothing here is random")
+                        help="accepted for compatibility with train.py; nothing here is random")
     cli.add_context_flags(parser)
     return parser.parse_args(argv)
 
@@ -71,64 +70,62 @@ def get_args(argv=None) -> argparse.Namespace:
 def main(argv=None):
     args = get_args(argv)
     check_folder(args.output)
-    found = find_checkpoints(args.checkpoint)
-    checkpoints = select(found, args)
+    available = find_checkpoints(args.checkpoint)
+    checkpoints = select(available, args.epochs, args.checkpoint)
     dataset = arrays.load(args.input)
+    digest, samples = dataset.digest(), len(dataset.images)
     model, classes, nmaps = network_of(args, checkpoints[0])
-    digest = dataset.digest()
     check(args, checkpoints[0], dataset, classes, digest)
-    where = set_context(args.context, args.device_id, args.type_config)
-    setup = prepare(args, build_network(model, classes, nmaps), len(dataset.images))
-    check_parameters(checkpoints, setup.prediction)
-    print(f"{model} on {where}: {setup.layers} layer{'s' * (setup.layers == 'all')} by {setup.engine}, "
-          f"--workers {setup.workers}, {len(checkpoints)} checkpoint{'s' * (len(checkpoints) > 1)}, "
-          f"{len(dataset.images):,} samples{unfinished(found[-1])}", flush=True)
-    network = fingerprint(setup.prediction)
-    results = [CheckpointScores(args.output, current.epoch, scores.content_key(
-        data=digest, parameters=parameters_digest(current), network=network, layers=setup.layers,
-        engine=[setup.engine, version(setup.engine)], context=setup.context,
-        type_config=setup.type_config), len(dataset.images), classes) for current in checkpoints]
+    device = set_context(args.context, args.device_id, args.type_config)
+    plan = make_plan(args, build_network(model, classes, nmaps), samples)
+    check_parameters(checkpoints, plan.network)
+    print(f"{model} on {device}: {'all layers' if plan.layers == 'all' else 'last layer'} by "
+          f"{plan.engine}, --workers {plan.workers}, {len(checkpoints)} "
+          f"checkpoint{'s' if len(checkpoints) > 1 else ''}, {samples:,} samples"
+          f"{unfinished(available[-1])}", flush=True)
+    keys = content_keys(plan, checkpoints, digest)
+    results = [CheckpointScores(args.output, checkpoint.epoch, key, samples, classes)
+               for checkpoint, key in zip(checkpoints, keys, strict=True)]
     report_kept(args, results)
-    complete(setup, checkpoints, results,
-             finished=lambda result, left: write_epoch(args, result, left))
-    scores.save_total(args.output, results, [
-        current.description.learning_rate if current.description else np.nan
-        for current in checkpoints], digest,
-        run_key(checkpoints[0].description))
+    score_missing(plan, checkpoints, results,
+                  finished=lambda result, left: save_epoch(args, result, left))
+    rates = [checkpoint.description.learning_rate if checkpoint.description else np.nan
+             for checkpoint in checkpoints]
+    scores.save_total(args.output, results, rates, digest, run_key(checkpoints[0].description))
     if not args.save_every_epoch:
         for result in results:
             result.remove()
     print(f"scored: {args.output / scores.TOTAL}", flush=True)
 
 
-def select(found: list[Checkpoint], args: argparse.Namespace) -> list[Checkpoint]:
-    """The checkpoints of --epochs, or all."""
-    epochs = [current.epoch for current in found]
-    missing = sorted(set(args.epochs or []).difference(epochs))
+def select(checkpoints: list[Checkpoint], epochs: list[int] | None, path: Path) -> list[Checkpoint]:
+    """Return the checkpoints of some epochs, or all if `epochs` is None."""
+    available = [checkpoint.epoch for checkpoint in checkpoints]
+    missing = sorted(set(epochs or []).difference(available))
     if missing:
-        raise UserError(f"expected --epochs among those of {args.checkpoint}, "
-                        f"{', '.join(map(str, epochs))}; found {', '.join(map(str, missing))}")
-    return [current for current in found if not args.epochs or current.epoch in args.epochs]
+        raise UserError(f"expected --epochs among those of {path}, {', '.join(map(str, available))}; "
+                        f"found {', '.join(map(str, missing))}; leave these out")
+    return [checkpoint for checkpoint in checkpoints if not epochs or checkpoint.epoch in epochs]
 
 
 def unfinished(last: Checkpoint) -> str:
-    """A word on it where the checkpoints do not reach the end of their run; else nothing."""
+    """A note if the checkpoints do not reach the end of their run; else nothing."""
     arguments = last.description.arguments if last.description else {}
     planned = arguments.get("train_epochs", last.epoch)
-    return f" (up to epoch {last.epoch} of {planned})" * (planned != last.epoch)
+    return f" (up to epoch {last.epoch} of {planned})" if planned != last.epoch else ""
 
 
 def network_of(args: argparse.Namespace, first: Checkpoint) -> tuple[str, int, int | None]:
-    """Model, classes and width: what the checkpoint says, or --model and its parameters."""
+    """Return model, classes and width from the description, or from --model and the parameters."""
     if not first.description:
         parameters = read_parameters(first)
         try:
-            nmaps = len(parameters["conv1/conv/W"])
+            width = len(parameters["conv1/conv/W"])
             return (args.model, len(parameters["affine/b"]),
-                    None if MODELS[args.model].default_nmaps is None else nmaps)
+                    None if MODELS[args.model].default_nmaps is None else width)
         except KeyError as error:
             raise UserError(f"expected the parameters of {args.model} in {first.parameters}, found "
-                            f"no {error}; give the --model it was trained with") from None
+                            f"no {error}; give the --model that they belong to") from None
     model, nmaps = first.description.model, first.description.nmaps
     if "model" in args.given and args.model != model:
         raise UserError(f"--model {args.model} contradicts {args.checkpoint}, which holds a {model}; "
@@ -150,26 +147,32 @@ def check(args: argparse.Namespace, first: Checkpoint, dataset: Dataset, classes
         raise UserError(f"expected labels below {classes}, the number of classes of the network, "
                         f"found {largest} in {args.input}; give the files it was trained on")
     if args.batch_size and args.batch_size > len(dataset.images):
-        raise UserError(f"expected --batch_size of at most {len(dataset.images)}, the samples there "
-                        f"are, found {args.batch_size}")
+        raise UserError(f"expected --batch_size of at most {len(dataset.images)}, the number of "
+                        f"samples, found {args.batch_size}; give a smaller one")
 
 
-def prepare(args: argparse.Namespace, prediction: Callable, samples: int) -> Setup:
-    """The flags, and what they are by default."""
+def make_plan(args: argparse.Namespace, network: Network, samples: int) -> ScoringPlan:
+    """The flags, with their defaults resolved for the current context."""
     context = current_context()
-    possible = args.layers == "last" and context == "cpu"
-    engine = args.engine or ("onnxruntime" if possible else "nnabla")
-    if engine == "onnxruntime" and not possible:
-        raise UserError("--engine onnxruntime computes --layers last on the CPU (-c cpu), found "
-                        f"--layers {args.layers} and the context {context}; leave --engine out")
-    workers = args.workers or (available_cores() if context == "cpu" else 1)
-    batch_size = args.batch_size or min(BATCH_SIZES[context, args.layers], samples)
-    return Setup(prediction, args.input / arrays.TRAIN_IMAGES, args.input / arrays.TRAIN_LABELS,
-                 args.layers, engine, batch_size, workers, context, args.device_id, args.type_config)
+    return ScoringPlan(
+        network, args.input / arrays.TRAIN_IMAGES, args.input / arrays.TRAIN_LABELS, args.layers,
+        choose_engine(args.engine, args.layers, context),
+        args.batch_size or min(SAMPLES_PER_PASS[context, args.layers], samples),
+        args.workers or (available_cores() if context == "cpu" else 1),
+        context, args.device_id, args.type_config)
 
 
-def write_epoch(args: argparse.Namespace, result: CheckpointScores, left: float):
-    """Write the scores at one checkpoint, and say so."""
+def content_keys(plan: ScoringPlan, checkpoints: list[Checkpoint], digest: str) -> list[str]:
+    """One key per checkpoint, of everything that decides its scores."""
+    network = fingerprint(plan.network)
+    return [scores.content_key(
+        data=digest, parameters=parameters_digest(checkpoint), network=network, layers=plan.layers,
+        engine=[plan.engine, ENGINES[plan.engine].version], context=plan.context,
+        type_config=plan.type_config) for checkpoint in checkpoints]
+
+
+def save_epoch(args: argparse.Namespace, result: CheckpointScores, left: float):
+    """Save the scores at one checkpoint and print a line on them."""
     if args.save_every_epoch:
         result.save_influence()
     tqdm.write(f"epoch {result.epoch}: mean self-influence {result['influence'].mean():.4g}, "
@@ -177,18 +180,18 @@ def write_epoch(args: argparse.Namespace, result: CheckpointScores, left: float)
 
 
 def report_kept(args: argparse.Namespace, results: list[CheckpointScores]):
-    """Say what is kept from an earlier run, and what of it is of no use."""
+    """Print which scores of an earlier run are kept and which are recomputed."""
     stale = [str(result.epoch) for result in results if result.stale]
     if stale:
-        print(f"computed anew: epoch {', '.join(stale)}, kept in {args.output} for other parameters, "
-              "data or settings, or damaged", flush=True)
-    finished = [result for result in results if not result.missing()]
+        print(f"recomputing: epoch {', '.join(stale)}; the scores in {args.output} are damaged or "
+              "of other parameters, data, settings or versions", flush=True)
+    complete = [result for result in results if not result.missing()]
     kept = sum(result.size - result.missing() for result in results)
     if kept:
-        print(f"going on: {len(finished)} of {len(results)} checkpoints, {kept:,} of "
-              f"{sum(result.size for result in results):,} scores are kept from before", flush=True)
+        print(f"resuming: {len(complete)} of {len(results)} checkpoints and {kept:,} of "
+              f"{sum(result.size for result in results):,} scores are kept", flush=True)
     if args.save_every_epoch:
-        for result in finished:
+        for result in complete:
             result.save_influence()
 
 

@@ -192,7 +192,7 @@ def _list_arrays(path: Path) -> Listing:
     except Exception as error:  # a damaged archive raises almost anything
         raise UserError(f"cannot read the arrays x and y in {path}: {error}; save them with "
                         "numpy.savez, x as uint8 and y as integers") from error
-    if x.dtype != np.uint8 or not (x.ndim == 3 or x.ndim == 4 and 3 in (x.shape[1], x.shape[3])) \
+    if x.dtype != np.uint8 or not (x.ndim == 3 or (x.ndim == 4 and 3 in (x.shape[1], x.shape[3]))) \
             or 0 in x.shape:
         raise UserError(f"expected x in {path} as uint8 (N, H, W, 3), (N, 3, H, W) or (N, H, W), found "
                         f"{x.dtype} {x.shape}; save it so")

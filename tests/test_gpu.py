@@ -17,7 +17,7 @@ from models import build_network
 from tests.conftest import ROOT, contents
 from utils.context import current_context, set_context
 from utils.tracin.engines import predict
-from utils.tracin.scoring import Setup, SliceScorer
+from utils.tracin.scoring import ScoringPlan, SliceScorer
 from utils.training.checkpoint import find_checkpoints
 from utils.training.trainer import Trainer
 
@@ -53,9 +53,9 @@ def test_scores_are_those_of_the_cpu(digits_run, model, layers):
     current, scores = find_checkpoints(run)[-1], {}
     for context in ("cpu", "cudnn"):
         nn.clear_parameters()
-        setup = Setup(build_network(model, 10), run / arrays.TRAIN_IMAGES, run / arrays.TRAIN_LABELS,
-                      layers, "nnabla", 16, 1, context, 0, "float")
-        scores[context] = SliceScorer(setup)(current, 0, 60)
+        plan = ScoringPlan(build_network(model, 10), run / arrays.TRAIN_IMAGES,
+                           run / arrays.TRAIN_LABELS, layers, "nnabla", 16, 1, context, 0, "float")
+        scores[context] = SliceScorer(plan)(current, 0, 60)
         assert current_context() == context
     for name in ("loss", "error_norm", "probability"):
         np.testing.assert_allclose(getattr(scores["cudnn"], name), getattr(scores["cpu"], name),

@@ -157,11 +157,12 @@ def test_disk_that_fills_keeps_the_checkpoints_before(finished_run, tmp_path):
     run = shutil.copytree(finished_run, tmp_path / "run")
     code = f"""
 import resource, signal, sys
+from dataclasses import replace
 from pathlib import Path
 import utils
 from models import build_network
 from utils import cli
-from utils.training.checkpoint import find_checkpoints, load_checkpoint, newest_complete, save_checkpoint
+from utils.training.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint
 from utils.training.trainer import Trainer
 run = Path({str(run)!r})
 trainer = Trainer(build_network("resnet23", 3, 4), False, 0)
@@ -169,7 +170,9 @@ last = find_checkpoints(run)[-1]
 load_checkpoint(last, trainer.solver)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-cli.run(lambda: save_checkpoint(run, trainer.solver, {{**last.description, "epoch": 4}}))
+history = last.description.history
+cli.run(lambda: save_checkpoint(run, trainer.solver, replace(
+    last.description, epoch=4, history=[*history, history[-1]])))
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
                             check=False)

@@ -26,31 +26,31 @@ def main():
     labels = np.load(args.run / "y_shuffle_train.npy")[:args.samples].astype(np.int64)
     checkpoints = find_checkpoints(args.run)
     made_with = checkpoints[0].description
-    prediction = build_network(made_with.model, made_with.classes, made_with.nmaps)
-    check_parameters(checkpoints, prediction)
-    engines = {name: make_engine(name, prediction, 16) for name in ("last", "all", "onnxruntime")}
+    network = build_network(made_with.model, made_with.classes, made_with.nmaps)
+    check_parameters(checkpoints, network)
+    engines = {name: make_engine(name, network, 16) for name in ("last", "all", "onnxruntime")}
     rows: dict[str, list] = {}
-    for current in checkpoints:
-        load_parameters(current)
+    for checkpoint in checkpoints:
+        load_parameters(checkpoint)
         scores = {}
         for name, engine in engines.items():
             engine.load_parameters()
             scores[name] = engine.score(images, labels)
-        loop = {layers: gradient_norms(prediction, images, labels, layers) for layers in ("last", "all")}
-        exact, _ = float64_scores(prediction, images, labels)
+        loop = {layers: gradient_norms(network, images, labels, layers) for layers in ("last", "all")}
+        exact, _ = float64_scores(network, images, labels)
         plain = scores["last"].error_norm > SURE
-        for row, found, expected in [
+        for row, computed, expected in [
                 ("last layer by NNabla, from the loop", scores["last"].influence, loop["last"]),
                 ("all layers by NNabla, from the loop", scores["all"].influence, loop["all"]),
                 ("last layer by ONNX Runtime, from the loop", scores["onnxruntime"].influence,
                  loop["last"]),
                 ("last layer by NNabla, from float64", scores["last"].influence, exact),
                 ("last layer by ONNX Runtime, from float64", scores["onnxruntime"].influence, exact)]:
-            difference = np.abs(found - expected) / expected
+            difference = np.abs(computed - expected) / expected
             rows.setdefault(row, []).append((difference, difference[plain]))
     print(f"relative difference: median, largest, and largest where the error's norm is above {SURE}")
     for row, differences in rows.items():
-        both, plain = (np.concatenate(parts) for parts in zip(*differences))
+        both, plain = (np.concatenate(parts) for parts in zip(*differences, strict=True))
         print(f"{row:42} {np.median(both):.1e}  {both.max():.1e}  {plain.max():.1e}")
 
 

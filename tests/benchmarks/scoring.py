@@ -25,7 +25,7 @@ from utils.cli import Parser
 from utils.context import current_context, set_context
 from utils.graph.onnx_forward import INPUT, to_onnx
 from utils.processes import available_cores, begin, call
-from utils.tracin.scoring import BATCH_SIZES, Setup, SliceScorer
+from utils.tracin.scoring import SAMPLES_PER_PASS, ScoringPlan, SliceScorer
 from utils.training.checkpoint import find_checkpoints
 
 SAMPLES = max(1024, 128 * available_cores())
@@ -34,11 +34,11 @@ SAMPLES = max(1024, 128 * available_cores())
 STOPS_AT_FEATURES = {"resnet23": False, "resnet56": True}
 
 
-def plain_loop(prediction: Callable, images: np.ndarray, labels: np.ndarray,
+def plain_loop(network: Callable, images: np.ndarray, labels: np.ndarray,
                stop_at_features: bool) -> Callable[[int], object]:
     """As NNabla's example scores: forward and backward through the graph, one sample at a time."""
     image, label = nn.Variable((1, 3, 32, 32)), nn.Variable((1, 1))
-    logits, h = prediction(image, test=True)
+    logits, h = network(image, test=True)
     h.need_grad = not stop_at_features
     loss = F.mean(F.softmax_cross_entropy(logits, label))
     parameters = nn.get_parameters()
@@ -57,10 +57,10 @@ def plain_loop(prediction: Callable, images: np.ndarray, labels: np.ndarray,
     return run
 
 
-def bare_inference(prediction: Callable, images: np.ndarray, batch_size: int) -> Callable[[int], object]:
+def bare_inference(network: Callable, images: np.ndarray, batch_size: int) -> Callable[[int], object]:
     """NNabla's forward pass in inference mode, and nothing else."""
     image = nn.Variable((batch_size, 3, 32, 32))
-    logits, _ = prediction(image, test=True)
+    logits, _ = network(image, test=True)
     image.d = images[:batch_size]
 
     def run(count: int):
@@ -70,11 +70,11 @@ def bare_inference(prediction: Callable, images: np.ndarray, batch_size: int) ->
     return run
 
 
-def bare_training(prediction: Callable, images: np.ndarray, labels: np.ndarray,
+def bare_training(network: Callable, images: np.ndarray, labels: np.ndarray,
                   batch_size: int) -> Callable[[int], object]:
     """NNabla's forward and backward pass in training mode, without the update."""
     image, label = nn.Variable((batch_size, 3, 32, 32)), nn.Variable((batch_size, 1))
-    logits, _ = prediction(image, test=False)
+    logits, _ = network(image, test=False)
     loss = F.mean(F.softmax_cross_entropy(logits, label))
     image.d, label.d = images[:batch_size], labels[:batch_size]
     parameters = nn.get_parameters()
@@ -89,11 +89,11 @@ def bare_training(prediction: Callable, images: np.ndarray, labels: np.ndarray,
     return run
 
 
-def bare_onnxruntime(prediction: Callable, images: np.ndarray, batch_size: int,
+def bare_onnxruntime(network: Callable, images: np.ndarray, batch_size: int,
                      threads: int) -> Callable[[int], None]:
     """ONNX Runtime's forward pass, and nothing else."""
     image = nn.Variable((1, 3, 32, 32))
-    logits, _ = prediction(image, test=True)
+    logits, _ = network(image, test=True)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(to_onnx(image, logits).SerializeToString(), options,
@@ -106,22 +106,22 @@ def bare_onnxruntime(prediction: Callable, images: np.ndarray, batch_size: int,
     return run
 
 
-def scorer(folder: Path, prediction: Callable, layers: str, engine: str, workers: int,
+def scorer(folder: Path, network: Callable, layers: str, engine: str, workers: int,
            stack: ExitStack) -> Callable[[int], object]:
     """The suite's own scoring, the images read from the disk's memory map, by however many workers."""
     context = current_context()
-    batch_size = BATCH_SIZES[context, layers]
-    setup = Setup(prediction, folder / "images.npy", folder / "labels.npy", layers, engine, batch_size,
-                  workers, context, 0, "float")
-    current, = find_checkpoints(folder)
-    if setup.processes == 1:
-        score = SliceScorer(setup)
-        return lambda count: score(current, 0, count)
+    batch_size = SAMPLES_PER_PASS[context, layers]
+    plan = ScoringPlan(network, folder / "images.npy", folder / "labels.npy", layers, engine,
+                       batch_size, workers, context, 0, "float")
+    checkpoint, = find_checkpoints(folder)
+    if plan.processes == 1:
+        score = SliceScorer(plan)
+        return lambda count: score(checkpoint, 0, count)
     pool = stack.enter_context(ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), begin, (SliceScorer, setup)))
+        workers, multiprocessing.get_context("spawn"), begin, (SliceScorer, plan)))
 
     def run(count: int):
-        futures = [pool.submit(call, current, start, start + 2 * batch_size)
+        futures = [pool.submit(call, checkpoint, start, start + 2 * batch_size)
                    for start in range(0, count, 2 * batch_size)]
         return [future.result() for future in futures]
     return run
@@ -133,15 +133,15 @@ def rows(model: str, folder: Path, stack: ExitStack) -> dict[str, tuple[Callable
     fresh = build_network(model, 10, rng=np.random.default_rng(0))
     fresh(nn.Variable((1, 3, 32, 32)), test=True)
     nn.save_parameters(str(folder / "params_1.h5"))
-    prediction, cores = build_network(model, 10), available_cores()
+    network, cores = build_network(model, 10), available_cores()
     images, labels = np.load(folder / "images.npy"), np.load(folder / "labels.npy")
-    last, every = (BATCH_SIZES[current_context(), layers] for layers in ("last", "all"))
+    last, every = (SAMPLES_PER_PASS[current_context(), layers] for layers in ("last", "all"))
 
     def ours(layers: str, engine: str, workers: int) -> Callable:
-        return scorer(folder, prediction, layers, engine, workers, stack)
-    plain = plain_loop(prediction, images, labels, STOPS_AT_FEATURES[model])
-    inference = bare_inference(prediction, images, last)
-    training = bare_training(prediction, images, labels, every)
+        return scorer(folder, network, layers, engine, workers, stack)
+    plain = plain_loop(network, images, labels, STOPS_AT_FEATURES[model])
+    inference = bare_inference(network, images, last)
+    training = bare_training(network, images, labels, every)
     if current_context() == "cudnn":
         return {
             "plain loop, batch 1": (plain, 128),
@@ -159,9 +159,9 @@ def rows(model: str, folder: Path, stack: ExitStack) -> dict[str, tuple[Callable
         "all layers: NNabla, 1 process": (ours("all", "nnabla", 1), 64),
         f"all layers: NNabla, {cores} processes": (ours("all", "nnabla", cores), 64 * cores),
         "bare NNabla inference pass": (inference, 128),
-        "bare ONNX Runtime pass, 1 thread": (bare_onnxruntime(prediction, images, last, 1), 1024),
+        "bare ONNX Runtime pass, 1 thread": (bare_onnxruntime(network, images, last, 1), 1024),
         f"bare ONNX Runtime pass, {cores} threads": (
-            bare_onnxruntime(prediction, images, last, cores), 1024),
+            bare_onnxruntime(network, images, last, cores), 1024),
         "bare NNabla training pass": (training, 64),
     }
 

@@ -59,14 +59,14 @@ def measure(run: Path) -> dict[str, dict[str, float]]:
     wrong = (np.load(run / "y_train.npy") != labels)[:, 0]
     checkpoints = find_checkpoints(run)
     made_with = checkpoints[0].description
-    prediction = build_network(made_with.model, made_with.classes, made_with.nmaps)
+    network = build_network(made_with.model, made_with.classes, made_with.nmaps)
     image = nn.Variable((1, 3, 32, 32))
     totals: dict[str, np.ndarray] = {}
     nn.clear_parameters()
-    check_parameters(checkpoints, prediction)
-    _, features = prediction(image, test=True)
-    for current in checkpoints:
-        load_parameters(current)
+    check_parameters(checkpoints, network)
+    _, features = network(image, test=True)
+    for checkpoint in checkpoints:
+        load_parameters(checkpoint)
         session = onnxruntime.InferenceSession(to_onnx(image, features).SerializeToString())
         h = np.concatenate([session.run(None, {INPUT: batch.astype(np.float32)})[0]
                             for batch in np.array_split(images, -(-len(images) // 100))])

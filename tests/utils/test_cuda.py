@@ -50,7 +50,7 @@ def machine(monkeypatch, tmp_path):
     def load(name):
         if name == "libcuda.so.1" and has.driver:
             return has.driver
-        if name == "libcuda.so.1" or name in WHEELS and name not in has.system:
+        if name == "libcuda.so.1" or (name in WHEELS and name not in has.system):
             raise OSError(f"{name}: cannot open shared object file")
         library = None if name in has.system else really_load(name)
         has.loaded.append(name)

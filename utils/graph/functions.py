@@ -1,19 +1,20 @@
-"""A model's inference graph as a list of functions, for what is made of it elsewhere."""
+"""A network's inference graph as a list of functions, for translations and gradients."""
 from collections import Counter
 from collections.abc import Callable, Container
 
 import nnabla as nn
 
+from datasets.arrays import IMAGE_SHAPE
 from utils.errors import UserError
 
 
 class Unsupported(UserError):
-    """A network has something that what is to be done with it cannot take."""
+    """A network uses something this operation does not support."""
 
 
-# The functions that have parameters, which follow their one other input.
+# Functions with parameters; these follow the one other input.
 LAYERS = ("Affine", "BatchNormalization", "Convolution")
-# The arguments for which a function means what the readers of the list take it to mean.
+# Arguments of functions that consumers of the list assume.
 USUAL = {"axes": [1], "base_axis": 1, "batch_stat": False, "channel_last": False,
          "ignore_border": True, "no_bias": False, "no_scale": False}
 
@@ -22,93 +23,93 @@ def functions(image: nn.Variable, output: nn.Variable, known: Container[str], pu
     """The functions between `image` and `output`, in the order of computation.
 
     Args:
-        image: where the graph begins, (B, C, H, W).
-        output: where it ends.
-        known: the types of function that can be taken, such as ``Convolution``.
-        purpose: what they are taken for, in words.
+        image: the input of the graph, (B, C, H, W).
+        output: its output.
+        known: the supported types of function, such as ``Convolution``.
+        purpose: what needs the list, for messages.
 
     Returns:
-        Each an ``nnabla.function.Function``, with its `info.type_name` and `info.args`.  Inputs
-        are the image or outputs of functions before it, but for the parameters of the current scope
-        that follow the first input of those in ``LAYERS``.
+        Objects of type ``nnabla.function.Function``, with `info.type_name` and `info.args`.  Inputs
+        are the image or outputs of earlier functions, except that parameters of the current scope
+        follow the first input of functions in ``LAYERS``.
 
     Raises:
-        Unsupported: a function cannot be taken; the message names it and the layer it belongs to.
+        Unsupported: a function is not supported; the message names it and its layer.
     """
     names = {variable: name for name, variable in nn.get_parameters(grad_only=False).items()}
-    found, layers = [], {image: "the image"}  # layers: what is computed -> the layer it belongs to
+    result, layers = [], {image: "the image"}  # layers: variable -> name of the layer it belongs to
 
     def take(function):
         kind, first = function.info.type_name, function.inputs[0]
         data = 1 if kind in LAYERS else len(function.inputs)
         layer = next((names[variable] for variable in function.inputs if variable in names),
-                     layers.get(first, "an input that is not computed from the image"))
-        problem = ""
+                     layers.get(first, "an input that does not depend on the image"))
         if kind not in known:
-            problem = f"can take {', '.join(sorted(known))}"
+            problem = f"supports {', '.join(sorted(known))}"
         elif not (layers.keys() >= set(function.inputs[:data]) and
                   names.keys() >= set(function.inputs[data:])):
-            problem = f"can take parameters only as they are, and only in {', '.join(LAYERS)}"
+            problem = f"supports parameters only unchanged and only in {', '.join(LAYERS)}"
         else:
             problem = _unusual(function)
         if problem:
             raise Unsupported(f"{purpose} {problem}; found {kind} at {layer}")
         layers.update((variable, layer) for variable in function.outputs)
-        found.append(function)
+        result.append(function)
 
     output.visit(take)
-    if not found:
-        raise Unsupported(f"{purpose} can take a network of some functions, found none")
-    return found
+    if not result:
+        raise Unsupported(f"{purpose} expected some functions, found none; change the model")
+    return result
 
 
 def _unusual(function) -> str:
-    """What can be taken, and what was found, where a function is used in another way; else nothing."""
+    """What is supported and what was found, if a function has unusual arguments; else nothing."""
     args, shapes = function.info.args, [variable.shape for variable in function.inputs]
     for key, usual in USUAL.items():
         if args.get(key, usual) != usual:
-            return f"can take {key} {usual}, found {args[key]}"
+            return f"supports {key} {usual}, found {args[key]}"
     if len(args.get("kernel", (0, 0))) != 2:
-        return f"can take kernels of two dimensions, found {args['kernel']}"
+        return f"supports kernels of two dimensions, found {args['kernel']}"
     if function.info.type_name == "Add2" and shapes[0] != shapes[1]:
-        return f"can take inputs of one shape, found {shapes[0]} and {shapes[1]}"
+        return f"supports inputs of one shape, found {shapes[0]} and {shapes[1]}"
     if function.info.type_name == "Affine" and len(shapes[1]) != 2:
-        return f"can take weights of two dimensions, found {shapes[1]}"
+        return f"supports weights of two dimensions, found {shapes[1]}"
     return ""
 
 
-def check_last_layer(logits: nn.Variable, h: nn.Variable, trained: bool):
-    """Check that the logits are those of the layer ``affine``, and `h` is its input.
+def check_last_layer(logits: nn.Variable, features: nn.Variable, trained: bool):
+    """Check that the layer ``affine`` computes the logits from the features.
 
     Args:
-        logits: what a model returns.
-        h: likewise.
+        logits: a model's first result.
+        features: its second result.
         trained: whether the layer's parameters must be trained.
 
     Raises:
-        Unsupported: it is not so, or something else uses the layer's parameters too.
+        Unsupported: it does not, or something else uses the layer's parameters too.
     """
-    parameters, uses = nn.get_parameters(grad_only=False), Counter()
+    parameters, uses = nn.get_parameters(grad_only=False), Counter[nn.Variable]()
     logits.visit(lambda function: uses.update(function.inputs))
     last, names = logits.parent, {variable: name for name, variable in parameters.items()}
-    found = [names.get(variable, "") for variable in last.inputs[1:]]
-    if last.info.type_name != "Affine" or last.inputs[0] != h or found != ["affine/W", "affine/b"] \
+    inputs = [names.get(variable, "") for variable in last.inputs[1:]]
+    if last.info.type_name != "Affine" or last.inputs[0] != features \
+            or inputs != ["affine/W", "affine/b"] \
             or any(uses[variable] > 1 for variable in last.inputs[1:]):
         raise Unsupported("expected a model to return PF.affine(h, classes), named affine and used "
-                          "once, and that h; found another "
+                          "once, and h; found another "
                           f"{last.info.type_name} at the end; change the model")
-    frozen = [name for name, variable in zip(found, last.inputs[1:])
+    frozen = [name for name, variable in zip(inputs, last.inputs[1:], strict=True)
               if not (variable.need_grad and name in nn.get_parameters())]
     if trained and frozen:
         raise Unsupported(f"--layers last scores a layer that is trained, found {frozen[0]} fixed; "
                           "give --layers all")
 
 
-def fingerprint(prediction: Callable) -> list[str]:
-    """The functions of a network in inference mode, as words, to know the network again by."""
-    words = []
-    logits, _ = prediction(nn.Variable((1, 3, 32, 32)), test=True)
-    logits.visit(lambda function: words.append(
+def fingerprint(network: Callable) -> list[str]:
+    """The functions of a network in inference mode, as text that identifies the network."""
+    lines: list[str] = []
+    logits, _ = network(nn.Variable((1, *IMAGE_SHAPE)), test=True)
+    logits.visit(lambda function: lines.append(
         f"{function.info.type_name} {sorted(function.info.args.items())} "
         f"{[variable.shape for variable in function.inputs]}"))
-    return words
+    return lines

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from datasets.arrays import IMAGE_SHAPE
 from utils.files import save_bytes
 from utils.graph.functions import Unsupported, functions
 
@@ -18,8 +19,8 @@ def _window(args: dict) -> dict:
     return {"kernel_shape": args["kernel"], "strides": args["stride"], "pads": args["pad"] * 2}
 
 
-# Function -> operator, its attributes by the function's arguments, and the order in which it takes
-# the function's inputs.
+# Function -> operator, the operator's attributes from the function's arguments, and the order of the
+# function's inputs in the operator.
 OPERATORS: dict[str, tuple[str, Callable[[dict], dict], tuple[int, ...]]] = {
     "Add2": ("Add", lambda args: {}, (0, 1)),
     "Affine": ("Gemm", lambda args: {}, (0, 1, 2)),
@@ -45,7 +46,7 @@ def to_onnx(image: nn.Variable, output: nn.Variable) -> onnx.ModelProto:
         output: (B, ...), in inference mode; the model's output ``y`` is float32 (N, ...).
 
     Raises:
-        Unsupported: a function has no translation here; the message names it.
+        Unsupported: a function has no translation; the message names it.
     """
     names = {variable: name for name, variable in nn.get_parameters(grad_only=False).items()}
     names |= {image: INPUT, output: OUTPUT}
@@ -68,28 +69,28 @@ def to_onnx(image: nn.Variable, output: nn.Variable) -> onnx.ModelProto:
         computed.update(function.outputs)
     begin, end = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", *shape[1:]])
                   for name, shape in [(INPUT, image.shape), (OUTPUT, output.shape)])
-    network = helper.make_graph(nodes, "network", [begin], [end], [
+    graph = helper.make_graph(nodes, "network", [begin], [end], [
         numpy_helper.from_array(value, name) for name, value in parameters.items()])
-    model = helper.make_model(network, opset_imports=[helper.make_opsetid("", OPERATOR_SET)],
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPERATOR_SET)],
                               ir_version=FORMAT_VERSION)
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # of several modules' own types
-        raise Unsupported(f"the translation to ONNX is not valid: {error}") from error
+        raise Unsupported(f"the translation to ONNX is not valid: {error}; change the model") from error
     return model
 
 
-def save_network(path: Path, prediction: Callable):
+def save_network(path: Path, network: Callable):
     """Write a network with the current parameters; ``x`` are images of 0..255, ``y`` the logits.
 
     Args:
         path: the file to write.
-        prediction: ``prediction(image, test=True) -> (logits, h)``.
+        network: ``network(image, test=True) -> (logits, features)``.
 
     Raises:
-        Unsupported: a function has no translation here; the message names it.
-        UserError: the file cannot be written.
+        Unsupported: a function has no translation; the message names it.
+        RunError: the file cannot be written.
     """
-    image = nn.Variable((1, 3, 32, 32))
-    logits, _ = prediction(image, test=True)
+    image = nn.Variable((1, *IMAGE_SHAPE))
+    logits, _ = network(image, test=True)
     save_bytes(path, to_onnx(image, logits).SerializeToString())

@@ -1,10 +1,14 @@
 """Engines: they compute the features of a batch, and `utils.tracin.self_influence` its scores."""
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import nnabla as nn
 import numpy as np
 import onnxruntime
 
+from datasets.arrays import IMAGE_SHAPE
+from utils.errors import UserError
 from utils.graph.functions import Unsupported, check_last_layer
 from utils.graph.onnx_forward import INPUT, to_onnx
 from utils.graph.per_sample_gradients import PerSampleNetwork
@@ -22,13 +26,14 @@ class NnablaEngine:
         network: ``network(image, test=True) -> (logits, features)``.
         batch_size: samples per pass; it decides speed and memory, not the scores.
         layers: ``last`` takes a forward pass, ``all`` a forward and a backward pass.
+        threads: unused; NNabla decides by itself.
 
     Raises:
         Unsupported: the network uses something that cannot be scored; the message names it.
     """
 
-    def __init__(self, network: Network, batch_size: int, layers: str):
-        self._image = nn.Variable((batch_size, 3, 32, 32))
+    def __init__(self, network: Network, batch_size: int, layers: str, threads: int = 1):
+        self._image = nn.Variable((batch_size, *IMAGE_SHAPE))
         self._logits, self._features = network(self._image, test=True)
         check_last_layer(self._logits, self._features, trained=layers == "last")
         self._features.persistent = True
@@ -54,18 +59,18 @@ class NnablaEngine:
 
     def _score(self, images: np.ndarray, labels: np.ndarray) -> Scores:
         self._image.d[:len(images)] = images
-        if self._per_sample:
-            self._logits.forward()  # keeps everything for the backward pass
-        else:
+        per_sample, gain = self._per_sample, None
+        if per_sample is None:
             self._features.forward(clear_buffer=True)
-        features = self._features.d.reshape(self._image.shape[0], -1)[:len(images)]
-        return self_influence(features, self._weight, self._bias, labels,
-                              self._gain if self._per_sample else None)
+        else:
+            self._logits.forward()  # keeps everything for the backward pass
 
-    def _gain(self, directions: np.ndarray) -> np.ndarray:
-        by_logits = np.zeros(self._logits.shape)
-        by_logits[:len(directions)] = directions
-        return self._per_sample.squared_norms(by_logits)[:len(directions)]
+            def gain(directions: np.ndarray) -> np.ndarray:
+                by_logits = np.zeros(self._logits.shape)
+                by_logits[:len(directions)] = directions
+                return per_sample.squared_norms(by_logits)[:len(directions)]
+        features = self._features.d.reshape(self._image.shape[0], -1)[:len(images)]
+        return self_influence(features, self._weight, self._bias, labels, gain)
 
 
 class OnnxRuntimeEngine:
@@ -76,15 +81,16 @@ class OnnxRuntimeEngine:
     Args:
         network: ``network(image, test=True) -> (logits, features)``.
         batch_size: samples per pass.
-        threads: how many compute a pass; it does not decide the scores.
+        layers: ``last``.
+        threads: they share a pass, and do not decide the scores.
 
     Raises:
         Unsupported: the network uses something that has no translation; the message names it.
     """
 
-    def __init__(self, network: Network, batch_size: int, threads: int):
+    def __init__(self, network: Network, batch_size: int, layers: str, threads: int = 1):
         self._batch_size = batch_size
-        self._image = nn.Variable((1, 3, 32, 32))
+        self._image = nn.Variable((1, *IMAGE_SHAPE))
         logits, self._features = network(self._image, test=True)
         check_last_layer(logits, self._features, trained=True)
         try:
@@ -113,6 +119,50 @@ def _last_layer() -> tuple[np.ndarray, np.ndarray]:
     return tuple(parameters[name].d.astype(np.float64) for name in ("affine/W", "affine/b"))
 
 
+@dataclass(frozen=True)
+class Engine:
+    """An entry of ``ENGINES``.
+
+    Attributes:
+        make: ``make(network, batch_size, layers, threads)`` returns an object with the methods of
+            `NnablaEngine`.
+        layers: the values of --layers that it supports.
+        contexts: the values of --context that it supports.
+        parallel: what --workers counts.
+        version: another version may round differently, so kept scores are not mixed.
+    """
+
+    make: Callable[[Network, int, str, int], "NnablaEngine | OnnxRuntimeEngine"]
+    layers: tuple[str, ...]
+    contexts: tuple[str, ...]
+    parallel: Literal["threads", "processes"]
+    version: str
+
+
+# The first engine that supports the layers and the context is the default.
+ENGINES = {
+    "onnxruntime": Engine(OnnxRuntimeEngine, ("last",), ("cpu",), "threads", onnxruntime.__version__),
+    "nnabla": Engine(NnablaEngine, ("last", "all"), ("cpu", "cudnn"), "processes", nn.__version__),
+}
+
+
+def choose_engine(name: str | None, layers: str, context: str) -> str:
+    """Return `name`, or the default engine if it is None.
+
+    Raises:
+        UserError: the engine does not support the layers or the context.
+    """
+    names = [key for key, engine in ENGINES.items()
+             if layers in engine.layers and context in engine.contexts]
+    if name and name not in names:
+        engine = ENGINES[name]
+        raise UserError(f"expected an engine that supports --layers {layers} and --context {context}, "
+                        f"found --engine {name}, which supports --layers {', '.join(engine.layers)} "
+                        f"and --context {', '.join(engine.contexts)}; give --engine {names[0]} or "
+                        "leave the flag out")
+    return name or names[0]
+
+
 def predict(checkpoint: Checkpoint, network: Network, images: np.ndarray) -> np.ndarray:
     """Compute the logits at a checkpoint, float32 (N, C); the current scope's parameters stay.
 
@@ -127,7 +177,7 @@ def predict(checkpoint: Checkpoint, network: Network, images: np.ndarray) -> np.
     result = []
     with nn.parameter_scope("predict"):
         check_parameters([checkpoint], network)
-        image = nn.Variable((min(100, len(images)), 3, 32, 32))
+        image = nn.Variable((min(100, len(images)), *IMAGE_SHAPE))
         logits, _ = network(image, test=True)
         for start in range(0, len(images), len(image.d)):
             batch = images[start:start + len(image.d)]

@@ -16,25 +16,26 @@ TOTAL = "influence_all_epoch.npy"
 EPOCH = "{:06d}_influence.npy"
 CHECKPOINT = "{:06d}_scores.npz"
 PER_CHECKPOINT = "per_checkpoint.npz"
-COLUMNS = ("influence", "loss", "margin", "error_norm")
-# To be raised when the same content gives other scores.
+# One number per sample each; `probability` has one per class.
+COLUMNS = tuple(field.name for field in fields(Scores) if field.name != "probability")
+# Increase it when the same content gives other scores.
 VERSION = 2
 
 
 @dataclass(frozen=True)
 class PerCheckpoint:
-    """What every checkpoint said of every sample.
+    """The scores of N samples at each of K checkpoints.
 
     Attributes:
         epochs: integers (K,).
-        learning_rate: float (K,), NaN where a checkpoint does not tell it.
+        learning_rate: float (K,), NaN where a checkpoint does not record it.
         influence: self-influence, float (N, K); higher is more suspicious.
         loss: cross entropy, float (N, K); higher is more suspicious.
-        margin: logit of the given label less the largest other one, float (N, K); lower is more
+        margin: logit of the given label minus the largest other one, float (N, K); lower is more
             suspicious.
         error_norm: norm of softmax(logits) - onehot(label), float (N, K); higher is more suspicious.
         probability: mean over the checkpoints of the probability of each class, float (N, C).
-        run_sha256: the key of the training run, a string, empty where it is not known.
+        run_sha256: the key of the training run, a string, empty if unknown.
     """
 
     epochs: np.ndarray
@@ -48,20 +49,19 @@ class PerCheckpoint:
 
 
 def content_key(**content: object) -> str:
-    """SHA-256 of what decides the scores at a checkpoint (JSON values), to know them again by."""
+    """SHA-256 of everything that decides the scores at a checkpoint, as JSON values."""
     return hashlib.sha256(json.dumps([VERSION, content], sort_keys=True).encode()).hexdigest()
 
 
 class CheckpointScores:
-    """The scores of N samples at one checkpoint, as far as they are computed, and the file of them.
+    """The scores of N samples at one checkpoint, as far as they are computed, and their file.
 
     They are in memory only while they are being computed.
 
     Args:
-        folder: where the file is.
-        epoch: the checkpoint's.
-        key: what the scores are known again by; those that the file holds under another key, or
-            a file that cannot be read, count for nothing.
+        folder: the file's folder.
+        epoch: the checkpoint's epoch.
+        key: identifies the content; scores under another key and unreadable files are ignored.
         samples: N.
         classes: the number C of classes.
 
@@ -83,28 +83,27 @@ class CheckpointScores:
         return arrays | {"probability": np.full((self.size, self._classes), np.nan, np.float32)}
 
     def _read(self) -> dict[str, np.ndarray] | None:
-        """The arrays in the file, or None where it is not what it should be."""
+        """The arrays in the file, or None if it is damaged or holds something else."""
         arrays = {**self._empty(), "key": np.array(self._key)}
         try:
             with open_npz(self._path) as file:
                 for name, array in arrays.items():
-                    # Before a stranger's bomb is unpacked.
+                    # Reject zip bombs before decompressing.
                     if file.zip.getinfo(f"{name}.npy").file_size > array.nbytes + 999:
                         return None
-                    found = file[name]
-                    if (found.shape, found.dtype) != (array.shape, array.dtype):
+                    arrays[name] = file[name]
+                    if (arrays[name].shape, arrays[name].dtype) != (array.shape, array.dtype):
                         return None
-                    arrays[name] = found
-        except Exception:  # noqa: BLE001  a damaged archive raises almost anything
+        except Exception:
             return None
         return arrays if arrays.pop("key") == self._key else None
 
     def missing(self, start: int = 0, stop: int | None = None) -> int:
-        """How many of the samples from `start` up to `stop` have no scores yet."""
+        """The number of samples from `start` up to `stop` without scores."""
         return int(self._todo[start:stop].sum())
 
     def add(self, start: int, stop: int, scores: Scores):
-        """Take the scores of samples `start` up to `stop`."""
+        """Add the scores of samples `start` up to `stop`."""
         if self._arrays is None:
             self._arrays = self._empty()
             kept = None if self._todo.all() else self._read()
@@ -118,7 +117,7 @@ class CheckpointScores:
         """Write the file.
 
         Raises:
-            UserError: it cannot be written.
+            RunError: it cannot be written.
         """
         _save_archive(self._path, {**self._arrays, "key": self._key}.items())
         if not self.missing():
@@ -134,14 +133,14 @@ class CheckpointScores:
             path.unlink(missing_ok=True)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """One of ``COLUMNS``, (N,), or ``probability``, (N, C), once it is saved.
+        """Read one of ``COLUMNS``, (N,), or ``probability``, (N, C), from the saved file.
 
         Raises:
             UserError: the file has changed.
         """
         arrays = self._read()
         if arrays is None:
-            raise UserError(f"{self._path} has been changed or removed; run again")
+            raise UserError(f"{self._path} was changed or removed while it was needed; run again")
         return arrays[name]
 
 
@@ -150,14 +149,13 @@ def save_total(folder: Path, checkpoints: list[CheckpointScores], learning_rates
     """Write ``per_checkpoint.npz``, with the digest of the data and the key of the run, then the sums.
 
     Raises:
-        UserError: a file cannot be written.
+        RunError: a file cannot be written.
+        UserError: the file of a checkpoint's scores has changed.
     """
     total = sum_over_checkpoints(checkpoint["influence"] for checkpoint in checkpoints)
-    probability = 0.0
-    for checkpoint in checkpoints:
-        probability = probability + checkpoint["probability"].astype(float)
+    probability = sum_over_checkpoints(checkpoint["probability"] for checkpoint in checkpoints)
 
-    def arrays() -> Iterator[tuple[str, object]]:  # one at a time, for the sake of the memory
+    def arrays() -> Iterator[tuple[str, object]]:  # one at a time, to save memory
         yield "epochs", [checkpoint.epoch for checkpoint in checkpoints]
         yield "learning_rate", np.array(learning_rates, float)
         for name in COLUMNS:
@@ -170,7 +168,7 @@ def save_total(folder: Path, checkpoints: list[CheckpointScores], learning_rates
 
 
 def _save_archive(path: Path, arrays: Iterable[tuple[str, object]]):
-    # As np.savez, which would want all arrays at once.
+    # np.savez would need all arrays at once.
     with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, array in arrays:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
@@ -181,7 +179,7 @@ def load_total(folder: Path, samples: int) -> np.ndarray:
     """The self-influence of every sample, summed over the checkpoints, float (N,).
 
     Args:
-        folder: what ``calculate_score.py --output`` was.
+        folder: ``calculate_score.py --output``.
         samples: the number N of samples that the data beside it has.
 
     Raises:
@@ -194,13 +192,13 @@ def load_total(folder: Path, samples: int) -> np.ndarray:
 
 def load_per_checkpoint(folder: Path, total: np.ndarray, classes: int,
                         digest: str) -> PerCheckpoint:
-    """What every checkpoint said of every sample.
+    """Read the scores at each checkpoint.
 
     Args:
-        folder: what ``calculate_score.py --output`` was.
-        total: the sums (N,) that must belong to it.
+        folder: ``calculate_score.py --output``.
+        total: the sums (N,) that must belong to them.
         classes: the number C of classes.
-        digest: that of the data the scores must belong to.
+        digest: the digest of the data that was scored.
 
     Raises:
         UserError: the file is missing, damaged, or does not fit.

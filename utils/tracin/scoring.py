@@ -1,4 +1,4 @@
-"""Scoring as tasks: the samples of one slice at one checkpoint, by however many processes."""
+"""Scoring in tasks: each scores one slice of the samples at one checkpoint, in some process."""
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
@@ -12,36 +12,37 @@ from utils.context import memory_for, set_context
 from utils.errors import UserError
 from utils.files import load_array
 from utils.processes import run_tasks
-from utils.tracin.engines import NnablaEngine, OnnxRuntimeEngine
+from utils.tracin.engines import ENGINES, Network
 from utils.tracin.scores import CheckpointScores
 from utils.tracin.self_influence import Scores
 from utils.training.checkpoint import Checkpoint, load_parameters
 
-# Long enough that a slice's cost is the passes', short enough to show progress and share the work.
-SAMPLES = 256
-# Samples in a pass, by context and layers.  On the CPU they are what the caches hold (measured: 4 to
-# 32 differ by a few per cent); on a GPU, what keeps it busy.
-BATCH_SIZES = {("cpu", "last"): 16, ("cpu", "all"): 8, ("cudnn", "last"): 1000, ("cudnn", "all"): 64}
+# Long enough that the passes dominate a slice's cost, short enough to show progress and share work.
+SAMPLES_PER_SLICE = 256
+# By context and layers.  On the CPU, as many as fit the caches (measured: 4 to 32 differ by a few per
+# cent); on a GPU, enough to keep it busy.
+SAMPLES_PER_PASS = {("cpu", "last"): 16, ("cpu", "all"): 8,
+                    ("cudnn", "last"): 1000, ("cudnn", "all"): 64}
 # Seconds of work on a checkpoint that a killed run may lose.
 SAVE_EVERY = 10
 
 
 @dataclass(frozen=True)
-class Setup:
-    """All that a process needs to know to score slices; it is sent to other processes.
+class ScoringPlan:
+    """Everything that a process needs in order to score slices; it is sent to other processes.
 
     Attributes:
-        prediction: ``prediction(image, test=True) -> (logits, h)``.
+        network: ``network(image, test=True) -> (logits, features)``.
         images: the .npy file of the images, uint8 (N, 3, 32, 32).
-        labels: that of the labels, integers (N, 1).
+        labels: the .npy file of the labels, integers (N, 1).
         layers: ``last`` or ``all``.
-        engine: ``nnabla`` or ``onnxruntime``.
-        batch_size: samples in a pass.
-        workers: threads of ONNX Runtime, or processes of NNabla.
+        engine: a name in ``ENGINES``.
+        batch_size: samples per pass.
+        workers: threads or processes, whichever the engine uses.
         context: ``cpu`` or ``cudnn``, with `device_id` and `type_config` as for `set_context`.
     """
 
-    prediction: Callable
+    network: Network
     images: Path
     labels: Path
     layers: str
@@ -54,103 +55,106 @@ class Setup:
 
     @property
     def processes(self) -> int:
-        """How many processes share the slices."""
-        return 1 if self.engine == "onnxruntime" else self.workers
+        """The number of processes that share the slices."""
+        return self.workers if ENGINES[self.engine].parallel == "processes" else 1
+
+    @property
+    def threads(self) -> int:
+        """The number of threads of each engine."""
+        return self.workers if ENGINES[self.engine].parallel == "threads" else 1
 
 
 def slices(samples: int, batch_size: int) -> list[tuple[int, int]]:
-    """(start, stop) of the slices of `samples`, whole batches each but for the last."""
-    length = batch_size * max(1, SAMPLES // batch_size)
+    """(start, stop) of each slice of `samples`; all but the last are whole batches."""
+    length = batch_size * max(1, SAMPLES_PER_SLICE // batch_size)
     return [(start, min(start + length, samples)) for start in range(0, samples, length)]
 
 
 class SliceScorer:
-    """Scores slices of the training set, one after the other, at whatever checkpoint is asked for.
+    """Scores slices of the training set at any checkpoint.
 
     Raises:
-        UserError: the network cannot be scored by this engine.
-        RunError: the memory does not suffice.
+        UserError: the engine does not support the network.
+        RunError: out of memory.
     """
 
-    def __init__(self, setup: Setup):
-        set_context(setup.context, setup.device_id, setup.type_config)
-        self._setup = setup
-        self._loaded = None
-        with self._memory():  # cuDNN takes some while a graph is made
-            if setup.engine == "onnxruntime":
-                self._engine = OnnxRuntimeEngine(setup.prediction, setup.batch_size, setup.workers)
-            else:
-                self._engine = NnablaEngine(setup.prediction, setup.batch_size, setup.layers)
+    def __init__(self, plan: ScoringPlan):
+        set_context(plan.context, plan.device_id, plan.type_config)
+        self._plan = plan
+        self._loaded: Path | None = None
+        with self._memory():  # building a graph with cuDNN takes memory too
+            self._engine = ENGINES[plan.engine].make(plan.network, plan.batch_size, plan.layers,
+                                                     plan.threads)
 
     def _memory(self) -> AbstractContextManager:
-        return memory_for("--batch_size", self._setup.batch_size,
-                          "what was done is kept: run again with fewer --workers, if several, or")
+        return memory_for("--batch_size", self._plan.batch_size,
+                          "finished work is kept: run again with fewer --workers, if several, or")
 
-    def __call__(self, current: Checkpoint, start: int, stop: int) -> Scores:
-        """The scores of samples `start` up to `stop` at a checkpoint.
+    def __call__(self, checkpoint: Checkpoint, start: int, stop: int) -> Scores:
+        """Score samples `start` up to `stop` at a checkpoint.
 
         Raises:
             UserError: the checkpoint cannot be read, or gives scores that are not finite.
-            RunError: the memory does not suffice.
+            RunError: out of memory.
         """
         with self._memory():
-            return self._score(current, start, stop)
+            return self._score(checkpoint, start, stop)
 
-    def _score(self, current: Checkpoint, start: int, stop: int) -> Scores:
-        if current.parameters != self._loaded:
+    def _score(self, checkpoint: Checkpoint, start: int, stop: int) -> Scores:
+        if checkpoint.parameters != self._loaded:
             self._loaded = None
-            load_parameters(current)
+            load_parameters(checkpoint)
             self._engine.load_parameters()
-            self._loaded = current.parameters
-        # The maps are closed after every slice, lest the images read so far count as memory in use.
-        images = np.array(load_array(self._setup.images)[start:stop])
-        labels = np.array(load_array(self._setup.labels)[start:stop], np.int64).reshape(-1, 1)
+            self._loaded = checkpoint.parameters
+        # The maps are closed after every slice so that pages already read are released.
+        images = np.array(load_array(self._plan.images)[start:stop])
+        labels = np.array(load_array(self._plan.labels)[start:stop], np.int64).reshape(-1, 1)
         with np.errstate(all="ignore"):
             result = self._engine.score(images, labels)
         if not np.isfinite(result.influence).all():
-            raise UserError(f"the scores at {current.parameters} are not finite; leave this "
+            raise UserError(f"the scores at {checkpoint.parameters} are not finite; leave this "
                             "checkpoint out with --epochs, or train again with a lower "
                             "--learning_rate")
         return result
 
 
-def complete(setup: Setup, checkpoints: list[Checkpoint], results: list[CheckpointScores],
-             finished: Callable[[CheckpointScores, float], object]):
-    """Compute what is missing in the results, and keep it on the disk.
+def score_missing(plan: ScoringPlan, checkpoints: list[Checkpoint], results: list[CheckpointScores],
+                  finished: Callable[[CheckpointScores, float], object]):
+    """Compute and save the scores that the results lack.
 
     Args:
-        setup: how.
-        checkpoints: those to score.
-        results: one for each checkpoint.
-        finished: called with each result that was not complete, as soon as it is complete and
-            saved, and with an estimate of the seconds left.
+        plan: how to score.
+        checkpoints: where to score.
+        results: one per checkpoint.
+        finished: called with each result that was incomplete, as soon as it is complete and saved,
+            and with an estimate of the seconds left.
 
     Raises:
-        RunError: a process died; what was done is saved.
-        UserError: whatever `SliceScorer` refuses, or a file cannot be written.
+        RunError: a process died, or a file cannot be written; finished work is saved.
+        UserError: as for `SliceScorer`.
     """
     by_epoch = {result.epoch: result for result in results}
-    tasks = [(current, *piece) for current in checkpoints
-             for piece in slices(results[0].size, setup.batch_size)
-             if by_epoch[current.epoch].missing(*piece)]
+    tasks = [(checkpoint, *piece) for checkpoint in checkpoints
+             for piece in slices(results[0].size, plan.batch_size)
+             if by_epoch[checkpoint.epoch].missing(*piece)]
     total, done = sum(stop - start for _, start, stop in tasks), 0
     begin = saved = time.monotonic()
-    unsaved = set()
+    unsaved: set[CheckpointScores] = set()
     with (tqdm(total=total, unit="sample", leave=False, disable=None) as bar,
-          closing(run_tasks(SliceScorer, setup, tasks, setup.processes)) as ended):
+          closing(run_tasks(SliceScorer, plan, tasks, plan.processes)) as ended):
         try:
-            for (current, start, stop), scores in ended:
-                result = by_epoch[current.epoch]
+            for (checkpoint, start, stop), scores in ended:
+                result = by_epoch[checkpoint.epoch]
                 result.add(start, stop, scores)
                 unsaved.add(result)
                 done += stop - start
                 bar.update(stop - start)
-                whole = not result.missing()
-                if whole or time.monotonic() - saved > SAVE_EVERY:
+                complete = not result.missing()
+                if complete or time.monotonic() - saved > SAVE_EVERY:
                     while unsaved:
                         unsaved.pop().save()
                     saved = time.monotonic()
-                if whole:
+                if complete:
                     finished(result, (saved - begin) / done * (total - done))
         finally:
             for result in unsaved:

@@ -113,6 +113,9 @@ def self_influence(features: np.ndarray, weight: np.ndarray, bias: np.ndarray, l
     return Scores(squared_error * gains, loss, margin, norm, probability.astype(np.float32))
 
 
-def sum_over_checkpoints(influences: Iterable[np.ndarray]) -> np.ndarray:
-    """The score of each sample, float64 (N,), from its self-influence (N,) at each checkpoint."""
-    return np.sum(list(influences), axis=0, dtype=np.float64)
+def sum_over_checkpoints(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """Sum the self-influence (N,), or another score, at each checkpoint; float64 (N,)."""
+    total = np.zeros(())
+    for part in parts:  # one at a time, to save memory
+        total = total + part.astype(np.float64)
+    return total

@@ -80,7 +80,7 @@ def check_unused(folder: Path, run: str):
     try:
         with open_npz(path) as file:
             recorded = str(file["run_sha256"])
-    except Exception:  # noqa: BLE001  there is none, or it is damaged, which raises almost anything
+    except Exception:
         return
     if recorded != run:
         raise UserError(f"{path} belongs to another training run, whose rankings need it; give another "

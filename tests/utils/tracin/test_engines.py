@@ -8,7 +8,8 @@ from nnabla.ext_utils import get_extension_context
 from numpy.lib.stride_tricks import sliding_window_view
 
 from models import build_network
-from utils.tracin.engines import NnablaEngine, OnnxRuntimeEngine
+from utils.errors import UserError
+from utils.tracin.engines import NnablaEngine, OnnxRuntimeEngine, choose_engine
 from utils.tracin.self_influence import output_error
 from utils.training.checkpoint import find_checkpoints, load_parameters
 
@@ -21,7 +22,7 @@ def gradient_norms(network, images, labels, layers):
     logits, _ = network(image, test=True)
     loss = F.mean(F.softmax_cross_entropy(logits, label))
     result = []
-    for image.d, label.d in zip(images[:, None], labels[:, None]):
+    for image.d, label.d in zip(images[:, None], labels[:, None], strict=True):
         for parameter in nn.get_parameters().values():
             parameter.grad.zero()
         loss.forward()
@@ -35,7 +36,7 @@ def gradient_norms(network, images, labels, layers):
 def make_engine(name, network, batch_size):
     engine = {"last": lambda: NnablaEngine(network, batch_size, "last"),
               "all": lambda: NnablaEngine(network, batch_size, "all"),
-              "onnxruntime": lambda: OnnxRuntimeEngine(network, batch_size, 2)}[name]()
+              "onnxruntime": lambda: OnnxRuntimeEngine(network, batch_size, "last", 2)}[name]()
     engine.load_parameters()
     return engine
 
@@ -224,3 +225,14 @@ def test_half_precision_does_not_overflow():
         scores = make_engine("all", network, 8).score(images, labels).influence
     assert expected.max() > 1000
     np.testing.assert_allclose(scores, expected, rtol=0.2)
+
+
+def test_engine_supports_the_layers_and_the_context():
+    """The default for each, and no other than the user's."""
+    cases = [("last", "cpu"), ("all", "cpu"), ("last", "cudnn"), ("all", "cudnn")]
+    assert [choose_engine(None, *case) for case in cases] == ["onnxruntime", *["nnabla"] * 3]
+    assert {choose_engine("nnabla", *case) for case in cases} == {"nnabla"}
+    assert choose_engine("onnxruntime", "last", "cpu") == "onnxruntime"
+    for layers, context in cases[1:]:
+        with pytest.raises(UserError):
+            choose_engine("onnxruntime", layers, context)

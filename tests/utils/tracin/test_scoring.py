@@ -13,7 +13,7 @@ from utils.processes import run_tasks
 from utils.tracin import scoring
 from utils.tracin.engines import OnnxRuntimeEngine
 from utils.tracin.scores import CheckpointScores
-from utils.tracin.scoring import Setup, SliceScorer, complete, slices
+from utils.tracin.scoring import ScoringPlan, SliceScorer, score_missing, slices
 from utils.training.checkpoint import find_checkpoints
 
 
@@ -29,21 +29,21 @@ def test_slices_are_whole_batches(samples, batch_size, expected):
 
 @pytest.fixture
 def scored(tmp_path):
-    """A setup for 600 samples, a checkpoint of a network with fresh parameters, and empty results."""
+    """A plan for 600 samples, a checkpoint of a network with fresh parameters, and empty results."""
     arrays.save(tmp_path, make_dataset(600))
-    prediction = build_network("resnet23", 3, 4, np.random.default_rng(0))
-    prediction(nn.Variable((1, 3, 32, 32)), test=True)
+    network = build_network("resnet23", 3, 4, np.random.default_rng(0))
+    network(nn.Variable((1, 3, 32, 32)), test=True)
     nn.save_parameters(str(tmp_path / "params_7.h5"))
-    current, = find_checkpoints(tmp_path)
-    setup = Setup(build_network("resnet23", 3, 4), tmp_path / arrays.TRAIN_IMAGES,
-                  tmp_path / arrays.TRAIN_LABELS, "last", "onnxruntime", 16, 1, "cpu", 0, "float")
-    return setup, current, functools.partial(CheckpointScores, tmp_path, 7, "key", 600, 3)
+    checkpoint, = find_checkpoints(tmp_path)
+    plan = ScoringPlan(build_network("resnet23", 3, 4), tmp_path / arrays.TRAIN_IMAGES,
+                       tmp_path / arrays.TRAIN_LABELS, "last", "onnxruntime", 16, 1, "cpu", 0, "float")
+    return plan, checkpoint, functools.partial(CheckpointScores, tmp_path, 7, "key", 600, 3)
 
 
 def test_slice_is_scored_by_its_own_images_and_labels(scored):
-    setup, current, _ = scored
-    scorer = SliceScorer(setup)
-    whole, part = scorer(current, 0, 600), scorer(current, 256, 300)
+    plan, checkpoint, _ = scored
+    scorer = SliceScorer(plan)
+    whole, part = scorer(checkpoint, 0, 600), scorer(checkpoint, 256, 300)
     np.testing.assert_allclose(part.influence, whole.influence[256:300], rtol=1e-12)
     assert len(set(whole.influence.tolist())) > 500
 
@@ -51,16 +51,16 @@ def test_slice_is_scored_by_its_own_images_and_labels(scored):
 def test_lack_of_memory_names_a_batch_size_to_try(scored, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("Failed to allocate memory for requested buffer of size 1000")
-    setup, current, _ = scored
+    plan, checkpoint, _ = scored
     monkeypatch.setattr(OnnxRuntimeEngine, "score", fail)
     with refused("--batch_size 16", "--workers", "--batch_size 8", error=RunError):
-        SliceScorer(setup)(current, 0, 600)
+        SliceScorer(plan)(checkpoint, 0, 600)
 
 
 def test_lack_of_memory_for_the_graph_names_a_batch_size_to_try(scored, monkeypatch):
     def fail(*args):
         raise RuntimeError("CUDNN_STATUS_ALLOC_FAILED")
-    monkeypatch.setattr(scoring, "OnnxRuntimeEngine", fail)
+    monkeypatch.setattr(OnnxRuntimeEngine, "__init__", fail)
     with refused("--batch_size 16", "--batch_size 8", error=RunError):
         SliceScorer(scored[0])
 
@@ -73,34 +73,34 @@ def test_scores_are_computed_where_they_are_asked_for(scored, monkeypatch):
 
 
 def test_what_was_done_when_a_process_died_is_kept(scored, monkeypatch):
-    setup, current, results = scored
+    plan, checkpoint, results = scored
     expected = results()
-    complete(setup, [current], [expected], lambda result, left: result.remove())
+    score_missing(plan, [checkpoint], [expected], lambda result, left: result.remove())
     calls = []
 
-    def dies_after_two(make, setup, tasks, workers):
-        for number, ended in enumerate(run_tasks(make, setup, tasks, workers)):
+    def dies_after_two(make, plan, tasks, workers):
+        for number, ended in enumerate(run_tasks(make, plan, tasks, workers)):
             if number == 2:
                 raise RunError("a worker process died")
             yield ended
     monkeypatch.setattr(scoring, "run_tasks", dies_after_two)
     with pytest.raises(RunError):
-        complete(setup, [current], [results()], lambda *call: calls.append(call))
+        score_missing(plan, [checkpoint], [results()], lambda *call: calls.append(call))
     assert not calls
     assert results().missing() == 88 and results().missing(0, 512) == 0
 
-    def counting(make, setup, tasks, workers):
+    def counting(make, plan, tasks, workers):
         calls.extend(tasks)
-        return run_tasks(make, setup, tasks, workers)
+        return run_tasks(make, plan, tasks, workers)
     monkeypatch.setattr(scoring, "run_tasks", counting)
-    complete(setup, [current], [results()], lambda result, left: calls.append(result.epoch))
+    score_missing(plan, [checkpoint], [results()], lambda result, left: calls.append(result.epoch))
     assert [task if task == 7 else task[1:] for task in calls] == [(512, 600), 7]
     for name in ("influence", "loss", "margin", "error_norm", "probability"):
         assert np.array_equal(results()[name], expected[name])
 
 
 def test_work_on_a_checkpoint_is_kept_from_time_to_time(scored, monkeypatch):
-    setup, current, results = scored
+    plan, checkpoint, results = scored
     missing = []
 
     def watched(*args):
@@ -109,5 +109,5 @@ def test_work_on_a_checkpoint_is_kept_from_time_to_time(scored, monkeypatch):
             yield ended
     monkeypatch.setattr(scoring, "run_tasks", watched)
     monkeypatch.setattr(scoring, "SAVE_EVERY", 0)
-    complete(setup, [current], [results()], lambda *call: None)
+    score_missing(plan, [checkpoint], [results()], lambda *call: None)
     assert missing == [600, 344, 88] and not results().missing()
