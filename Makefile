@@ -1,5 +1,5 @@
 # make demo   find mislabelled digits, from nothing, in a few minutes
-# make test   the tests
+# make test   ruff, mypy and the tests
 # make bench  how fast the scores are computed, in three minutes
 # make experiment  which ranking finds mislabelled CIFAR-10 images best, in under two hours;
 #             where there is no network, with DATA=cifar-10-python.tar.gz
@@ -20,7 +20,8 @@ demo: .venv/installed
 
 test: .venv/tested
 	$(PYTHON) -m ruff check .
-	$(PYTHON) -m pytest
+	$(PYTHON) -m mypy
+	$(PYTHON) -m pytest --cov --cov-fail-under=90
 
 bench: .venv/installed
 	$(PYTHON) -m tests.benchmarks.scoring
