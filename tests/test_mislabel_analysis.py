@@ -91,6 +91,13 @@ def test_ranking_that_the_run_does_not_have_is_named(run, tmp_path):
     assert "aum" not in analyse(run, tmp_path / "figure")["scores"]
 
 
+def test_help_lists_the_rankings(capsys):
+    with pytest.raises(SystemExit):
+        mislabel_analysis.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[-len(RANKINGS):]] == RANKINGS
+
+
 def test_suspects_are_in_order_and_complete(run, tmp_path):
     analyse(run, tmp_path)
     rows, dataset = suspects(tmp_path), make_dataset()

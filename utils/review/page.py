@@ -1,4 +1,4 @@
-"""The page on which a person reviews the suspects: one file, without network or server."""
+"""The review page: one HTML file that needs neither network nor server."""
 import base64
 import io
 from pathlib import Path

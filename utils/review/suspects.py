@@ -1,4 +1,4 @@
-"""The ranked samples, as a table, as counts and as images."""
+"""The ranked samples as a table, as counts and as images."""
 import csv
 import re
 from collections.abc import Iterator
@@ -16,17 +16,21 @@ from utils.tracin.scores import PerCheckpoint
 
 
 def count_label_issues(probability: np.ndarray, labels: np.ndarray) -> int:
-    r"""How many labels are likely wrong: the samples off the diagonal of the confident joint.
+    r"""Estimated number of wrong labels: samples off the diagonal of the confident joint.
 
-    A sample counts as of the class with its largest probability among the classes j where it reaches
-    :math:`t_j`, the mean probability of j over the samples labelled j, or as of none.  From Northcutt
-    et al. 2021 (arXiv:1911.00068, eq. 1 and 2), who take the probabilities of networks that were not
-    trained on the sample.  As in cleanlab, those do not count whose likeliest class is the given one.
-    (Of samples that reach several :math:`t_j`, cleanlab takes the likeliest class of all.)
+    :math:`t_j` is the mean probability of class j over the samples labelled j.  A sample is counted
+    as the likeliest of the classes j whose :math:`t_j` its probability reaches, if any (Northcutt et
+    al. 2021, arXiv:1911.00068, eq. 1 and 2).  As in cleanlab, a sample whose likeliest class is its
+    given label is not off the diagonal.  (Where several :math:`t_j` are reached, cleanlab takes the
+    likeliest class of all.)
+
+    The paper's probabilities come from networks that were not trained on the sample.  Those of networks
+    that were make the estimate too low once they have memorized the labels, and too high before they
+    have learned the task.
 
     Args:
         probability: of each class, float (N, C).
-        labels: those given, integers (N, 1).
+        labels: the given ones, integers (N, 1).
     """
     given = labels[:, 0]
     count = np.bincount(given, minlength=probability.shape[1])
@@ -114,9 +118,14 @@ def save_suspects(path: Path, dataset: Dataset, scores: dict[str, np.ndarray], r
 
 
 def count_top_classes(dataset: Dataset, influence: np.ndarray) -> dict[str, np.ndarray]:
-    """Samples of each class (C,) in the tenth with the highest `influence` (N,), by what they are.
+    """Number of samples per class in the tenth with the highest self-influence.
 
-    Classes are the true ones where those are known, else the given ones.
+    Args:
+        dataset: N samples.
+        influence: float (N,).
+
+    Returns:
+        By kind of sample, integers (C,).  Classes are true labels where known, else given ones.
     """
     top = rank(influence)[:max(1, len(influence) // 10)]
     given, classes = dataset.labels[top, 0], len(dataset.names)
@@ -128,8 +137,8 @@ def count_top_classes(dataset: Dataset, influence: np.ndarray) -> dict[str, np.n
 
 
 def save_extracted(folder: Path, dataset: Dataset, score: np.ndarray):
-    """Write every image as PNG, sorted into ten folders, ``top_010_percent`` the most suspicious."""
-    # Class names come from anyone, and file names end at 255 bytes.
+    """Write all images as PNG into ten folders by rank; ``top_010_percent`` is the most suspicious."""
+    # Class names are untrusted, and file names have at most 255 bytes.
     names = [re.sub(r"[^\w-]+", "_", name).encode()[:60].decode(errors="ignore")
              for name in dataset.names]
     with whole_folder(folder) as temporary, tqdm(total=len(score), unit="image", leave=False,
