@@ -10,6 +10,7 @@ from utils.review.detection import PERCENTAGES, recall_at, recall_curve
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 CORRECT, WRONG = "tab:blue", "tab:orange"
 # Scores span many orders of magnitude: those below this share of the largest are drawn as equal.
@@ -100,7 +101,7 @@ def top_classes(path: Path, epoch: int, names: list[str], counts: dict[str, np.n
              xlabel="samples")
     short = [name if len(name) <= 30 else name[:29] + "…" for name in names]
     axes.set_yticks(places, short, parse_math=False)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
     axes.invert_yaxis()
     axes.legend()
     _save(figure, path)

@@ -239,7 +239,7 @@ def test_progress_is_kept(page, tmp_path):
 
 
 def test_decisions_of_an_older_page_are_kept(page, dataset, tmp_path):
-    """Once they were stored as {kind, row}, the cells of a row by position."""
+    """Older pages stored {kind, row}, with the cells of the row by position."""
     names, given = dataset.names, dataset.labels[:, 0]
     old = {index: {"kind": kind, "row": [index, dataset.paths[index], names[given[index]], kind, new,
                                          corrections.sample_digest(dataset, index)]}
@@ -401,7 +401,7 @@ def shown(page):
         "article", "tiles => tiles.map(tile => tile.dataset.index)")]
 
 
-def test_names_from_strangers_show_as_text(page, dataset):
+def test_untrusted_names_show_as_text(page, dataset):
     assert numbers(page.title()) == [150]
     assert EVIL in page.locator("article").first.inner_text()
     assert page.locator("#class option").nth(1).inner_text() == EVIL
