@@ -1,179 +1,182 @@
-"""Rank the training samples by self-influence, and see how soon the mislabelled ones turn up.
+"""Rank the training samples by self-influence and measure how soon the mislabelled ones turn up.
 
     python mislabel_analysis.py --input output --output figure
 
-The last of three steps: train.py and calculate_score.py come before.
+The last of three steps, after train.py and calculate_score.py.
 """
-import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-import numpy as np
-
-from datasets import arrays, corrections
-from datasets.arrays import Dataset
+from datasets import corrections
 from datasets.corrections import Corrections
 from utils import cli
 from utils.cli import Parser, boolean, number
-from utils.errors import UserError
 from utils.files import check_folder, save_json
 from utils.review import figures
 from utils.review.detection import PERCENTAGES, bootstrap_intervals, detection_metrics, rank
 from utils.review.page import save_review
-from utils.review.rankings import BASELINES, rankings
+from utils.review.rankings import RANKINGS, describe_rankings
+from utils.review.run import Run, load_run
 from utils.review.suspects import count_label_issues, count_top_classes, save_extracted, save_suspects
-from utils.tracin import scores
-from utils.tracin.scores import PerCheckpoint
-from utils.training import dynamics
 
-REVIEW, DROP, RELABEL = "review.html", "drop.csv", "relabel.csv"
-TOP_CLASSES = "{:06d}_top_influence_sample.png"
+DISTRIBUTION, CURVE, METRICS = "score_distribution.png", "score_curve.png", "metrics.json"
+SUSPECTS, REVIEW, DROP, RELABEL = "suspects.csv", "review.html", "drop.csv", "relabel.csv"
+TOP_CLASSES, EXTRACTED = "{}_top_influence_sample.png", "extracted_samples"
 
 
-def get_args(argv=None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
+@dataclass(frozen=True)
+class Settings:
+    """The flags of this script, by name."""
+
+    input: Path
+    output: Path
+    ckpt_analysis: bool
+    save_extracted: bool
+    rank_by: str
+    review: int
+    drop: float | None
+    relabel: float | None
+
+
+def get_args(argv: Sequence[str] | None = None) -> Settings:
+    parser = Parser(description=__doc__, epilog=describe_rankings())
     parser.add_argument("--input", type=Path, default=Path("output"), metavar="DIR",
-                        help="the files of train.py and calculate_score.py (default: %(default)s)")
+                        help="folder with the files of train.py and calculate_score.py "
+                             "(default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("figure"), metavar="DIR",
-                        help="where figures and tables go (default: %(default)s)")
+                        help="folder for figures and tables (default: %(default)s)")
     parser.add_argument("--ckpt_analysis", type=boolean, default=False,
-                        help="one more figure a checkpoint: the classes of its top tenth "
-                             "(default: %(default)s)")
+                        help="draw one more figure per checkpoint: the classes in its most suspicious "
+                             "tenth (default: %(default)s)")
     parser.add_argument("--save_extracted", type=boolean, default=False,
-                        help="write the images, sorted into ten folders by score "
-                             "(default: %(default)s)")
+                        help="write the images into ten folders, by score (default: %(default)s)")
     parser.add_argument("--rank_by", metavar="NAME", default="tracin",
-                        help="the score that orders the suspects, such as loss or aum; the README "
-                             "lists them (default: %(default)s)")
+                        help="ranking that orders the suspects, one of those below "
+                             "(default: %(default)s)")
     parser.add_argument("--review", type=number(int, 0), default=1000, metavar="N",
-                        help="the first N suspects go on the page to review them on; 0 for no page "
+                        help="number of suspects on the review page; 0 for no page "
                              "(default: %(default)s)")
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--drop", type=number(float, 0, 1), metavar="SHARE",
-                        help="write drop.csv, corrections that remove this share, the most suspicious")
+                        help=f"write {DROP}: corrections that remove this most suspicious share")
     either.add_argument("--relabel", type=number(float, 0, 1), metavar="SHARE",
-                        help="write relabel.csv, corrections that give this share the suggested labels")
-    return parser.parse_args(argv)
+                        help=f"write {RELABEL}: corrections that give this most suspicious share the "
+                             "suggested labels")
+    args = parser.parse_args(argv)
+    return Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
 
 
-def main(argv=None):
-    args = get_args(argv)
-    check_folder(args.output)
-    dataset = arrays.load(args.input)
-    score = scores.load_total(args.input, len(dataset.images))
-    per_checkpoint = scores.load_per_checkpoint(args.input, score, len(dataset.names),
-                                               dataset.digest())
-    scores_by_name = rankings(score, per_checkpoint, dataset.labels,
-                              dynamics.load(args.input, str(per_checkpoint.run_sha256)))
-    if args.rank_by not in scores_by_name:
-        raise UserError(f"expected --rank_by one of {', '.join(scores_by_name)}, which this run has; "
-                        f"found {args.rank_by}")
-    analyse(args, dataset, scores_by_name, per_checkpoint)
+def main(argv: Sequence[str] | None = None):
+    settings = get_args(argv)
+    check_folder(settings.output)
+    run = load_run(settings.input, settings.rank_by)
+    chosen = choose_corrections(run, settings.drop, settings.relabel)
+    write_tables(settings, run, chosen)
+    write_figures(settings, run)
+    metrics = measure(run)
+    report(settings.output, run, metrics)
+    save_json(settings.output / METRICS, metrics)
 
 
-def analyse(args: argparse.Namespace, dataset: Dataset, scores_by_name: dict[str, np.ndarray],
-            per_checkpoint: PerCheckpoint):
-    """Write everything that was asked for, and print the metrics."""
-    mislabelled = None
-    if dataset.true_labels is not None and (dataset.true_labels != dataset.labels).any():
-        mislabelled = (dataset.true_labels != dataset.labels)[:, 0]
-    chosen = choose_corrections(args, dataset, scores_by_name[args.rank_by], per_checkpoint.probability)
-    save_suspects(args.output / "suspects.csv", dataset, scores_by_name, args.rank_by, per_checkpoint)
-    figures.score_distribution(args.output / "score_distribution.png", scores_by_name["tracin"],
-                               mislabelled)
-    save_what_to_correct(args, dataset, scores_by_name[args.rank_by], per_checkpoint, chosen)
-    for old in args.output.glob(TOP_CLASSES.replace("{:06d}", "*")):
-        old.unlink()  # an earlier analysis may have had other checkpoints
-    if args.ckpt_analysis:
-        for epoch, influence in zip(per_checkpoint.epochs, per_checkpoint.influence.T):
-            figures.top_classes(args.output / TOP_CLASSES.format(epoch), epoch, dataset.names,
-                                count_top_classes(dataset, influence))
-    if args.save_extracted:
-        save_extracted(args.output / "extracted_samples", dataset, scores_by_name[args.rank_by])
-    save_json(args.output / "metrics.json", report(args.output, dataset, scores_by_name, args.rank_by,
-                                                   mislabelled, per_checkpoint.probability))
-
-
-def choose_corrections(args: argparse.Namespace, dataset: Dataset, score: np.ndarray,
-                       probability: np.ndarray) -> Corrections:
-    """What --drop or --relabel asks for.
+def choose_corrections(run: Run, drop: float | None, relabel: float | None) -> Corrections:
+    """The corrections for --drop or --relabel, before anything is written.
 
     Raises:
         UserError: a class would have no sample left.
     """
-    first = rank(score)[:round((args.drop or args.relabel or 0) * len(score))].tolist()
-    if args.relabel is None:
+    labels, suggested = run.dataset.labels[:, 0], run.per_checkpoint.probability.argmax(axis=1)
+    first = rank(run.score)[:round((drop or relabel or 0) * len(labels))].tolist()
+    if relabel is None:
         chosen = Corrections(removed=first)
     else:
-        suggested = probability.argmax(axis=1)
         chosen = Corrections(relabelled={index: int(suggested[index]) for index in first
-                                         if suggested[index] != dataset.labels[index, 0]})
-    chosen.new_labels(dataset)
+                                         if suggested[index] != labels[index]})
+    chosen.new_labels(run.dataset)
     return chosen
 
 
-def save_what_to_correct(args: argparse.Namespace, dataset: Dataset, score: np.ndarray,
-                         per_checkpoint: PerCheckpoint, chosen: Corrections):
-    """Write the page to review, and the corrections that need no review."""
-    page = args.output / REVIEW
-    if args.review:
-        save_review(page, dataset, score, args.rank_by, per_checkpoint, args.review)
+def write_tables(settings: Settings, run: Run, chosen: Corrections):
+    """Write the suspects, the review page and the chosen corrections."""
+    output = settings.output
+    save_suspects(output / SUSPECTS, run.dataset, run.rankings, run.rank_by, run.per_checkpoint)
+    if settings.review:
+        save_review(output / REVIEW, run.dataset, run.score, run.rank_by, run.per_checkpoint,
+                    settings.review)
     else:
-        page.unlink(missing_ok=True)  # an earlier analysis may have had one
-    if args.drop is not None or args.relabel is not None:
-        path = args.output / (DROP if args.relabel is None else RELABEL)
-        corrections.save(path, dataset, chosen)
-        print(f"{path}: {chosen.describe(dataset)}")
+        (output / REVIEW).unlink(missing_ok=True)  # from an earlier analysis
+    if settings.drop is not None or settings.relabel is not None:
+        path = output / (DROP if settings.relabel is None else RELABEL)
+        corrections.save(path, run.dataset, chosen)
+        print(f"{path}: {chosen.describe(run.dataset)}")
 
 
-def report(output: Path, dataset: Dataset, scores_by_name: dict[str, np.ndarray],
-           rank_by: str, mislabelled: np.ndarray | None, probability: np.ndarray) -> dict:
-    """Print where the results are and what they say, and draw the curve; returns the metrics."""
-    issues = count_label_issues(probability, dataset.labels)
-    agreement = (probability.argmax(axis=1) == dataset.labels[:, 0]).mean()
-    samples, count = len(dataset.labels), 0 if mislabelled is None else int(mislabelled.sum())
-    metrics = {"samples": samples, "mislabelled": count, "estimated_label_issues": issues, "scores": {}}
-    curve = output / "score_curve.png"
-    curve.unlink(missing_ok=True)  # an earlier analysis may have had one
-    if dataset.true_labels is None:
-        metrics["mislabelled"] = None
-        print(f"{samples} samples, true labels unknown: ranked only, no curve")
-    elif mislabelled is None:
-        print(f"{samples} samples, none mislabelled: ranked only, no curve")
-    elif mislabelled.all():
-        print(f"{samples} samples, all mislabelled: ranked only, no curve")
+def write_figures(settings: Settings, run: Run):
+    """Draw the figures that were asked for and write the images."""
+    output, mislabelled = settings.output, run.mislabelled
+    if mislabelled is not None and not mislabelled.any():
+        mislabelled = None
+    figures.score_distribution(output / DISTRIBUTION, run.rankings["tracin"], mislabelled)
+    if mislabelled is None or mislabelled.all():
+        (output / CURVE).unlink(missing_ok=True)  # from an earlier analysis
     else:
-        metrics["scores"] = measure(scores_by_name, mislabelled)
-        figures.score_curve(curve, {name: scores_by_name[name]
-                                    for name in (rank_by, "tracin", *BASELINES)
-                                    if name in scores_by_name}, mislabelled)
-        print(f"{samples} samples, {count} mislabelled, ranked by {rank_by}")
-        print_metrics(metrics["scores"], rank_by)
-    written = [output / "score_distribution.png", *([curve] if metrics["scores"] else [])]
-    print("figures: " + ", ".join(map(str, written)))
-    print(f"suspects, most suspicious first: {output / 'suspects.csv'}")
+        on_curve = [run.rank_by, *(name for name, ranking in RANKINGS.items() if ranking.on_curve)]
+        figures.score_curve(output / CURVE, {name: run.rankings[name] for name in on_curve
+                                             if name in run.rankings}, mislabelled)
+    for old in output.glob(TOP_CLASSES.format("*")):
+        old.unlink()  # an earlier analysis may have had other checkpoints
+    if settings.ckpt_analysis:
+        per_checkpoint = run.per_checkpoint
+        for epoch, influence in zip(per_checkpoint.epochs, per_checkpoint.influence.T, strict=True):
+            figures.top_classes(output / TOP_CLASSES.format(f"{epoch:06d}"), epoch, run.dataset.names,
+                                count_top_classes(run.dataset, influence))
+    if settings.save_extracted:
+        save_extracted(output / EXTRACTED, run.dataset, run.score)
+
+
+def measure(run: Run) -> dict:
+    """The content of ``metrics.json``: counts, and metrics of all rankings with 95 % intervals."""
+    mislabelled, measured = run.mislabelled, {}
+    if mislabelled is not None and mislabelled.any() and not mislabelled.all():
+        intervals = bootstrap_intervals(run.rankings, mislabelled)
+        for name, score in run.rankings.items():
+            measured[name] = {**detection_metrics(score, mislabelled),
+                              **{f"{metric}_interval": ends for metric, ends in intervals[name].items()}}
+    return {"samples": len(run.score),
+            "mislabelled": None if mislabelled is None else int(mislabelled.sum()),
+            "estimated_label_issues": count_label_issues(run.per_checkpoint.probability,
+                                                         run.dataset.labels),
+            "scores": measured}
+
+
+def report(output: Path, run: Run, metrics: dict):
+    """Print the metrics and where the results are."""
+    samples, mislabelled, issues = (metrics[name] for name in (
+        "samples", "mislabelled", "estimated_label_issues"))
+    if metrics["scores"]:
+        print(f"{samples} samples, {mislabelled} mislabelled, ranked by {run.rank_by}")
+        print_metrics(metrics["scores"], run.rank_by)
+    else:
+        kind = "true labels unknown" if mislabelled is None else f"{mislabelled or 'none'} mislabelled"
+        print(f"{samples} samples, {kind}: ranked by {run.rank_by}, without metrics and curve")
+    drawn = [DISTRIBUTION, CURVE] if metrics["scores"] else [DISTRIBUTION]
+    print("figures: " + ", ".join(str(output / name) for name in drawn))
+    print(f"suspects, most suspicious first: {output / SUSPECTS}")
     if (output / REVIEW).exists():
         print(f"to review them, open in a browser: {output / REVIEW}")
-    print(f"labels likely wrong, by the confident joint: {issues or 'none'} of {samples}"
-          + f"; start with the first {issues}" * bool(issues))
-    print(f"the networks agree with {agreement:.1%} of the labels; where that is little they have not "
-          "learned the task, and neither count nor ranking is worth much: train longer")
-    return metrics
-
-
-def measure(scores_by_name: dict[str, np.ndarray], mislabelled: np.ndarray) -> dict[str, dict]:
-    """The metrics of every score, with their 95 % intervals."""
-    intervals = bootstrap_intervals(scores_by_name, mislabelled)
-    return {name: {**detection_metrics(score, mislabelled),
-                   **{f"{metric}_interval": ends for metric, ends in intervals[name].items()}}
-            for name, score in scores_by_name.items()}
+    advice = f"; start with the first {issues}" if issues else ""
+    print(f"estimated number of wrong labels (confident joint): {issues or 'none'} of {samples}{advice}")
+    agreement = (run.per_checkpoint.probability.argmax(axis=1) == run.dataset.labels[:, 0]).mean()
+    print(f"the networks agree with {100 * agreement:.1f} % of the labels (if this is low, they have "
+          "not learned the task: train longer before trusting count or ranking)")
 
 
 def print_metrics(metrics: dict[str, dict], rank_by: str):
-    """Print what the ranking finds in words, and all scores in a table."""
+    """Print the metrics of one ranking in words and those of all rankings in a table."""
     chosen = metrics[rank_by]
     for percentage in PERCENTAGES:
-        print(f"checking {percentage} % of the data finds {chosen[f'recall_at_{percentage}']:.3f} of "
-              "the mislabelled")
+        print(f"checking {percentage} % of the samples finds {chosen[f'recall_at_{percentage}']:.3f} of "
+              "the mislabelled ones")
     print(f"AUROC {chosen['auroc']:.3f}, average precision {chosen['average_precision']:.3f}")
     print(f"\n{'found at':16}" + "".join(f"{f'{percentage} %':>7}" for percentage in PERCENTAGES)
           + f"{'AUROC':>8}")

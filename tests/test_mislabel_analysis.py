@@ -91,6 +91,13 @@ def test_ranking_that_the_run_does_not_have_is_named(run, tmp_path):
     assert "aum" not in analyse(run, tmp_path / "figure")["scores"]
 
 
+def test_help_lists_the_rankings(capsys):
+    with pytest.raises(SystemExit):
+        mislabel_analysis.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[-len(RANKINGS):]] == RANKINGS
+
+
 def test_suspects_are_in_order_and_complete(run, tmp_path):
     analyse(run, tmp_path)
     rows, dataset = suspects(tmp_path), make_dataset()
@@ -153,7 +160,7 @@ def test_names_like_formulas_are_text_in_the_table(run, tmp_path):
 
 
 def test_label_issues_by_hand():
-    """Thresholds 0.6 and 0.7, and none for a class that nobody is labelled."""
+    """Thresholds 0.6 and 0.7, and none for a class without samples."""
     probability = np.array([[0.9, 0.1, 0], [0.2, 0.75, 0.05], [0.7, 0.3, 0],
                             [0.3, 0.7, 0], [0.4, 0.65, 0], [0.25, 0.75, 0], [0.65, 0.7, 0]])
     labels = np.array([0, 0, 0, 1, 1, 1, 1])[:, None]
@@ -164,7 +171,7 @@ def test_label_issues_by_hand():
     # The last reaches the threshold of the other class alone, but its own is likelier all the same.
     probability = np.array([[0.95, 0.05], [0.95, 0.05], [0.55, 0.45], [0.7, 0.3], [0.6, 0.4]])
     assert count_label_issues(probability, np.array([0, 0, 0, 1, 1])[:, None]) == 0
-    # The first is likeliest to be what nobody is labelled, which has no threshold to reach.
+    # The likeliest class of the first has no samples, so no threshold to reach.
     probability = np.array([[0.1, 0.2, 0.7], [0.6, 0.4, 0], [0.3, 0.7, 0]])
     assert count_label_issues(probability, np.array([0, 0, 1])[:, None]) == 0
     # The last two reach the threshold of class 0, which is 0.5, and no more.
@@ -177,7 +184,7 @@ def test_label_issues_are_those_of_the_confident_joint():
     rng = np.random.default_rng(0)
     for _ in range(50):
         probability = rng.dirichlet(np.ones(5), 40)
-        labels = rng.integers(0, 4, (40, 1))  # nobody is labelled 4
+        labels = rng.integers(0, 4, (40, 1))  # class 4 has no samples
         given = labels[:, 0]
         threshold = {label: probability[given == label, label].mean() for label in set(given.tolist())}
         expected = 0
@@ -251,7 +258,7 @@ def test_extracting_again_replaces_the_images(run, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
-def test_names_of_strangers_stay_inside_the_folder_and_break_nothing(run, tmp_path):
+def test_untrusted_names_stay_inside_the_folder_and_break_nothing(run, tmp_path):
     (run / "label_names.txt").write_text("../../up\n$\\frac{$\n" + "\u4e9c" * 300 + "\n")
     analyse(run, tmp_path / "figure", "--save_extracted", "True", "--ckpt_analysis", "True")
     paths = [path for path in tmp_path.rglob("*.png") if "given" in path.name]

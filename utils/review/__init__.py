@@ -1,1 +1,1 @@
-"""What a person sees: read rankings and detection first, then suspects, figures and page."""
+"""What a person sees: read rankings, run and detection first, then suspects, figures and page."""

@@ -1,4 +1,4 @@
-"""How well a ranking of suspects finds the mislabelled samples."""
+"""How well a ranking finds the mislabelled samples."""
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -26,9 +26,9 @@ def recall_curve(score: np.ndarray, mislabelled: np.ndarray) -> np.ndarray:
 
 
 def recall_at(score: np.ndarray, mislabelled: np.ndarray, percentage: int) -> float:
-    """Share of the mislabelled samples found by checking the first `percentage` of the ranking.
+    """Share of the mislabelled samples among the first `percentage` % of the ranking, rounded down.
 
-    The number of samples checked is rounded down.  Arguments are those of `recall_curve`.
+    The other arguments are those of `recall_curve`.
     """
     return float(recall_curve(score, mislabelled)[len(score) * percentage // 100])
 
@@ -49,20 +49,20 @@ def detection_metrics(score: np.ndarray, mislabelled: np.ndarray) -> dict[str, f
 
 def bootstrap_intervals(scores: dict[str, np.ndarray], mislabelled: np.ndarray,
                         resamples: int = 1000) -> dict[str, dict[str, list[float]]]:
-    """95 % percentile intervals of the metrics, by resampling the samples (Efron 1979).
+    """95 % percentile bootstrap intervals of the metrics (Efron 1979).
 
     Args:
-        scores: by name, float (N,); higher is more suspicious.  All see the same resamples.
+        scores: by name, float (N,); higher is more suspicious.  All share the same resamples.
         mislabelled: bool (N,), true for some samples and false for others.
-        resamples: how many.
+        resamples: number of resamples.
 
     Returns:
-        By name the low and the high end for each metric of `detection_metrics`.
+        By name, the low and the high end for each metric of `detection_metrics`.
     """
     rng, count = np.random.default_rng(0), len(mislabelled)
     orders = {name: rank(score) for name, score in scores.items()}
     wrong = {name: mislabelled[order] for name, order in orders.items()}
-    # The last place of every run of equal scores.
+    # The last place of each group of equal scores.
     ends = {name: np.flatnonzero(np.diff(scores[name][order], append=np.nan) != 0)
             for name, order in orders.items()}
     values: dict[str, list] = {name: [] for name in scores}
@@ -71,12 +71,18 @@ def bootstrap_intervals(scores: dict[str, np.ndarray], mislabelled: np.ndarray,
         for name, order in orders.items():
             values[name].append(_weighted_metrics(times[order], wrong[name], ends[name]))
     names = list(detection_metrics(mislabelled.astype(float), mislabelled))
-    return {name: dict(zip(names, np.nanquantile(rows, [0.025, 0.975], axis=0).T.tolist()))
+    return {name: dict(zip(names, np.nanquantile(rows, [0.025, 0.975], axis=0).T.tolist(), strict=True))
             for name, rows in values.items()}
 
 
 def _weighted_metrics(times: np.ndarray, mislabelled: np.ndarray, ends: np.ndarray) -> list[float]:
-    """The values of `detection_metrics` where each sample, in ranked order, is there `times` times."""
+    """The values of `detection_metrics` of a resample.
+
+    Args:
+        times: how often the resample has each sample, integers (N,) in ranked order.
+        mislabelled: bool (N,) in ranked order.
+        ends: the last place of each group of equal scores.
+    """
     checked, found = np.cumsum(times), np.cumsum(times * mislabelled)
     total, wrong = checked[-1], found[-1]
     metrics = []
@@ -87,7 +93,7 @@ def _weighted_metrics(times: np.ndarray, mislabelled: np.ndarray, ends: np.ndarr
     checked, found = checked[ends], found[ends]
     new, passed = np.diff(found, prepend=0), checked - found
     after = passed[-1] - passed + np.diff(passed, prepend=0) / 2
-    with np.errstate(invalid="ignore", divide="ignore"):  # a resample may lack one kind
+    with np.errstate(invalid="ignore", divide="ignore"):  # a resample may lack either kind
         metrics = [count / wrong for count in metrics]
         metrics.append((new * after).sum() / (wrong * passed[-1]))
         metrics.append((new * np.nan_to_num(found / checked)).sum() / wrong)

@@ -10,9 +10,10 @@ from utils.review.detection import PERCENTAGES, recall_at, recall_curve
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 CORRECT, WRONG = "tab:blue", "tab:orange"
-# Scores span many orders of magnitude: below this share of the largest they count as equal.
+# Scores span many orders of magnitude: those below this share of the largest are drawn as equal.
 SMALLEST_SHARE = 1e-8
 
 
@@ -23,14 +24,14 @@ def _save(figure: plt.Figure, path: Path):
 
 
 def score_distribution(path: Path, score: np.ndarray, mislabelled: np.ndarray | None):
-    """Histogram and density of the self-influence of correctly and of wrongly labelled samples.
+    """Histogram and density of the self-influence of correctly and wrongly labelled samples.
 
     Args:
         path: PNG file to write.
         score: float (N,); higher is more suspicious.
-        mislabelled: bool (N,), or None where nobody knows: then there is one distribution.
+        mislabelled: bool (N,), or None for one distribution of all samples.
     """
-    floor = max(float(score.max()), np.finfo(float).tiny) * SMALLEST_SHARE
+    floor = max(float(score.max()), float(np.finfo(float).tiny)) * SMALLEST_SHARE
     logarithm = np.log10(np.maximum(score, floor))
     if mislabelled is None:
         groups = [("all samples", CORRECT, logarithm)]
@@ -59,7 +60,7 @@ def score_curve(path: Path, scores: dict[str, np.ndarray], mislabelled: np.ndarr
 
     Args:
         path: PNG file to write.
-        scores: by name, float (N,); higher is more suspicious.  The first stands out.
+        scores: by name, float (N,); higher is more suspicious.  The first is highlighted.
         mislabelled: bool (N,), true for at least one sample.
     """
     checked = np.linspace(0, 1, len(mislabelled) + 1)
@@ -83,24 +84,24 @@ def score_curve(path: Path, scores: dict[str, np.ndarray], mislabelled: np.ndarr
 
 
 def top_classes(path: Path, epoch: int, names: list[str], counts: dict[str, np.ndarray]):
-    """Which classes the most suspicious tenth is of, at one checkpoint.
+    """Bars of the classes in the most suspicious tenth at one checkpoint.
 
     Args:
         path: PNG file to write.
         epoch: the checkpoint's.
-        names: class names, C of them.
-        counts: integers (C,) by what they count; stacked.
+        names: the C class names.
+        counts: label of the bars -> integers (C,); stacked.
     """
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.34 * len(names)), layout="constrained")
     places, left = np.arange(len(names)), np.zeros(len(names), np.int64)
-    for (label, values), colour in zip(counts.items(), (WRONG, CORRECT)):
+    for (label, values), colour in zip(counts.items(), (WRONG, CORRECT), strict=False):
         axes.barh(places, values, left=left, color=colour, label=label)
         left = left + values
     axes.set(title=f"epoch {epoch}: the tenth of the samples with the highest self-influence",
              xlabel="samples")
     short = [name if len(name) <= 30 else name[:29] + "…" for name in names]
     axes.set_yticks(places, short, parse_math=False)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
     axes.invert_yaxis()
     axes.legend()
     _save(figure, path)

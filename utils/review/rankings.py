@@ -1,69 +1,133 @@
-r"""Scores to rank by, made of what the checkpoints and the training itself say of every sample.
+r"""Rankings of the training samples: every score is higher where a label is more suspicious.
 
-All are higher where a label is more suspicious.  Of the checkpoints :math:`w_1 \dots w_K`, with the
-learning rates :math:`\eta_k`, the gradient :math:`g_k`, the softmax :math:`p_k` and the error
-:math:`e_k = p_k - \mathrm{onehot}(y)`:
-
-==================  ================================================================================
-tracin              :math:`\sum_k \lVert g_k \rVert^2`, as in NNabla's example
-tracin_weighted     :math:`\sum_k \eta_k \lVert g_k \rVert^2`, TracInCP (Pruthi et al. 2020, eq. 3)
-tracin_norms        :math:`\sum_k \lVert g_k \rVert`, in which no checkpoint drowns the others
-tracin_late         tracin of the second half of the checkpoints
-loss                mean cross entropy over the checkpoints
-margin              mean lead of the largest other logit over that of the given label
-error_norm          mean :math:`\lVert e_k \rVert`: EL2N (Paul et al. 2021, arXiv:2107.07075), but
-                    over the checkpoints of one training, not early in several
-self_confidence     1 less the mean probability of the given label (Northcutt et al. 2021,
-                    arXiv:1911.00068, as cleanlab ranks), but by networks that were trained on it
-aum                 margin, averaged over all epochs of training instead: area under the margin
-                    (Pleiss et al. 2020, arXiv:2001.10528)
-aum_late            aum of the second half of the epochs
-forgetting          how often training forgot the given label once learned; more than all that
-                    where it never learned it (Toneva et al. 2019, arXiv:1812.05159)
-random              a random order
-==================  ================================================================================
+A ranking is one entry of ``RANKINGS``.  Their descriptions write ``k`` for a checkpoint, ``eta_k`` for
+its learning rate, ``g_k`` for a sample's gradient there, and ``e_k`` for its error, the softmax minus
+the one-hot label.
 """
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 
 from utils.tracin.scores import PerCheckpoint
 from utils.training.dynamics import TrainingDynamics
 
-# Those that the figure shows beside TracIn.
-BASELINES = ("loss", "margin", "error_norm", "self_confidence", "aum", "forgetting")
+
+@dataclass(frozen=True)
+class Evidence:
+    """The results of one run that rankings are computed from.
+
+    Attributes:
+        total: self-influence summed over the checkpoints, float (N,).
+        per_checkpoint: the scores of the N samples at each checkpoint.
+        labels: the labels trained on, integers (N, 1).
+        dynamics: training statistics of the N samples in every epoch, None where incomplete.
+    """
+
+    total: np.ndarray
+    per_checkpoint: PerCheckpoint
+    labels: np.ndarray
+    dynamics: TrainingDynamics | None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """An entry of ``RANKINGS``.
+
+    Attributes:
+        description: one line for ``--help``.
+        score: returns float (N,), or None if the run lacks what it needs.
+        on_curve: whether the figure shows it whatever ``--rank_by`` says.
+    """
+
+    description: str
+    score: Callable[[Evidence], np.ndarray | None]
+    on_curve: bool = False
+
+
+def forgetting(correct: np.ndarray) -> np.ndarray:
+    """Forgetting events (Toneva et al. 2019, arXiv:1812.05159).
+
+    Args:
+        correct: whether training got the sample right, bool (N, E).
+
+    Returns:
+        float (N,): how often right turned to wrong; E for samples that were never right.
+    """
+    events = (correct[:, :-1] & ~correct[:, 1:]).sum(axis=1)
+    return np.where(correct.any(axis=1), events, correct.shape[1]).astype(float)
+
+
+def _tracin_weighted(run: Evidence) -> np.ndarray | None:
+    rates = run.per_checkpoint.learning_rate  # NaN for checkpoints that train.py did not write
+    return run.per_checkpoint.influence @ rates if np.isfinite(rates).all() else None
+
+
+def _self_confidence(run: Evidence) -> np.ndarray:
+    return 1 - np.take_along_axis(run.per_checkpoint.probability, run.labels, axis=1)[:, 0]
+
+
+def _random(run: Evidence) -> np.ndarray:
+    return np.random.default_rng(0).permutation(len(run.total))
+
+
+def _from_dynamics(score: Callable[[TrainingDynamics], np.ndarray]) \
+        -> Callable[[Evidence], np.ndarray | None]:
+    return lambda run: None if run.dynamics is None else score(run.dynamics)
+
+
+def _margin(dynamics: TrainingDynamics) -> np.ndarray:
+    return dynamics.margin.astype(np.float64)  # half precision is too coarse to sum
+
+
+def _second_half(values: np.ndarray) -> np.ndarray:
+    return values[:, values.shape[1] // 2:]
+
+
+RANKINGS = {
+    "tracin": Ranking("self-influence, sum_k ||g_k||^2, as in NNabla's example",
+                      lambda run: run.total, on_curve=True),
+    "tracin_weighted": Ranking("sum_k eta_k ||g_k||^2: TracInCP (Pruthi et al. 2020, eq. 3)",
+                               _tracin_weighted),
+    "tracin_norms": Ranking("sum_k ||g_k||, where no checkpoint outweighs the others",
+                            lambda run: np.sqrt(run.per_checkpoint.influence).sum(axis=1)),
+    "tracin_late": Ranking("tracin over the second half of the checkpoints",
+                           lambda run: _second_half(run.per_checkpoint.influence).sum(axis=1)),
+    "loss": Ranking("cross entropy, mean over the checkpoints",
+                    lambda run: run.per_checkpoint.loss.mean(axis=1), on_curve=True),
+    "margin": Ranking("largest other logit minus the given label's, mean over the checkpoints",
+                      lambda run: -run.per_checkpoint.margin.mean(axis=1), on_curve=True),
+    # Paul et al. average over several short trainings instead.
+    "error_norm": Ranking("||e_k||, mean over the checkpoints: EL2N (Paul et al. 2021)",
+                          lambda run: run.per_checkpoint.error_norm.mean(axis=1), on_curve=True),
+    # As cleanlab ranks, but by networks that were trained on the sample.
+    "self_confidence": Ranking("1 minus the given label's mean probability (Northcutt et al. 2021)",
+                               _self_confidence, on_curve=True),
+    "aum": Ranking("margin, mean over all epochs: area under the margin (Pleiss et al. 2020)",
+                   _from_dynamics(lambda dynamics: -_margin(dynamics).mean(axis=1)), on_curve=True),
+    "aum_late": Ranking("aum over the second half of the epochs",
+                        _from_dynamics(lambda dynamics: -_second_half(_margin(dynamics)).mean(axis=1))),
+    "forgetting": Ranking("number of times training forgot the given label (Toneva et al. 2019)",
+                          _from_dynamics(lambda dynamics: forgetting(dynamics.correct)),
+                          on_curve=True),
+    "random": Ranking("a random order, to compare with", _random),
+}
+
+
+def describe_rankings() -> str:
+    """A table of all rankings, one per line, for ``--help``."""
+    return "rankings, to choose with --rank_by:\n" + "\n".join(
+        f"  {name:17}{ranking.description}" for name, ranking in RANKINGS.items())
 
 
 def rankings(total: np.ndarray, per_checkpoint: PerCheckpoint, labels: np.ndarray,
              dynamics: TrainingDynamics | None) -> dict[str, np.ndarray]:
-    """All scores by name, float (N,) each; the module's docstring says what they are.
+    """The scores of all rankings that the run supports, by name, float64 (N,) each.
 
-    Args:
-        total: self-influence summed over the checkpoints, (N,).
-        per_checkpoint: of the same run.
-        labels: those trained on, integers (N, 1).
-        dynamics: of the same run; without it, or where it has gaps, there is no aum and no forgetting.
+    The arguments are the attributes of `Evidence`; `dynamics` may have gaps (NaN).
     """
-    influence = per_checkpoint.influence
-    given = np.take_along_axis(per_checkpoint.probability, labels, axis=1)[:, 0]
-    scores = {"tracin": total}
-    if np.isfinite(per_checkpoint.learning_rate).all():  # checkpoints of elsewhere do not tell it
-        scores["tracin_weighted"] = influence @ per_checkpoint.learning_rate
-    scores |= {
-        "tracin_norms": np.sqrt(influence).sum(axis=1),
-        "tracin_late": influence[:, influence.shape[1] // 2:].sum(axis=1),
-        "loss": per_checkpoint.loss.mean(axis=1),
-        "margin": -per_checkpoint.margin.mean(axis=1),
-        "error_norm": per_checkpoint.error_norm.mean(axis=1),
-        "self_confidence": 1 - given}
-    if dynamics is not None and np.isfinite(dynamics.margin).all():
-        margin = -dynamics.margin.astype(np.float64)
-        scores["aum"] = margin.mean(axis=1)
-        scores["aum_late"] = margin[:, margin.shape[1] // 2:].mean(axis=1)
-        scores["forgetting"] = forgetting(dynamics.correct)
-    scores["random"] = np.random.default_rng(0).permutation(len(total)).astype(float)
-    return scores
-
-
-def forgetting(correct: np.ndarray) -> np.ndarray:
-    """Forgetting events, float (N,), of `correct`, bool (N, E); E where a sample was never right."""
-    events = (correct[:, :-1] & ~correct[:, 1:]).sum(axis=1)
-    return np.where(correct.any(axis=1), events, correct.shape[1]).astype(float)
+    if dynamics is not None and not np.isfinite(dynamics.margin).all():
+        dynamics = None
+    run = Evidence(total, per_checkpoint, labels, dynamics)
+    scores = {name: ranking.score(run) for name, ranking in RANKINGS.items()}
+    return {name: np.asarray(score, float) for name, score in scores.items() if score is not None}

@@ -1,33 +1,36 @@
-"""The ranked samples, as a table, as counts and as images."""
+"""The ranked samples as a table, as counts and as images."""
 import csv
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from datasets.arrays import Dataset
 from utils.files import text_cell, whole_file, whole_folder
 from utils.review.detection import rank
-
-if TYPE_CHECKING:
-    from datasets.arrays import Dataset
-    from utils.tracin.scores import PerCheckpoint
+from utils.tracin.scores import PerCheckpoint
 
 
 def count_label_issues(probability: np.ndarray, labels: np.ndarray) -> int:
-    r"""How many labels are likely wrong: the samples off the diagonal of the confident joint.
+    r"""Estimated number of wrong labels: samples off the diagonal of the confident joint.
 
-    A sample counts as of the class with its largest probability among the classes j where it reaches
-    :math:`t_j`, the mean probability of j over the samples labelled j, or as of none.  From Northcutt
-    et al. 2021 (arXiv:1911.00068, eq. 1 and 2), who take the probabilities of networks that were not
-    trained on the sample.  As in cleanlab, those do not count whose likeliest class is the given one.
-    (Of samples that reach several :math:`t_j`, cleanlab takes the likeliest class of all.)
+    :math:`t_j` is the mean probability of class j over the samples labelled j.  A sample is counted
+    as the likeliest of the classes j whose :math:`t_j` its probability reaches, if any (Northcutt et
+    al. 2021, arXiv:1911.00068, eq. 1 and 2).  As in cleanlab, a sample whose likeliest class is its
+    given label is not off the diagonal.  (Where several :math:`t_j` are reached, cleanlab takes the
+    likeliest class of all.)
+
+    The paper's probabilities come from networks that were not trained on the sample.  Those of networks
+    that were make the estimate too low once they have memorized the labels, and too high before they
+    have learned the task.
 
     Args:
         probability: of each class, float (N, C).
-        labels: those given, integers (N, 1).
+        labels: the given ones, integers (N, 1).
     """
     given = labels[:, 0]
     count = np.bincount(given, minlength=probability.shape[1])
@@ -38,43 +41,91 @@ def count_label_issues(probability: np.ndarray, labels: np.ndarray) -> int:
                 & (probability.argmax(axis=1) != given)).sum())
 
 
-def save_suspects(path: Path, dataset: "Dataset", scores: dict[str, np.ndarray], rank_by: str,
-                  per_checkpoint: "PerCheckpoint"):
-    """Write all samples, most suspicious first.
+@dataclass(frozen=True)
+class Suspect:
+    """One row of ``suspects.csv`` and one tile of the review page.
 
-    The suggested label has the largest mean probability; ``disagreement`` is the share of the
-    checkpoints at which another label than the given one had the largest logit.
+    Attributes:
+        rank: 1 is the most suspicious.
+        index: the sample's.
+        path: the sample's file, None if it has none.
+        score: higher is more suspicious.
+        given_label, suggested_label, true_label: numbers of classes.  The suggested label has the
+            largest probability; the true one is None where unknown.
+        given_probability, suggested_probability: means over the checkpoints.
+        disagreement: share of the checkpoints where another logit exceeds the given label's.
+    """
+
+    rank: int
+    index: int
+    path: str | None
+    score: float
+    given_label: int
+    suggested_label: int
+    true_label: int | None
+    given_probability: float
+    suggested_probability: float
+    disagreement: float
+
+
+def ranked_suspects(dataset: Dataset, score: np.ndarray, per_checkpoint: PerCheckpoint,
+                    limit: int | None = None) -> Iterator[Suspect]:
+    """The samples, most suspicious first.
+
+    Args:
+        dataset: N samples.
+        score: float (N,); higher is more suspicious.
+        per_checkpoint: the scores of the N samples at each checkpoint.
+        limit: number of samples; None for all.
+    """
+    probability, true = per_checkpoint.probability, dataset.true_labels
+    suggested = probability.argmax(axis=1)
+    disagreement = (per_checkpoint.margin < 0).mean(axis=1)
+    for place, index in enumerate(rank(score)[:limit].tolist(), start=1):
+        given = int(dataset.labels[index, 0])
+        yield Suspect(
+            rank=place, index=index, path=dataset.paths[index] if dataset.paths else None,
+            score=float(score[index]), given_label=given, suggested_label=int(suggested[index]),
+            true_label=None if true is None else int(true[index, 0]),
+            given_probability=float(probability[index, given]),
+            suggested_probability=float(probability[index, suggested[index]]),
+            disagreement=float(disagreement[index]))
+
+
+def save_suspects(path: Path, dataset: Dataset, scores: dict[str, np.ndarray], rank_by: str,
+                  per_checkpoint: PerCheckpoint):
+    """Write all samples, most suspicious first: the fields of `Suspect`, then all scores.
 
     Args:
         path: CSV file to write.
-        dataset: with N samples.
+        dataset: N samples.
         scores: by name, float (N,); higher is more suspicious.
-        rank_by: the name of the one that orders the samples, called ``score`` in the table too.
-        per_checkpoint: what the checkpoints said of the N samples.
+        rank_by: the name of the score that orders the samples.
+        per_checkpoint: the scores of the N samples at each checkpoint.
     """
-    rows = range(len(dataset.labels))
-    given, suggested = dataset.labels[:, 0], per_checkpoint.probability.argmax(axis=1)
-    names, columns = np.array([text_cell(name) for name in dataset.names], object), {}
-    if dataset.paths is not None:
-        columns["path"] = [text_cell(path) for path in dataset.paths]
-    columns |= {"score": scores[rank_by], "given_label": names[given],
-                "suggested_label": names[suggested]}
-    if dataset.true_labels is not None:
-        columns["true_label"] = names[dataset.true_labels[:, 0]]
-    columns |= {"given_probability": per_checkpoint.probability[rows, given],
-                "suggested_probability": per_checkpoint.probability[rows, suggested],
-                "disagreement": (per_checkpoint.margin < 0).mean(axis=1), **scores}
+    unknown = {"path": dataset.paths, "true_label": dataset.true_labels}
+    columns = [field.name for field in fields(Suspect) if unknown.get(field.name, ...) is not None]
+    names = [text_cell(name) for name in dataset.names]
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["rank", "index", *columns])
-        for place, index in enumerate(rank(scores[rank_by]), start=1):
-            writer.writerow([place, index, *(column[index] for column in columns.values())])
+        writer.writerow([*columns, *scores])
+        for suspect in ranked_suspects(dataset, scores[rank_by], per_checkpoint):
+            row = {column: getattr(suspect, column) for column in columns}
+            row |= {column: names[row[column]] for column in columns if column.endswith("_label")}
+            if suspect.path is not None:
+                row["path"] = text_cell(suspect.path)
+            writer.writerow([*row.values(), *(score[suspect.index] for score in scores.values())])
 
 
-def count_top_classes(dataset: "Dataset", influence: np.ndarray) -> dict[str, np.ndarray]:
-    """Samples of each class (C,) in the tenth with the highest `influence` (N,), by what they are.
+def count_top_classes(dataset: Dataset, influence: np.ndarray) -> dict[str, np.ndarray]:
+    """Number of samples per class in the tenth with the highest self-influence.
 
-    Classes are the true ones where those are known, else the given ones.
+    Args:
+        dataset: N samples.
+        influence: float (N,).
+
+    Returns:
+        By kind of sample, integers (C,).  Classes are true labels where known, else given ones.
     """
     top = rank(influence)[:max(1, len(influence) // 10)]
     given, classes = dataset.labels[top, 0], len(dataset.names)
@@ -85,9 +136,9 @@ def count_top_classes(dataset: "Dataset", influence: np.ndarray) -> dict[str, np
             "correctly labelled": np.bincount(true[given == true], minlength=classes)}
 
 
-def save_extracted(folder: Path, dataset: "Dataset", score: np.ndarray):
-    """Write every image as PNG, sorted into ten folders, ``top_010_percent`` the most suspicious."""
-    # Class names come from anyone, and file names end at 255 bytes.
+def save_extracted(folder: Path, dataset: Dataset, score: np.ndarray):
+    """Write all images as PNG into ten folders by rank; ``top_010_percent`` is the most suspicious."""
+    # Class names are untrusted, and file names have at most 255 bytes.
     names = [re.sub(r"[^\w-]+", "_", name).encode()[:60].decode(errors="ignore")
              for name in dataset.names]
     with whole_folder(folder) as temporary, tqdm(total=len(score), unit="image", leave=False,

@@ -238,6 +238,26 @@ def test_progress_is_kept(page, tmp_path):
     assert [row["decision"] for row in download(page, tmp_path / "a.csv")] == ["remove", "fine"]
 
 
+def test_decisions_of_an_older_page_are_kept(page, dataset, tmp_path):
+    """Older pages stored {kind, row}, with the cells of the row by position."""
+    names, given = dataset.names, dataset.labels[:, 0]
+    old = {index: {"kind": kind, "row": [index, dataset.paths[index], names[given[index]], kind, new,
+                                         corrections.sample_digest(dataset, index)]}
+           for index, kind, new in [(0, "relabel", names[(given[0] + 2) % 3]), (1, "remove", "")]}
+    page.evaluate("""([run, old]) => {
+        for (const [index, decision] of Object.entries(old))
+            localStorage.setItem(`tracin-review-${run}-${index}`, JSON.stringify(decision));
+        for (const [index, text] of ["5", "{}", '{"kind": "fine", "row": [4]}', "x"].entries())
+            localStorage.setItem(`tracin-review-${run}-${index + 2}`, text);
+    }""", [dataset.digest(), old])
+    page.reload()
+    assert decided(page) == [2, 150] and [decision(page, 0), decision(page, 1)] == ["relabel", "remove"]
+    press(page, "ArrowRight ArrowRight f")
+    download(page, tmp_path / "a.csv")
+    assert corrections.load(tmp_path / "a.csv", dataset) == corrections.Corrections(
+        {0: (given[0] + 2) % 3}, [1], [2])
+
+
 def test_pages_filter_and_order(page, dataset):
     assert page.locator("article").count() == 60
     assert paging(page) == [1, 3, 150, 200]
@@ -267,7 +287,7 @@ def test_pages_filter_and_order(page, dataset):
     page.select_option("#show", "differ")
     assert paging(page)[2:] == [150, 200]
     page.select_option("#show", "all")
-    for order, shift in [("given", 0), ("suggested", 1)]:
+    for order, shift in [("given_label", 0), ("suggested_label", 1)]:
         page.select_option("#sort", order)
         labels = [(dataset.labels[index, 0] + shift) % 3 for index in shown(page)]
         assert labels == sorted(labels)
@@ -309,7 +329,7 @@ def test_pages_turn_where_nothing_is_focused(page):
 
 
 def test_another_order_and_another_page_begin_at_the_top(page):
-    for change in (lambda: page.select_option("#sort", "given"),
+    for change in (lambda: page.select_option("#sort", "given_label"),
                    lambda: page.click("#next")):
         page.evaluate("scrollTo(0, document.body.scrollHeight)")
         assert page.evaluate("scrollY") > 0
@@ -381,7 +401,7 @@ def shown(page):
         "article", "tiles => tiles.map(tile => tile.dataset.index)")]
 
 
-def test_names_from_strangers_show_as_text(page, dataset):
+def test_untrusted_names_show_as_text(page, dataset):
     assert numbers(page.title()) == [150]
     assert EVIL in page.locator("article").first.inner_text()
     assert page.locator("#class option").nth(1).inner_text() == EVIL

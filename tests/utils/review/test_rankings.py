@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from utils.review.rankings import forgetting, rankings
+from utils.review.rankings import RANKINGS, Ranking, forgetting, rankings
 from utils.tracin.scores import PerCheckpoint
 from utils.training.dynamics import TrainingDynamics
 
@@ -47,3 +47,9 @@ def test_what_is_not_known_is_left_out(dynamics):
 def test_forgetting_events_by_hand():
     correct = np.array([[1, 0, 1, 0, 1], [0, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 0, 0]], bool)
     assert forgetting(correct).tolist() == [2, 0, 5, 1]
+
+
+def test_ranking_is_one_entry(monkeypatch):
+    monkeypatch.setitem(RANKINGS, "first", Ranking("", lambda run: run.per_checkpoint.loss[:, 0]))
+    scores = rankings(TOTAL, PER_CHECKPOINT, LABELS, None)
+    assert scores["first"].tolist() == [1, 4] and list(scores)[-1] == "first"
