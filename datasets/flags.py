@@ -108,7 +108,7 @@ def complete_data_flags(args: argparse.Namespace):
                         f"{'no --noise_model' if args.noise == 'hardest' else 'another --noise'}; give "
                         "both or none")
     if args.augmentation is None:
-        args.augmentation = args.dataset != "digits"
+        args.augmentation = args.dataset not in DATASETS or DATASETS[args.dataset].augmented
 
 
 def check_outside(args: argparse.Namespace, folder: Path):
