@@ -46,7 +46,7 @@ def read_image(path: Path) -> np.ndarray:
     """Read the first frame of an image file, upright, as `to_array` returns it.
 
     Raises:
-        Exception: whatever Pillow raises for a file that is not an image, is damaged, or is a decompression bomb.
+        Exception: whatever Pillow raises for a damaged file, another file or a decompression bomb.
     """
     if not path.is_file():  # reading a pipe would block
         raise ValueError("it is no file")
