@@ -60,8 +60,8 @@ def load_source(name: str, path: Path | None, val_fraction: float | None, strict
     """
     if name in DATASETS:
         if path is not None and not DATASETS[name].reads_files:
-            raise UserError(f"expected no --data with --dataset {name}, which reads no files, found {path}; "
-                            "leave --data out")
+            raise UserError(f"expected no --data with --dataset {name}, which reads no files, "
+                            f"found {path}; leave --data out")
         return DATASETS[name].load(path)
     return load_own(Path(name), val_fraction, strict, rng)
 

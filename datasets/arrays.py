@@ -164,7 +164,8 @@ def load(folder: Path, test: bool = False) -> Dataset:
 def _load_split(folder: Path, images_name: str, labels_name: str) -> Split:
     images = load_array(folder / images_name)
     if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE or not len(images):
-        raise UserError(f"expected uint8 images (N, {', '.join(map(str, IMAGE_SHAPE))}) in {folder / images_name}, found "
+        raise UserError(f"expected uint8 images (N, {', '.join(map(str, IMAGE_SHAPE))}) in "
+                        f"{folder / images_name}, found "
                         f"{images.dtype} {images.shape}; write it with train.py")
     return Split(images, _load_labels(folder / labels_name, len(images)))
 

@@ -231,7 +231,7 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _ALLOWED[module.replace("numpy._core", "numpy.core"), name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it uses {module}.{name}, which a batch does not need") from None
+            raise pickle.UnpicklingError(f"it uses {module}.{name}, not needed in a batch") from None
 
 
 def _unpickle(content: bytes) -> dict[str, Any]:
@@ -246,7 +246,8 @@ def _unpickle(content: bytes) -> dict[str, Any]:
             raise pickle.UnpicklingError(f"it has more than {MAX_CALLS} calls")
     # "latin1" decodes Python 2's byte strings, including array data.
     batch = _Unpickler(io.BytesIO(content), encoding="latin1").load()
-    return {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in batch.items()}
+    return {key.decode("latin1") if isinstance(key, bytes) else key: value
+            for key, value in batch.items()}
 
 
 def _array(*_: object) -> np.ndarray:
