@@ -1,5 +1,6 @@
-"""Sources of images, and the training sets with label noise that are made of them."""
+"""Where images and labels come from, and the training sets with label noise made from them."""
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,58 +12,72 @@ from datasets.own import load_own
 from utils.errors import UserError
 
 
-def _cifar10(path: Path | None) -> Source:
+def _load_cifar10(path: Path | None) -> Source:
     return Source(*cifar.load_cifar(cifar.CIFAR10, path), list(cifar.CIFAR10.names),
                   cifar.CIFAR10_CONFUSABLE)
 
 
-def _cifar100(path: Path | None) -> Source:
+def _load_cifar100(path: Path | None) -> Source:
     return Source(*cifar.load_cifar(cifar.CIFAR100, path), list(cifar.CIFAR100.names),
                   next_class(len(cifar.CIFAR100.names)))
 
 
-def _digits(path: Path | None) -> Source:
-    if path is not None:
-        raise UserError(f"--dataset digits comes with scikit-learn and reads no --data, found {path}; "
-                        "leave --data out")
+def _load_digits(path: Path | None) -> Source:
     return Source(*digits.load_digits(), list(digits.NAMES), next_class(len(digits.NAMES)))
 
 
-# name -> what reads its files, which are at a path or have a place of their own
-DATASETS: dict[str, Callable[[Path | None], Source]] = {
-    "cifar10": _cifar10, "cifar100": _cifar100, "digits": _digits}
+@dataclass(frozen=True)
+class DataSet:
+    """A known set of images.
+
+    Attributes:
+        load: returns it; the argument is the path of its files, or None for their default place.
+        reads_files: whether it has files, which --data can name.
+        augmented: whether training scales and mirrors its images by default.
+    """
+
+    load: Callable[[Path | None], Source]
+    reads_files: bool = True
+    augmented: bool = True
+
+
+DATASETS = {"cifar10": DataSet(_load_cifar10), "cifar100": DataSet(_load_cifar100),
+            "digits": DataSet(_load_digits, reads_files=False, augmented=False)}
 NOISES = ("uniform", "asymmetric", "hardest")
 
 
 def load_source(name: str, path: Path | None, val_fraction: float | None, strict: bool,
                 rng: np.random.Generator) -> Source:
-    """A known set of images, or one's own.
+    """Load a known set of images, or your own.
 
     Args:
-        name: a key of ``DATASETS``, or the path of one's own images.
-        path: where the files of a known set are, for those that read files.
-        val_fraction, strict, rng: for one's own; see `datasets.own.load_own`.
+        name: a key of ``DATASETS``, or the path of your own images.
+        path: the files of a known set, or None for their default place.
+        val_fraction, strict, rng: for your own images; see `datasets.own.load_own`.
 
     Raises:
         UserError: the source cannot be read.
     """
     if name in DATASETS:
-        return DATASETS[name](path)
+        if path is not None and not DATASETS[name].reads_files:
+            raise UserError(f"expected no --data with --dataset {name}, which reads no files, "
+                            f"found {path}; leave --data out")
+        return DATASETS[name].load(path)
     return load_own(Path(name), val_fraction, strict, rng)
 
 
 def make_dataset(source: Source, subset: int | None, shuffle_rate: float, rng: np.random.Generator,
                  noise: str = "uniform",
                  predict: Callable[[np.ndarray], np.ndarray] | None = None) -> Dataset:
-    """The training set of a source, with label noise, and its test set.
+    """Make the training set of a source, with label noise, and its test set.
 
     Args:
-        source: where the images are from.
+        source: the images and their labels.
         subset: keep this many training samples, drawn at random, in their order; None keeps all.
-        shuffle_rate: share that is mislabelled of every class that is; ``asymmetric`` noise spares some.
+        shuffle_rate: share of each class to mislabel; ``asymmetric`` noise spares some classes.
         rng: draws the samples, then the noise.
         noise: one of ``NOISES``; see `datasets.label_noise`.
-        predict: gives a model's logits (N, C) for images (N, 3, 32, 32); for ``hardest``.
+        predict: returns a model's logits (N, C) for images (N, 3, 32, 32); for ``hardest``.
 
     Raises:
         UserError: the source is smaller than `subset`.
@@ -70,8 +85,8 @@ def make_dataset(source: Source, subset: int | None, shuffle_rate: float, rng: n
     train, paths = source.train, source.paths
     if subset is not None:
         if subset > len(train.images):
-            raise UserError(f"expected --subset of at most {len(train.images)}, the training "
-                            f"samples there are, found {subset}")
+            raise UserError(f"expected --subset of at most {len(train.images)}, the number "
+                            f"of training samples, found {subset}; lower it")
         kept = np.sort(rng.choice(len(train.images), subset, replace=False))
         train = Split(train.images[kept], train.labels[kept])
         paths = paths and [paths[index] for index in kept]
@@ -80,7 +95,7 @@ def make_dataset(source: Source, subset: int | None, shuffle_rate: float, rng: n
         "asymmetric": lambda: asymmetric_labels(train.labels, shuffle_rate, source.confusable, rng),
         "hardest": lambda: hardest_labels(train.labels, shuffle_rate, predict(train.images), rng),
     }[noise]()
-    # Labels that were shuffled on purpose are measured against those that were given.
+    # Added noise is measured against the given labels.
     known = source.trusted or shuffle_rate
     return Dataset(train.images, labels, train.labels if known else None, source.test, source.names,
                    paths, source.skipped)

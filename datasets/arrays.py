@@ -9,7 +9,8 @@ from utils.errors import UserError
 from utils.files import load_array, release, save_array, save_text
 
 IMAGE_SHAPE = (3, 32, 32)
-TRAIN_IMAGES, TRAIN_LABELS = "x_train.npy", "y_shuffle_train.npy"
+TRAIN_IMAGES, TRAIN_LABELS, TRUE_LABELS = "x_train.npy", "y_shuffle_train.npy", "y_train.npy"
+TEST_IMAGES, TEST_LABELS = "x_val.npy", "y_val.npy"
 NAMES_FILE, PATHS_FILE, SKIPPED_FILE = "label_names.txt", "paths.txt", "skipped.txt"
 
 
@@ -23,15 +24,15 @@ class Split:
 
 @dataclass(frozen=True)
 class Source:
-    """Images as somebody labelled them.
+    """Images with the labels they came with.
 
     Attributes:
         train, test: the two sets.
-        names: those of the C classes.
-        confusable: class -> the class it is taken for, for some classes.
-        paths: the file of each training sample, or None where there are no files.
-        skipped: a line for each file that was no image.
-        trusted: whether the labels are known to be the true ones.
+        names: the names of the C classes.
+        confusable: class -> the class it is mistaken for, for some classes.
+        paths: the file of each training sample, or None if there are no files.
+        skipped: a line per file that is not an image.
+        trusted: whether the labels are known to be true.
     """
 
     train: Split
@@ -47,9 +48,9 @@ class Source:
 class Dataset:
     """A training set, with the labels it is trained on beside the true ones, and a test set.
 
-    `true_labels` is None where nobody knows them; `test` is None where only the training set was
-    asked for; `paths` are the files of the training samples, None where there are no files; `skipped`
-    has a line for each file that was no image.
+    `true_labels` is None if unknown; `test` is None if only the training set was loaded; `paths` are
+    the files of the training samples, None if there are no files; `skipped` has a line per file that
+    is not an image.
     """
 
     images: np.ndarray
@@ -71,15 +72,15 @@ class Dataset:
         """The same data to train on the true labels.
 
         Raises:
-            UserError: nobody knows them.
+            UserError: they are unknown.
         """
         if self.true_labels is None:
             raise UserError("--shuffle_label False needs the true labels in the --input folder "
-                            "(y_train.npy), found none; leave the flag out")
+                            f"({TRUE_LABELS}), found none; leave the flag out")
         return replace(self, labels=self.true_labels)
 
     def digest(self) -> str:
-        """SHA-256 of the training images and the labels trained on: what a run recognizes them by."""
+        """SHA-256 of the training images and the labels trained on, which identifies a run's data."""
         digest = hashlib.sha256(repr((self.images.shape, self.labels.shape)).encode())
         for start in range(0, len(self.images), 1000):
             digest.update(np.ascontiguousarray(self.images[start:start + 1000]))
@@ -89,14 +90,14 @@ class Dataset:
 
 
 def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
-    """Write the files of a run, unless they are the very ones that the data were read from.
+    """Write the files of a run, unless the data were read from them.
 
     Raises:
         UserError: a file cannot be written, or would overwrite the data of another run.
     """
     try:
         other = load(folder).digest() != dataset.digest()
-    except UserError:  # nothing there, or what a killed run left
+    except UserError:  # none there, or left incomplete by a killed run
         other = False
     if read_from and read_from.resolve() == folder.resolve():
         if other:
@@ -110,12 +111,12 @@ def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
                         "need; give another --output, or remove them")
     save_array(folder / TRAIN_IMAGES, dataset.images)
     if dataset.true_labels is None:
-        (folder / "y_train.npy").unlink(missing_ok=True)
+        (folder / TRUE_LABELS).unlink(missing_ok=True)
     else:
-        save_array(folder / "y_train.npy", dataset.true_labels)
+        save_array(folder / TRUE_LABELS, dataset.true_labels)
     save_array(folder / TRAIN_LABELS, dataset.labels)
-    save_array(folder / "x_val.npy", dataset.test.images)
-    save_array(folder / "y_val.npy", dataset.test.labels)
+    save_array(folder / TEST_IMAGES, dataset.test.images)
+    save_array(folder / TEST_LABELS, dataset.test.labels)
     _save_lines(folder / NAMES_FILE, dataset.names)
     for name, lines in [(PATHS_FILE, dataset.paths), (SKIPPED_FILE, dataset.skipped)]:
         if lines:
@@ -132,7 +133,7 @@ def load(folder: Path, test: bool = False) -> Dataset:
     """Read the files of a run, images memory-mapped.
 
     Args:
-        folder: what ``train.py --output`` was.
+        folder: the ``--output`` of train.py.
         test: read the test set too.
 
     Raises:
@@ -143,9 +144,9 @@ def load(folder: Path, test: bool = False) -> Dataset:
                         "give the --output of train.py")
     train = _load_split(folder, TRAIN_IMAGES, TRAIN_LABELS)
     true_labels = None
-    if (folder / "y_train.npy").exists():
-        true_labels = _load_labels(folder / "y_train.npy", len(train.images))
-    held_out = _load_split(folder, "x_val.npy", "y_val.npy") if test else None
+    if (folder / TRUE_LABELS).exists():
+        true_labels = _load_labels(folder / TRUE_LABELS, len(train.images))
+    held_out = _load_split(folder, TEST_IMAGES, TEST_LABELS) if test else None
     all_labels = [train.labels, train.labels if true_labels is None else true_labels,
                   held_out.labels if held_out else train.labels]
     largest = max(int(labels.max()) for labels in all_labels)
@@ -155,23 +156,24 @@ def load(folder: Path, test: bool = False) -> Dataset:
                         f"{folder / NAMES_FILE}, found {largest}; use the files of one run")
     paths = _load_lines(folder / PATHS_FILE) or None
     if paths and len(paths) != len(train.images):
-        raise UserError(f"expected {len(train.images)} lines in {folder / PATHS_FILE}, a file an image, "
-                        f"found {len(paths)}; use the files of one run, or remove it to go without")
+        raise UserError(f"expected {len(train.images)} lines in {folder / PATHS_FILE}, one per image, "
+                        f"found {len(paths)}; use the files of one run, or remove it")
     return Dataset(train.images, train.labels, true_labels, held_out, names, paths)
 
 
 def _load_split(folder: Path, images_name: str, labels_name: str) -> Split:
     images = load_array(folder / images_name)
     if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE or not len(images):
-        raise UserError(f"expected uint8 images (N, 3, 32, 32) in {folder / images_name}, found "
-                        f"{images.dtype} {images.shape}; let train.py write it")
+        raise UserError(f"expected uint8 images (N, {', '.join(map(str, IMAGE_SHAPE))}) in "
+                        f"{folder / images_name}, found "
+                        f"{images.dtype} {images.shape}; write it with train.py")
     return Split(images, _load_labels(folder / labels_name, len(images)))
 
 
 def _load_labels(path: Path, count: int) -> np.ndarray:
     labels = np.array(load_array(path))
     if labels.dtype.kind not in "iu" or labels.shape not in ((count, 1), (count,)):
-        raise UserError(f"expected integers ({count}, 1) in {path}, one label an image, found "
+        raise UserError(f"expected integers ({count}, 1) in {path}, one per image, found "
                         f"{labels.dtype} {labels.shape}; use the files of one run")
     if labels.min() < 0:
         raise UserError(f"expected labels from 0 in {path}, found {labels.min()}; number the "
@@ -185,5 +187,5 @@ def _load_lines(path: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} as UTF-8 text: {error}; write one name a line") \
+        raise UserError(f"cannot read {path} as UTF-8 text: {error}; write one name per line") \
             from error

@@ -9,13 +9,14 @@ import io
 import lzma
 import os
 import pickle
-import re
+import pickletools
 import socket
 import tarfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -79,6 +80,9 @@ CIFAR100 = Archive(
 # and cat and dog for each other (Patrini et al. 2017, arXiv:1609.03683).
 CIFAR10_CONFUSABLE = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
 TIMEOUT = 60  # seconds without a byte
+INTEGERS = tuple(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8))
+MAX_MEMO = 2**20  # entries; the largest batch, CIFAR-100's training set, needs about 150,000
+MAX_CALLS = 10  # per batch; an official one needs 2 to 5
 
 
 def load_cifar(archive: Archive, path: Path | None = None) -> tuple[Split, Split]:
@@ -194,18 +198,16 @@ def read_batch(archive: Archive, file: BinaryIO, source: object) -> Split:
         raise UserError(f"expected at most {archive.max_batch_bytes} bytes in {source}, found more; get "
                         "the official archive")
     try:
-        batch = _Unpickler(content).load()
-        pixels = batch["data"].array()
-        labels = batch[archive.label_key]
-        if isinstance(labels, _Array):
-            labels = labels.array()
-        elif all(type(label) is int for label in labels):
+        batch = _unpickle(content)
+        pixels, labels = batch["data"], batch[archive.label_key]
+        if not isinstance(pixels, np.ndarray):
+            raise pickle.UnpicklingError("its data are no array")
+        if not isinstance(labels, np.ndarray):
+            if not all(type(label) is int for label in labels):
+                raise pickle.UnpicklingError("it has labels that are no integers")
             labels = np.array(labels, np.int64)
-        else:
-            raise pickle.UnpicklingError("it has labels that are no integers")
-    # A damaged pickle ends in almost any exception.
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+    except Exception as error:  # a damaged pickle raises almost anything
+        reason = f"{type(error).__name__}: {error}"[:200]  # it may quote the file
         raise UserError(f"expected a pickled CIFAR batch in {source}, found something else "
                         f"({reason}); get the official archive") from error
     size = int(np.prod(IMAGE_SHAPE))
@@ -222,69 +224,52 @@ def read_batch(archive: Archive, file: BinaryIO, source: object) -> Split:
     return Split(pixels.reshape(-1, *IMAGE_SHAPE), labels.astype(np.int64)[:, None])
 
 
-class _Unpickler(pickle._Unpickler):
-    """Builds Python's own lists, dictionaries, strings and numbers, and `_Array` for an array.
+class _Unpickler(pickle.Unpickler):
+    """Calls only `_array`, `_dtype` and `_encode`, whatever the pickle names."""
 
-    It is the one written in Python: that in C gives a few bytes gigabytes of memory if they name a
-    large memo index.
-    """
-
-    def __init__(self, content: bytes):
-        # "latin1" is what Python 2's byte strings need, those of array data among them.
-        super().__init__(io.BytesIO(content), encoding="latin1")
-
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Callable | None:
         try:
-            return _GLOBALS[module.replace("numpy._core", "numpy.core"), name]
+            return _ALLOWED[module.replace("numpy._core", "numpy.core"), name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a batch does not "
-                                         "need") from None
-
-    def load(self) -> dict:
-        batch = super().load()
-        return {key.decode("latin1") if isinstance(key, bytes) else key: value
-                for key, value in batch.items()}
+            raise pickle.UnpicklingError(f"it uses {module}.{name}, not needed in a batch") from None
 
 
-class _Array:
-    """What a pickled array says of itself, held without calling NumPy."""
+def _unpickle(content: bytes) -> dict[str, Any]:
+    """The dictionary in an untrusted pickle, of plain values and arrays of integers."""
+    calls = 0
+    # A few bytes could fill the memory: by a large memo index, an announced size, or repeated copies.
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument >= MAX_MEMO:
+            raise pickle.UnpicklingError(f"it has a memo index of {argument}")
+        calls += opcode.name in ("REDUCE", "INST", "OBJ")
+        if calls > MAX_CALLS:
+            raise pickle.UnpicklingError(f"it has more than {MAX_CALLS} calls")
+    # "latin1" decodes Python 2's byte strings, including array data.
+    batch = _Unpickler(io.BytesIO(content), encoding="latin1").load()
+    return {key.decode("latin1") if isinstance(key, bytes) else key: value
+            for key, value in batch.items()}
 
-    def __init__(self, *_):
-        self._state = None
 
-    def __setstate__(self, state: tuple):
-        self._state = state
-
-    def array(self) -> np.ndarray:
-        _, shape, dtype, fortran, content = self._state
-        if isinstance(content, str):
-            content = content.encode("latin1")
-        array = np.frombuffer(content, dtype.dtype())
-        return array.reshape(shape, order="F" if fortran else "C")
+def _array(*_: object) -> np.ndarray:
+    """An empty array instead of one of a shape and type that the pickle chooses; its state follows."""
+    return np.empty(0, np.uint8)
 
 
-class _DType:
-    """A pickled type of integers."""
-
-    def __init__(self, name: str, *_):
-        self._name = name
-        self._order = "|"
-
-    def __setstate__(self, state: tuple):
-        self._order = state[1]
-
-    def dtype(self) -> np.dtype:
-        if not re.fullmatch("[iu][1248]", self._name) or self._order not in "<>|=":
-            raise pickle.UnpicklingError(f"it has an array of {self._name!r}, not of integers")
-        return np.dtype(self._name).newbyteorder(self._order)
+def _dtype(name: str, *_: object) -> np.dtype:
+    """NumPy's own type, not a copy: it ignores the state in the pickle, which could corrupt memory."""
+    if name not in INTEGERS:
+        raise pickle.UnpicklingError(f"it has an array of {name!r}, not of integers")
+    return np.dtype(name)
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Bytes as Python 3 writes them for Python 2."""
+    """Bytes as Python 3 writes them for Python 2; other codecs could double their input in each call."""
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the encoding {encoding!r}")
+        raise pickle.UnpicklingError(f"it uses the encoding {encoding!r}")
     return text.encode("latin1")
 
 
-_GLOBALS = {("numpy.core.multiarray", "_reconstruct"): _Array, ("numpy", "ndarray"): _Array,
-            ("numpy", "dtype"): _DType, ("_codecs", "encode"): _encode}
+# The type ndarray is only an argument of _reconstruct, which `_array` ignores.
+_ALLOWED: dict[tuple[str, str], Callable | None] = {
+    ("numpy.core.multiarray", "_reconstruct"): _array, ("numpy", "ndarray"): None,
+    ("numpy", "dtype"): _dtype, ("_codecs", "encode"): _encode}

@@ -1,36 +1,33 @@
-"""Corrections of labels, ``corrections.csv``: made in the review, taken by the next training."""
+"""Label corrections, ``corrections.csv``: written in the review, applied by the next training."""
 import csv
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from datasets.arrays import Dataset
 from utils.errors import UserError
 from utils.files import cell_text, read_table, text_cell, whole_file
 
-if TYPE_CHECKING:
-    from datasets.arrays import Dataset
-
 COLUMNS = ("index", "path", "given_label", "decision", "new_label", "image_sha256")
 DECISIONS = ("relabel", "remove", "fine")
-ENCODING = "utf-8-sig"  # by its mark spreadsheets know UTF-8
+ENCODING = "utf-8-sig"  # spreadsheets recognize UTF-8 by the mark
 PAIRS_SHOWN = 5
 
 
-def sample_digest(dataset: "Dataset", index: int) -> str:
-    """What a sample's image is recognized by: the first 16 digits of its SHA-256.
+def sample_digest(dataset: Dataset, index: int) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a sample's image, after a prefix.
 
-    Those of some images look like numbers, which spreadsheets write in their own way: hence the prefix.
+    Without it spreadsheets would reformat digests that look like numbers.
     """
     return "sha256:" + hashlib.sha256(np.ascontiguousarray(dataset.images[index])).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Corrections:
-    """What is to become of some samples of a dataset.
+    """Decisions about some samples of a dataset.
 
     Attributes:
         relabelled: index -> new label.
@@ -42,10 +39,10 @@ class Corrections:
     removed: list[int] = field(default_factory=list)
     fine: list[int] = field(default_factory=list)
 
-    def apply(self, dataset: "Dataset") -> "Dataset":
-        """The corrected training set; `dataset` stays as it is.
+    def apply(self, dataset: Dataset) -> Dataset:
+        """The corrected training set; `dataset` is unchanged.
 
-        A test set that is the training set over again is corrected with it.
+        A test set that is identical to the training set is corrected with it.
 
         Raises:
             UserError: a class has no sample left.
@@ -59,8 +56,8 @@ class Corrections:
         return replace(dataset, images=images, labels=labels, true_labels=true_labels, test=test,
                        paths=dataset.paths and [dataset.paths[index] for index in kept])
 
-    def new_labels(self, dataset: "Dataset") -> tuple[np.ndarray, np.ndarray]:
-        """The labels (N, 1) as corrected, and the indices of the samples that are kept.
+    def new_labels(self, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+        """The labels (N, 1) as corrected, and the indices of the remaining samples.
 
         Raises:
             UserError: a class has no sample left.
@@ -75,14 +72,14 @@ class Corrections:
                             f"{dataset.names[empty[0]]!r}; keep one")
         return labels, kept
 
-    def describe(self, dataset: "Dataset") -> str:
+    def describe(self, dataset: Dataset) -> str:
         """One line: how many samples of `dataset` change, and how."""
         names, given = dataset.names, dataset.labels[:, 0]
         relabelled = Counter(f"from {names[given[index]]} to {names[label]}"
                              for index, label in self.relabelled.items())
         removed = Counter(f"of {names[given[index]]}" for index in self.removed)
         return (f"{len(self.relabelled)} relabelled{_counts(relabelled)}, {len(self.removed)} removed"
-                f"{_counts(removed)}, {len(self.fine)} fine as they are")
+                f"{_counts(removed)}, {len(self.fine)} fine")
 
 
 def _counts(counter: Counter) -> str:
@@ -90,8 +87,8 @@ def _counts(counter: Counter) -> str:
     return f" ({', '.join(shown + ['...'] * (len(counter) > PAIRS_SHOWN))})" if shown else ""
 
 
-def save(path: Path, dataset: "Dataset", corrections: Corrections):
-    """Write corrections as a CSV with ``COLUMNS``, most suspicious first if they came so.
+def save(path: Path, dataset: Dataset, corrections: Corrections):
+    """Write corrections as a CSV with ``COLUMNS``, in the order given within each decision.
 
     Raises:
         UserError: the file cannot be written.
@@ -108,15 +105,15 @@ def save(path: Path, dataset: "Dataset", corrections: Corrections):
                              text_cell(new), sample_digest(dataset, index)])
 
 
-def load(path: Path, dataset: "Dataset") -> Corrections:
-    """Read corrections of a dataset.
+def load(path: Path, dataset: Dataset) -> Corrections:
+    """Read the corrections of a dataset.
 
     Args:
         path: what the review page or ``mislabel_analysis.py`` wrote.
-        dataset: what they must be of: every row's label and image are compared.
+        dataset: the data they must belong to: every row's label and image are compared.
 
     Raises:
-        UserError: the file cannot be read, is of other data, or says what cannot be done.
+        UserError: the file cannot be read, belongs to other data, or has an impossible decision.
     """
     columns = [name for name in COLUMNS if name != "path"]
     rows = read_table(path, columns, "save it as CSV in UTF-8 with commas, or download it again from "
@@ -125,27 +122,27 @@ def load(path: Path, dataset: "Dataset") -> Corrections:
     for number, row in enumerate(rows, start=1):
         where = f"row {number} of {path}"
         if None in (row[name] for name in columns):
-            raise UserError(f"expected {len(COLUMNS)} values in {where}, found fewer; mend or remove it")
+            raise UserError(f"expected {len(COLUMNS)} values in {where}, found fewer; fix or remove it")
         index = _index(row["index"], len(dataset.labels), where)
         given, new = dataset.names[dataset.labels[index, 0]], cell_text(row["new_label"])
         if row["image_sha256"] != sample_digest(dataset, index):
             raise UserError(f"expected corrections of these images, found another one in {where}; give "
-                            "the --input that the review was made of")
+                            "the --input of that review")
         if cell_text(row["given_label"]) != given:
             raise UserError(f"expected the given label {given!r} in {where}, found "
-                            f"{row['given_label']!r}; give the --input that the review was made of, or, "
+                            f"{row['given_label']!r}; give the --input of that review, or, "
                             "where a spreadsheet changed it, download the corrections again")
         if index in seen:
-            raise UserError(f"expected one row a sample, found index {index} again in {where}; remove "
+            raise UserError(f"expected one row per sample, found index {index} again in {where}; remove "
                             "one")
         seen.add(index)
         if row["decision"] not in DECISIONS:
             raise UserError(f"expected {', '.join(DECISIONS)} as the decision in {where}, found "
-                            f"{row['decision']!r}; mend or remove it")
+                            f"{row['decision']!r}; fix or remove it")
         if row["decision"] == "relabel" and new != given:
             if new not in dataset.names:
                 raise UserError(f"expected one of the {len(dataset.names)} classes as new_label in "
-                                f"{where}, found {new!r}; mend or remove it")
+                                f"{where}, found {new!r}; fix or remove it")
             result.relabelled[index] = dataset.names.index(new)
         else:
             (result.removed if row["decision"] == "remove" else result.fine).append(index)
@@ -156,5 +153,5 @@ def _index(text: str, samples: int, where: str) -> int:
     index = int(text) if text.isascii() and text.isdigit() and len(text) < 18 else -1
     if not 0 <= index < samples:
         raise UserError(f"expected an index from 0 to {samples - 1} in {where}, found {text!r}; give "
-                        "the --input that the review was made of")
+                        "the --input of that review")
     return index

@@ -4,7 +4,7 @@ from PIL import Image
 from sklearn.datasets import load_digits as sklearn_digits
 from sklearn.model_selection import train_test_split
 
-from datasets.arrays import Split
+from datasets.arrays import IMAGE_SHAPE, Split
 
 NAMES = tuple("0123456789")
 TEST_SHARE = 0.2
@@ -13,11 +13,11 @@ TEST_SHARE = 0.2
 def load_digits() -> tuple[Split, Split]:
     """A training set of 1,437 and a test set of 360 digits, enlarged from 8x8 gray to 32x32 RGB.
 
-    The division is always the same, with equal shares of every class.
+    The split is fixed and stratified by class.
     """
     bunch = sklearn_digits()
     gray = np.round(bunch.images * (255 / 16)).astype(np.uint8)
-    large = np.stack([np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC))
+    large = np.stack([Image.fromarray(image).resize(IMAGE_SHAPE[1:], Image.Resampling.BICUBIC)
                       for image in gray])
     images = np.repeat(large[:, None], 3, axis=1)
     labels = bunch.target.astype(np.int64)[:, None]

@@ -109,7 +109,8 @@ def resolve(args: argparse.Namespace, resumed: bool = False) -> DataSettings:
         known = bool(args.input) or args.dataset in DATASETS
         values["shuffle_label"] = known or bool(args.given & {"shuffle_rate", "noise"})
     if args.augmentation is None:
-        values["augmentation"] = values["dataset"] != "digits"
+        known = DATASETS.get(values["dataset"])
+        values["augmentation"] = known is None or known.augmented
     return DataSettings(**values)
 
 

@@ -1,6 +1,5 @@
-"""Images of any size and mode, made 32x32 RGB."""
+"""Images of any size and mode, converted to 32x32 RGB."""
 import functools
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +17,10 @@ SIDE = IMAGE_SHAPE[-1]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The image in 8-bit RGB, what is transparent shown on white.
+    """The image in 8-bit RGB, transparent pixels on white.
 
-    16-bit values are divided by 257; of those of other ranges, which nobody knows, the smallest becomes
-    0 and the largest 255.
+    16-bit values are divided by 257; values of other modes, whose range is unknown, are scaled so that
+    the smallest becomes 0 and the largest 255.
     """
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
@@ -37,45 +36,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def average_rows(pixels: np.ndarray) -> np.ndarray:
-    """Areas of `pixels` (H, W, 3), H at least 32, averaged to 32 rows, float32 (32, W, 3).
-
-    A row that lies in two areas counts in each by its part there.  (Pillow's box filter takes whole
-    rows, which is another thing where H is no multiple of 32.)
-    """
-    rows = []
-    for start, stop in zip(np.arange(SIDE) * len(pixels) / SIDE,
-                           np.arange(1, SIDE + 1) * len(pixels) / SIDE):
-        first, last = math.floor(start), math.ceil(stop)
-        # Not as a product of matrices, whose threads would be in the way of the other images'.
-        total = pixels[first:last].sum(axis=0, dtype=np.float32)
-        total -= np.float32(start - first) * pixels[first] + np.float32(last - stop) * pixels[last - 1]
-        rows.append(total / np.float32(stop - start))
-    return np.stack(rows)
-
-
 def to_array(image: Image.Image) -> np.ndarray:
-    """The image as uint8 (3, 32, 32) RGB: each side averaged over areas if longer, else bicubic."""
-    pixels = np.asarray(to_rgb(image))
-    for _ in range(2):  # the height, then the width
-        if len(pixels) > SIDE:
-            pixels = average_rows(pixels)
-        pixels = pixels.transpose(1, 0, 2)
-    if pixels.dtype != np.uint8:
-        pixels = np.round(pixels).astype(np.uint8)
-    if pixels.shape[:2] != (SIDE, SIDE):
-        pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels))
-                            .resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-    return pixels.transpose(2, 0, 1)
+    """The image as uint8 (3, 32, 32) RGB, resized with Pillow's antialiased bicubic filter."""
+    resized = to_rgb(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    return np.asarray(resized).transpose(2, 0, 1)
 
 
 def read_image(path: Path) -> np.ndarray:
-    """The first picture of an image file, upright, as `to_array` gives it.
+    """Read the first frame of an image file, upright, as `to_array` returns it.
 
     Raises:
-        Exception: whatever Pillow raises at a file that is no image, damaged, or a decompression bomb.
+        Exception: whatever Pillow raises for a damaged file, another file or a decompression bomb.
     """
-    if not path.is_file():  # a pipe would keep the reader waiting
+    if not path.is_file():  # reading a pipe would block
         raise ValueError("it is no file")
     with Image.open(path, formats=_formats()) as image:
         image.load()
@@ -88,7 +61,7 @@ def read_image(path: Path) -> np.ndarray:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """All that Pillow reads, but PostScript, which it would have Ghostscript run."""
+    """All formats that Pillow reads, except PostScript, which it would run in Ghostscript."""
     Image.init()
     return tuple(name for name in Image.ID if name != "EPS")
 
@@ -98,26 +71,26 @@ def decode(read: Callable[[object], np.ndarray], sources: Sequence) \
     """Read many images on all cores, with a progress bar.
 
     Args:
-        read: gives an image, uint8 (3, 32, 32), for a source.
+        read: returns the image, uint8 (3, 32, 32), of a source.
         sources: N of them.
 
     Returns:
-        Images, uint8 (N, 3, 32, 32), and by number what was raised where there is none.
+        Images, uint8 (N, 3, 32, 32), and the exception of each that could not be read, by number.
 
     Raises:
-        RunError: the memory does not suffice for an image.
+        RunError: there is not enough memory for an image.
     """
     images, errors = np.zeros((len(sources), *IMAGE_SHAPE), np.uint8), {}
 
     def read_one(number: int):
         try:
             images[number] = read(sources[number])
-        except Exception as error:
+        except Exception as error:  # untrusted files raise almost anything
             errors[number] = error
 
-    # Pillow lets other threads run while it decodes and scales.
+    # Pillow releases the GIL while it decodes and resizes.
     with warnings.catch_warnings(), ThreadPoolExecutor(available_cores()) as pool:
-        warnings.simplefilter("ignore")  # oddities in files that can be read all the same
+        warnings.simplefilter("ignore")  # about files that are readable nevertheless
         try:
             for _ in tqdm(pool.map(read_one, range(len(sources))), total=len(sources), unit="image",
                           leave=False, disable=None):

@@ -1,6 +1,6 @@
-"""Wrong labels, put in on purpose, so that finding them can be measured.
+"""Wrong labels, added on purpose to measure how well they are found.
 
-In a class of n samples that is mislabelled at all, round(rate * n) at random positions are.
+In each affected class of n samples, round(rate * n) at random positions are mislabelled.
 """
 from collections.abc import Callable, Iterable, Mapping
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def next_class(classes: int) -> dict[int, int]:
-    """Each class taken for the next, for want of something better known."""
+    """Each class mapped to the next, where no confusable class is known."""
     return {label: (label + 1) % classes for label in range(classes)}
 
 
@@ -16,8 +16,8 @@ def shuffle_labels(labels: np.ndarray, rate: float, classes: int,
                    rng: np.random.Generator) -> np.ndarray:
     """Give a share of the samples of every class any other label (uniform label noise).
 
-    The other classes are drawn evenly: the numbers of samples they get from a class differ by one at
-    the most.
+    The other classes are drawn evenly: the numbers of samples they get from a class differ by at most
+    one.
 
     Args:
         labels: integers (N, 1) below `classes`.
@@ -26,7 +26,7 @@ def shuffle_labels(labels: np.ndarray, rate: float, classes: int,
         rng: draws the positions and the labels.
 
     Returns:
-        The noisy labels, of the shape and type of `labels`, which stays as it is.
+        The noisy labels, of the shape and type of `labels`, which is unchanged.
     """
     def others(label: int, chosen: np.ndarray) -> np.ndarray:
         wrong = rng.permutation(np.delete(np.arange(classes), label))
@@ -36,13 +36,13 @@ def shuffle_labels(labels: np.ndarray, rate: float, classes: int,
 
 def asymmetric_labels(labels: np.ndarray, rate: float, confusable: Mapping[int, int],
                       rng: np.random.Generator) -> np.ndarray:
-    """Give a share of the samples of some classes the label of the class each is taken for.
+    """Give a share of the samples of some classes the label of the class each is mistaken for.
 
     The noise of Patrini et al. 2017, arXiv:1609.03683.  Arguments and result are those of
     `shuffle_labels`.
 
     Args:
-        confusable: class -> the class it is taken for; those that are no key keep their labels.
+        confusable: class -> the class it is mistaken for; other classes keep their labels.
     """
     return _mislabel(labels, rate, sorted(confusable), rng,
                      lambda label, chosen: np.full(len(chosen), confusable[label]))
@@ -50,13 +50,13 @@ def asymmetric_labels(labels: np.ndarray, rate: float, confusable: Mapping[int, 
 
 def hardest_labels(labels: np.ndarray, rate: float, logits: np.ndarray,
                    rng: np.random.Generator) -> np.ndarray:
-    """Give a share of the samples of every class the wrong label that a model finds likeliest.
+    """Give a share of the samples of every class the wrong label that a model finds most likely.
 
     The noise of the TracIn paper (Pruthi et al. 2020, section 4.1).  Arguments and result are those
     of `shuffle_labels`.
 
     Args:
-        logits: the model's, (N, C).
+        logits: the model's logits, (N, C).
     """
     wrong = logits.astype(float)
     np.put_along_axis(wrong, labels, -np.inf, axis=1)

@@ -1,6 +1,6 @@
-"""One's own images: a folder of class folders, a CSV of paths and labels, or an .npz of arrays.
+"""Your own images: a folder of class folders, a CSV of paths and labels, or an .npz of arrays.
 
-They come from anywhere, and so do their names.
+Files and names are untrusted.
 """
 import os
 import re
@@ -46,7 +46,7 @@ class Listing:
 
 
 def load_own(path: Path, val_fraction: float | None, strict: bool, rng: np.random.Generator) -> Source:
-    """The images of a folder, a .csv or an .npz; files that are no images are named and skipped.
+    """The images of a folder, a .csv or an .npz; files that are not images are listed and skipped.
 
     Args:
         path: a folder with one folder a class, or with two, ``train`` and ``val``, of such folders; a
@@ -54,7 +54,7 @@ def load_own(path: Path, val_fraction: float | None, strict: bool, rng: np.rando
             (N, H, W, 3), (N, 3, H, W) or (N, H, W), and ``y``, integers (N,).
         val_fraction: share of every class that becomes the test set; None for 0.2.  With 0 the training
             set is the test set too.
-        strict: a file that is no image is an error.
+        strict: a file that is not an image is an error.
         rng: draws the test set.
 
     Raises:
@@ -197,7 +197,7 @@ def _list_arrays(path: Path) -> Listing:
         raise UserError(f"expected x in {path} as uint8 (N, H, W, 3), (N, 3, H, W) or (N, H, W), found "
                         f"{x.dtype} {x.shape}; save it so")
     if y.dtype.kind not in "iu" or y.shape not in ((len(x),), (len(x), 1)):
-        raise UserError(f"expected y in {path} as integers ({len(x)},), a label an image, found "
+        raise UserError(f"expected y in {path} as integers ({len(x)},), one per image, found "
                         f"{y.dtype} {y.shape}; save it so")
     if x.ndim == 4 and x.shape[3] != 3:
         x = x.transpose(0, 2, 3, 1)

@@ -1,6 +1,7 @@
 import hashlib
 import os
 import pickle
+import pickletools
 import resource
 import tarfile
 import threading
@@ -111,13 +112,47 @@ def test_malicious_pickle_runs_no_code(tmp_path):
     assert not target.exists()
 
 
-def test_few_bytes_of_pickle_do_not_fill_the_memory(tmp_path):
+def copies(count):
+    """A pickle that stores 2**20 bytes of text once and copies them by `count` calls."""
+    text = b"X" + (2**20).to_bytes(4, "little") + b"a" * 2**20
+    call = b"c_codecs\nencode\n(h\x00X\x06\x00\x00\x00latin1tR"
+    return b"\x80\x02" + text + b"q\x000](" + call * count + b"e."
+
+
+@pytest.mark.parametrize("attack", [
+    b"\x80\x02Kr\x00\x00\x00\x08.",  # memo index 2**27
+    b"\x80\x02Kp134217728\n.",
+    b"\x80\x05\x96" + (2**30).to_bytes(8, "little") + b".",  # bytearray
+    b"\x80\x02cnumpy\nndarray\n(J\x00\x00\x00\x40X\x01\x00\x00\x00OtR.",  # object array of 2**30
+    b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(J\x00\x00\x00\x40t"
+    b"X\x01\x00\x00\x00OtR.",
+    copies(800),
+    copies(800).replace(b"R", b"o").replace(b"c_codecs", b"(c_codecs").replace(b"\n(h", b"\nh")
+    .replace(b"latin1t", b"latin1"),
+], ids=["binary memo", "memo", "bytearray", "array", "reconstruct", "copies", "objects"])
+def test_few_bytes_of_pickle_do_not_fill_the_memory(tmp_path, attack):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    attack = b"\x80\x02Kr\x00\x00\x00\x08."  # memo index 2**27
     path = write_archive(tmp_path / "a.tar.gz", data_batch_1=attack)
     with pytest.raises(UserError, match=r"data_batch_1\b"):
         load_cifar(CIFAR10, path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+
+
+def test_other_codecs_are_refused(tmp_path):
+    attack = b"\x80\x02c_codecs\nencode\n(X\x01\x00\x00\x00aX\x06\x00\x00\x00utf-32tR."
+    with pytest.raises(UserError, match=r"data_batch_1\b.*utf-32"):
+        load_cifar(CIFAR10, write_archive(tmp_path / "a.tar.gz", data_batch_1=attack))
+
+
+def test_hostile_state_of_a_type_has_no_effect(tmp_path):
+    hostile = pickletools.optimize(pickle.dumps((3, "|", None, None, None, -1, -1, 63), 2))[2:-1]
+    content = batch()
+    start = content.index(b"(K\x03")
+    end = content.index(b"b", content.index(b"K\x00t", start))
+    attack = content[:start] + hostile + content[end:]
+    train, _ = load_cifar(CIFAR10, write_archive(tmp_path / "a.tar.gz", data_batch_1=attack))
+    assert train.images.dtype == np.uint8 and train.images.dtype.itemsize == 1
+    assert not train.images[:2].any() and np.dtype("u1").flags == 0
 
 
 def test_batch_that_would_fill_the_memory_is_refused(tmp_path):
