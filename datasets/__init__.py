@@ -81,6 +81,7 @@ def make_dataset(source: Source, subset: int | None, shuffle_rate: float, rng: n
 
     Raises:
         UserError: the source is smaller than `subset`.
+        ValueError: an unknown noise, or ``hardest`` without `predict`.
     """
     train, paths = source.train, source.paths
     if subset is not None:
@@ -90,11 +91,14 @@ def make_dataset(source: Source, subset: int | None, shuffle_rate: float, rng: n
         kept = np.sort(rng.choice(len(train.images), subset, replace=False))
         train = Split(train.images[kept], train.labels[kept])
         paths = paths and [paths[index] for index in kept]
-    labels = {
-        "uniform": lambda: shuffle_labels(train.labels, shuffle_rate, len(source.names), rng),
-        "asymmetric": lambda: asymmetric_labels(train.labels, shuffle_rate, source.confusable, rng),
-        "hardest": lambda: hardest_labels(train.labels, shuffle_rate, predict(train.images), rng),
-    }[noise]()
+    if noise == "uniform":
+        labels = shuffle_labels(train.labels, shuffle_rate, len(source.names), rng)
+    elif noise == "asymmetric":
+        labels = asymmetric_labels(train.labels, shuffle_rate, source.confusable, rng)
+    elif noise == "hardest" and predict:
+        labels = hardest_labels(train.labels, shuffle_rate, predict(train.images), rng)
+    else:
+        raise ValueError(f"expected one of {NOISES}, and predict for 'hardest', found {noise!r}")
     # Added noise is measured against the given labels.
     known = source.trusted or shuffle_rate
     return Dataset(train.images, labels, train.labels if known else None, source.test, source.names,

@@ -83,9 +83,9 @@ class Dataset:
         """SHA-256 of the training images and the labels trained on, which identifies a run's data."""
         digest = hashlib.sha256(repr((self.images.shape, self.labels.shape)).encode())
         for start in range(0, len(self.images), 1000):
-            digest.update(np.ascontiguousarray(self.images[start:start + 1000]))
+            digest.update(np.ascontiguousarray(self.images[start:start + 1000]).data)
             release(self.images)
-        digest.update(np.ascontiguousarray(self.labels, "<i8"))
+        digest.update(np.ascontiguousarray(self.labels, "<i8").data)
         return digest.hexdigest()
 
 
@@ -115,8 +115,9 @@ def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
     else:
         save_array(folder / TRUE_LABELS, dataset.true_labels)
     save_array(folder / TRAIN_LABELS, dataset.labels)
-    save_array(folder / TEST_IMAGES, dataset.test.images)
-    save_array(folder / TEST_LABELS, dataset.test.labels)
+    if dataset.test:
+        save_array(folder / TEST_IMAGES, dataset.test.images)
+        save_array(folder / TEST_LABELS, dataset.test.labels)
     _save_lines(folder / NAMES_FILE, dataset.names)
     for name, lines in [(PATHS_FILE, dataset.paths), (SKIPPED_FILE, dataset.skipped)]:
         if lines:

@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100 from their official archives (Krizhevsky 2009,
 https://www.cs.toronto.edu/~kriz/cifar.html).
 
-The batches in it are pickles, which could run any code: they are read by an unpickler that builds
-lists, strings and arrays of integers alone.
+The batches are pickles, which could run any code, so the unpickler builds nothing but lists, strings and
+arrays of integers.
 """
 import hashlib
 import io
@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -27,15 +27,17 @@ from utils.files import whole_file
 
 @dataclass(frozen=True)
 class Archive:
-    """An official archive: what is in it, and where it is to be had.
+    """An official archive: its address and contents.
 
     Attributes:
-        folder: the one that all its files are in.
-        train: the names of the batches that make the training set.
-        test: the name of the batch that is the test set.
-        label_key: what the labels are called in a batch.
-        names: those of the classes.
-        max_batch_bytes: a batch that is larger is no batch but a way to fill the memory.
+        url: where it can be downloaded.
+        md5: its official checksum.
+        folder: the folder that holds all its files.
+        train: the names of the batches of the training set.
+        test: the name of the batch of the test set.
+        label_key: the key of the labels in a batch.
+        names: the class names.
+        max_batch_bytes: size of the largest batch; a larger file could fill the memory.
     """
 
     url: str
@@ -173,10 +175,9 @@ def read_archive(archive: Archive, path: Path) -> dict[str, Split]:
         with tarfile.open(path, "r:*") as file:
             for member in file:
                 folder, _, name = member.name.removeprefix("./").partition("/")
-                if folder == archive.folder and name in (*archive.train, archive.test) \
-                        and member.isreg():
-                    batches[name] = read_batch(archive, file.extractfile(member),
-                                               f"{path}:{member.name}")
+                content = file.extractfile(member) if member.isreg() else None
+                if folder == archive.folder and name in (*archive.train, archive.test) and content:
+                    batches[name] = read_batch(archive, content, f"{path}:{member.name}")
     except FileNotFoundError:
         raise UserError(f"expected {archive.file} or the folder extracted from it at --data "
                         f"{path}, found nothing; give its path") from None
@@ -187,7 +188,7 @@ def read_archive(archive: Archive, path: Path) -> dict[str, Split]:
     return batches
 
 
-def read_batch(archive: Archive, file: BinaryIO, source: object) -> Split:
+def read_batch(archive: Archive, file: IO[bytes], source: object) -> Split:
     """One batch: a pickled dictionary of ``data``, uint8 (n, 3072), and n labels, integers.
 
     Raises:
@@ -239,7 +240,7 @@ def _unpickle(content: bytes) -> dict[str, Any]:
     calls = 0
     # A few bytes could fill the memory: by a large memo index, an announced size, or repeated copies.
     for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument >= MAX_MEMO:
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) >= MAX_MEMO:
             raise pickle.UnpicklingError(f"it has a memo index of {argument}")
         calls += opcode.name in ("REDUCE", "INST", "OBJ")
         if calls > MAX_CALLS:

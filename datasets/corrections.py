@@ -22,7 +22,7 @@ def sample_digest(dataset: Dataset, index: int) -> str:
 
     Without it spreadsheets would reformat digests that look like numbers.
     """
-    return "sha256:" + hashlib.sha256(np.ascontiguousarray(dataset.images[index])).hexdigest()[:16]
+    return "sha256:" + hashlib.sha256(np.ascontiguousarray(dataset.images[index]).data).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def load(path: Path, dataset: Dataset) -> Corrections:
     result, seen = Corrections(), set()
     for number, row in enumerate(rows, start=1):
         where = f"row {number} of {path}"
-        if None in (row[name] for name in columns):
+        if any(row[name] is None for name in columns):
             raise UserError(f"expected {len(COLUMNS)} values in {where}, found fewer; fix or remove it")
         index = _index(row["index"], len(dataset.labels), where)
         given, new = dataset.names[dataset.labels[index, 0]], cell_text(row["new_label"])

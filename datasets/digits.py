@@ -17,8 +17,8 @@ def load_digits() -> tuple[Split, Split]:
     """
     bunch = sklearn_digits()
     gray = np.round(bunch.images * (255 / 16)).astype(np.uint8)
-    large = np.stack([Image.fromarray(image).resize(IMAGE_SHAPE[1:], Image.Resampling.BICUBIC)
-                      for image in gray])
+    large = np.stack([np.asarray(Image.fromarray(image).resize(
+        IMAGE_SHAPE[1:], Image.Resampling.BICUBIC)) for image in gray])
     images = np.repeat(large[:, None], 3, axis=1)
     labels = bunch.target.astype(np.int64)[:, None]
     train, test = train_test_split(np.arange(len(labels)), test_size=TEST_SHARE, stratify=labels,

@@ -66,7 +66,7 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in Image.ID if name != "EPS")
 
 
-def decode(read: Callable[[object], np.ndarray], sources: Sequence) \
+def decode(read: Callable[[object], np.ndarray], sources: Sequence | np.ndarray) \
         -> tuple[np.ndarray, dict[int, Exception]]:
     """Read many images on all cores, with a progress bar.
 

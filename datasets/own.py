@@ -6,9 +6,10 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -29,16 +30,16 @@ class Listing:
     """N samples that are not read yet.
 
     Attributes:
-        sources: what `read` reads, N of them.
-        read: gives an image, uint8 (3, 32, 32), for a source.
-        classes: the name of each sample's class.
-        paths: the file of each, as the user knows it, or None where there are no files.
-        held_out: whether each is of the test set, or None where that is not said.
+        sources: the arguments of `read`, N of them.
+        read: returns the image of a source, uint8 (3, 32, 32).
+        classes: the class name of each sample.
+        paths: the file of each sample as the user knows it, or None if there are no files.
+        held_out: whether each sample belongs to the test set, or None if nothing says so.
         classes_expected: names of classes that must have a sample.
     """
 
-    sources: Sequence
-    read: Callable[[object], np.ndarray]
+    sources: Sequence | np.ndarray
+    read: Callable[[Any], np.ndarray]
     classes: list[str]
     paths: list[str] | None = None
     held_out: list[bool] | None = None
@@ -49,7 +50,7 @@ def load_own(path: Path, val_fraction: float | None, strict: bool, rng: np.rando
     """The images of a folder, a .csv or an .npz; files that are not images are listed and skipped.
 
     Args:
-        path: a folder with one folder a class, or with two, ``train`` and ``val``, of such folders; a
+        path: a folder with one folder per class, or with two, ``train`` and ``val``, of such folders; a
             CSV with columns ``path``, relative to it, and ``label``; or an .npz with ``x``, uint8
             (N, H, W, 3), (N, 3, H, W) or (N, H, W), and ``y``, integers (N,).
         val_fraction: share of every class that becomes the test set; None for 0.2.  With 0 the training
@@ -65,7 +66,7 @@ def load_own(path: Path, val_fraction: float | None, strict: bool, rng: np.rando
         raise UserError(f"{path} has a val folder, and --val_fraction {val_fraction} asks for another "
                         "test set; leave one of them out")
     _check_names(path, {*listing.classes, *listing.classes_expected})
-    _class_names(path, listing, range(len(listing.classes)))  # what is missing now will not come
+    _class_names(path, listing, range(len(listing.classes)))  # before anything is decoded
     print(f"reading {len(listing.sources):,} samples of {_count(listing.classes)}", flush=True)
     images, errors = decode(listing.read, listing.sources)
     if listing.paths:
@@ -88,7 +89,7 @@ def load_own(path: Path, val_fraction: float | None, strict: bool, rng: np.rando
                         "--val_fraction or bring more images, or rank all with --val_fraction 0")
     else:
         print(f"{len(test.images):,} images are held out to test on, and will not be ranked"
-              + " (--val_fraction 0 ranks all)" * (not listing.held_out), flush=True)
+              f"{'' if listing.held_out else ' (--val_fraction 0 ranks all)'}", flush=True)
     paths = listing.paths and [listing.paths[number] for number in kept[~held_out]]
     return Source(train, test, names, next_class(len(names)), paths, skipped, trusted=False)
 
@@ -98,7 +99,7 @@ def _count(classes: list[str]) -> str:
     counts = Counter(classes)
     names = sorted(counts, key=_natural)
     listed = ", ".join(f"{name} {counts[name]:,}" for name in names[:CLASSES_SHOWN])
-    return f"{len(names)} classes: {listed}" + ", ..." * (len(names) > CLASSES_SHOWN)
+    return f"{len(names)} classes: {listed}{', ...' if len(names) > CLASSES_SHOWN else ''}"
 
 
 def draw(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
@@ -117,7 +118,7 @@ def _list(path: Path) -> Listing:
     readers = {".csv": _list_table, ".npz": _list_arrays}
     if path.suffix.lower() in readers and path.is_file():
         return readers[path.suffix.lower()](path)
-    raise UserError(f"expected a folder with one folder a class, a .csv or an .npz at {path}, found "
+    raise UserError(f"expected a folder with one folder per class, a .csv or an .npz at {path}, found "
                     f"{'another file' if path.exists() else 'nothing'}; give one of them as --dataset")
 
 
@@ -128,21 +129,24 @@ def _list_folder(path: Path) -> Listing:
         parts = {folder: folder.name == "val" for folder in splits}
         names = [folder.name for folder in splits]
         if names not in (["train"], ["train", "val"]) or len(splits) < len(_folders(path)):
-            found = ", ".join(ascii(folder.name) for folder in _folders(path))
+            others = ", ".join(ascii(folder.name) for folder in _folders(path))
             raise UserError(f"expected the folders train and val, or train alone, in {path}, found "
-                            f"{found}; rename or move them")
-    files, classes, held_out, expected = [], [], [], []
+                            f"{others}; rename or move them")
+    files: list[Path] = []
+    classes: list[str] = []
+    held_out: list[bool] = []
+    expected: list[str] = []
     for part, held in parts.items():
         folders = _folders(part)
         if not folders:
-            raise UserError(f"expected one folder of images a class in {part}, found none; sort the "
+            raise UserError(f"expected one folder of images per class in {part}, found none; sort the "
                             "images into folders named for their classes, or give a .csv"
-                            + ", or remove val" * held)
+                            f"{', or remove val' if held else ''}")
         beside = sorted(file.name for file in part.iterdir()
                         if not file.is_dir() and not file.name.startswith("."))
         if beside:
-            print(f"left out, beside the class folders of {part}: {beside[0]!a}"
-                  + f" and {len(beside) - 1} more" * (len(beside) > 1), flush=True)
+            more = f" and {len(beside) - 1} more" if len(beside) > 1 else ""
+            print(f"left out, beside the class folders of {part}: {beside[0]!a}{more}", flush=True)
         expected += [folder.name for folder in folders if not held]
         for folder in folders:
             found = sorted(file for file in folder.rglob("*") if (file.is_symlink() or not file.is_dir())
@@ -173,7 +177,7 @@ def _list_table(path: Path) -> Listing:
     unknown = [row["path"] for row in rows if not os.path.isfile(path.parent / row["path"])]
     if unknown:
         raise UserError(f"expected files at the paths in {path}, relative to its folder, found none at "
-                        f"{len(unknown)} of them, {unknown[0]!a} the first; mend or remove those rows")
+                        f"{len(unknown)} of them, {unknown[0]!a} the first; fix or remove those rows")
     seen: set[str] = set()
     for number, row in enumerate(rows, start=1):
         file = os.path.realpath(path.parent / row["path"])
@@ -215,7 +219,8 @@ def _report(listing: Listing, errors: dict[int, Exception], strict: bool) -> lis
              + " ".join(str(error).split()) for number, error in sorted(errors.items())]
     if lines and (strict or not listing.paths):
         raise UserError(f"{len(lines)} of {len(listing.sources)} files are no images that can be read, "
-                        f"the first {lines[0]}; remove them" + ", or leave --strict out" * strict)
+                        f"the first {lines[0]}; remove them"
+                        f"{', or leave --strict out' if strict else ''}")
     for line in lines[:SKIPPED_SHOWN]:
         print(f"skipped {line}", flush=True)
     if len(lines) > SKIPPED_SHOWN:
@@ -235,7 +240,7 @@ def _check_names(path: Path, names: set[str]):
                             f"found {other!a} and {name!a}; make them one or rename one")
 
 
-def _class_names(path: Path, listing: Listing, kept: Sequence[int]) -> list[str]:
+def _class_names(path: Path, listing: Listing, kept: Iterable[int]) -> list[str]:
     """The classes of the samples numbered `kept`, in their order.
 
     Raises:
@@ -260,7 +265,7 @@ def _class_names(path: Path, listing: Listing, kept: Sequence[int]) -> list[str]
 def _is_line(text: str) -> bool:
     """Whether it is one line of text that reads as it is stored.
 
-    Without control characters, what is not Unicode, and marks that turn the direction of others.
+    Control characters, text that is not Unicode and marks that change the direction of text are refused.
     """
     return text.splitlines() == [text] and not any(
         unicodedata.category(letter) in ("Cc", "Cs")
