@@ -9,6 +9,7 @@ import argparse
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ from utils.training.checkpoint import (
 from utils.training.dynamics import TrainingDynamics
 from utils.training.learning_rate import learning_rate
 from utils.training.log import TrainingLog
-from utils.training.settings import RUN, TrainSettings, add_training_flags
+from utils.training.settings import RUN, RunSettings, TrainSettings, add_training_flags
 from utils.training.trainer import Trainer
 
 
@@ -88,13 +89,12 @@ def main(argv=None):
     train_and_evaluate(resolve(get_args(argv)))
 
 
-def train_and_evaluate(settings: TrainSettings):
+def train_and_evaluate(chosen: TrainSettings):
     """Write the data, then train from the start or from a checkpoint, and save checkpoints."""
-    rng = np.random.default_rng(settings.seed)
-    where = set_context(settings.context, settings.device_id, settings.type_config)
-    dataset = flags.load_data(settings.data, rng,
-                              lambda images, classes: noise_logits(settings, images, classes))
-    settings = settings.for_dataset(dataset)
+    rng = np.random.default_rng(chosen.seed)
+    where = set_context(chosen.context, chosen.device_id, chosen.type_config)
+    dataset = flags.load_data(chosen.data, rng, partial(noise_logits, chosen.data.dataset))
+    settings = chosen.for_dataset(dataset)
     description = settings.describe(dataset)
     save_data(settings, dataset, description)
     network = build_network(settings.model, len(dataset.names), settings.nmaps, rng)
@@ -116,15 +116,16 @@ def train_and_evaluate(settings: TrainSettings):
           f"{settings.model_save_path}", flush=True)
 
 
-def noise_logits(settings: TrainSettings, images: np.ndarray, classes: int) -> np.ndarray:
+def noise_logits(dataset: str | None, noise_model: Path, images: np.ndarray,
+                 classes: int) -> np.ndarray:
     """The logits (N, C) of the newest checkpoint of --noise_model."""
-    checkpoint = find_checkpoints(settings.data.noise_model)[-1]
+    checkpoint = find_checkpoints(noise_model)[-1]
     made_by = checkpoint.description
     if not made_by or made_by.classes != classes or not is_network(made_by.model, made_by.nmaps):
         found = f"{made_by.model} with {made_by.classes}" if made_by else "no description"
         raise UserError(f"expected a checkpoint_<epoch>.json of a network of {classes} classes in "
-                        f"{settings.data.noise_model}, found {found}; give the --model_save_path of a "
-                        f"run with --dataset {settings.data.dataset}")
+                        f"{noise_model}, found {found}; give the --model_save_path of a run with "
+                        f"--dataset {dataset}")
     return predict(checkpoint, build_network(made_by.model, classes, made_by.nmaps), images)
 
 
@@ -164,10 +165,11 @@ def save_networks(folder: Path, model: str, network: Callable):
         print(f"not written: {model}_result.onnx: {error}", flush=True)
 
 
-def train_epoch(settings: TrainSettings, trainer: Trainer, dataset: Dataset, log: TrainingLog,
+def train_epoch(settings: RunSettings, trainer: Trainer, dataset: Dataset, log: TrainingLog,
                 record: TrainingDynamics, epoch: int) -> float:
     """Train and test once, and log it; returns the learning rate of the last update."""
     batch_size, test_batch_size = settings.train_batch_size, settings.val_batch_size
+    test = flags.held_out(dataset)
     updates = math.ceil(len(dataset.images) / batch_size)
 
     def rate(update: int) -> float:
@@ -182,8 +184,7 @@ def train_epoch(settings: TrainSettings, trainer: Trainer, dataset: Dataset, log
             train_loss, train_error = trainer.train_epoch(
                 epoch, dataset.images, dataset.labels, batch_size, rate, progress, observe)
         with memory_for("--val_batch_size", test_batch_size, "run again"):
-            test_loss, test_error = trainer.evaluate(dataset.test.images, dataset.test.labels,
-                                                     test_batch_size)
+            test_loss, test_error = trainer.evaluate(test.images, test.labels, test_batch_size)
     if not math.isfinite(train_loss + test_loss):
         raise UserError(f"expected a finite loss, found {train_loss} in training and {test_loss} in "
                         f"testing in epoch {epoch + 1}; lower --learning_rate "

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets import DATASETS, NOISES, arrays, corrections, load_source, make_dataset
-from datasets.arrays import Dataset
+from datasets.arrays import Dataset, Split
 from datasets.own import VAL_FRACTION
 from utils.cli import Parser, boolean, number
 from utils.errors import UserError
@@ -155,13 +155,13 @@ def check_outside(settings: DataSettings, folder: Path):
 
 
 def load_data(settings: DataSettings, rng: np.random.Generator,
-              noise_logits: Callable[[np.ndarray, int], np.ndarray]) -> Dataset:
+              noise_logits: Callable[[Path, np.ndarray, int], np.ndarray]) -> Dataset:
     """The data that the settings ask for.
 
     Args:
         settings: from `resolve`.
         rng: draws the test set of one's own images, the subset and the noise.
-        noise_logits: the logits (N, C) of the noise model for images (N, *IMAGE_SHAPE) and C.
+        noise_logits: the logits (N, C) by the noise model, images (N, *IMAGE_SHAPE) and C.
 
     Raises:
         UserError: the data cannot be read, or are not what the settings ask for.
@@ -174,7 +174,23 @@ def load_data(settings: DataSettings, rng: np.random.Generator,
             print(f"corrections: {corrected.describe(dataset)}", flush=True)
             return result
         return dataset if settings.shuffle_label else dataset.without_noise()
-    source = load_source(settings.dataset, settings.data, settings.val_fraction, settings.strict, rng)
-    rate = settings.shuffle_rate if settings.shuffle_label else 0.0
-    return make_dataset(source, settings.subset, rate, rng, settings.noise,
-                        lambda images: noise_logits(images, len(source.names)))
+    name, rate, noise, model = (settings.dataset, settings.shuffle_rate, settings.noise,
+                                settings.noise_model)
+    if name is None or rate is None or noise is None:
+        raise UserError("expected the --input that the run to resume was trained on, found none; give "
+                        "the same --input again")
+    source = load_source(name, settings.data, settings.val_fraction, settings.strict, rng)
+    return make_dataset(source, settings.subset, rate if settings.shuffle_label else 0.0, rng, noise,
+                        None if model is None else
+                        lambda images: noise_logits(model, images, len(source.names)))
+
+
+def held_out(dataset: Dataset) -> Split:
+    """The test set of a dataset.
+
+    Raises:
+        UserError: only the training set was loaded.
+    """
+    if dataset.test is None:
+        raise UserError("expected a test set beside the training set, found none; load it too")
+    return dataset.test

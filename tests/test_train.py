@@ -245,7 +245,7 @@ def test_own_images_keep_their_labels_and_their_files(own_images, tmp_path):
     images, labels = np.load(run / "x_train.npy"), np.load(run / "y_shuffle_train.npy")[:, 0]
     assert len(paths) == len(set(paths)) == len(images) == 32
     assert [path.split("/")[0] for path in paths] == [["cat", "dog"][label] for label in labels]
-    for path, image in zip(paths, images):
+    for path, image in zip(paths, images, strict=True):
         assert np.array_equal(read_image(own_images / path), image)
     result = [path.read_bytes() for path in sorted(run.glob("params_*"))]
     for path in run.glob("*000002*"):

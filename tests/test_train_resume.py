@@ -216,6 +216,13 @@ def test_run_on_earlier_files_asks_for_them_again(finished_run, tmp_path):
         train.main(["--checkpoint", str(run), "--output", str(run), "-c", "cpu"])
 
 
+def test_run_on_earlier_files_that_were_named_asks_for_them_again(dataset_folder, tmp_path):
+    run = tmp_path / "run"
+    train.main(train_flags(dataset_folder, run, "--dataset", "digits"))
+    with refused("--input"):
+        train.main(["--checkpoint", str(run), "--output", str(run), "-c", "cpu"])
+
+
 def test_resuming_on_other_data_is_refused(finished_run, tmp_path):
     run = shutil.copytree(finished_run, tmp_path / "run")
     arrays.save(tmp_path / "other", make_dataset(seed=1))

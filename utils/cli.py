@@ -1,7 +1,9 @@
 """Command lines of the three scripts: shared flags, errors in one line, exit codes."""
 import argparse
+import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from utils.errors import RunError, UserError
 
@@ -21,22 +23,22 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
                          **options)
 
-    def parse_args(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         flags = {flag.replace("-", "_"): flag for flag in self._option_string_actions
                  if flag.startswith("--")}
         words = []
-        for word in sys.argv[1:] if argv is None else argv:
+        for word in sys.argv[1:] if args is None else args:
             name, equals, value = word.partition("=")
             if name.startswith("--"):
                 word = flags.get(name.replace("-", "_"), name) + equals + value
             words.append(word)
-        args, unknown = self.parse_known_args(words)
+        result, unknown = self.parse_known_args(words, namespace)
         if unknown:
             self.error(f"unknown argument {unknown[0]}; known: {', '.join(flags.values())}")
         unset = argparse.Namespace(**{action.dest: UNSET for action in self._actions})
         given, _ = self.parse_known_args(words, unset)
-        args.given = {name for name, value in vars(given).items() if value is not UNSET}
-        return args
+        result.given = {name for name, value in vars(given).items() if value is not UNSET}
+        return result
 
     def error(self, message: str):
         raise UserError(message)
@@ -112,7 +114,8 @@ def run(main: Callable[[], object], after_interrupt: str = "run it again"):
         after_interrupt: what the user can do after an interrupt.
     """
     for stream in (sys.stdout, sys.stderr):  # a terminal may lack the letters of some names
-        stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     # OSError: a full disk or a folder without permission that no other function turned into an error.

@@ -3,14 +3,17 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
+from typing import Any, TypeVar
 
 from utils.errors import RunError
 
-_state: dict[str, Callable] = {}
+Plan = TypeVar("Plan")
+Result = TypeVar("Result")
+_state: dict[str, Any] = {}
 
 
 def available_cores() -> int:
@@ -18,8 +21,8 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_tasks(make: Callable[[object], Callable], plan: object, tasks: list[tuple],
-              workers: int) -> Iterator[tuple[tuple, object]]:
+def run_tasks(make: Callable[[Plan], Callable[..., Result]], plan: Plan, tasks: list[tuple],
+              workers: int) -> Generator[tuple[tuple, Result], None, None]:
     """Yield every task with its result, in the order in which they end.
 
     Args:
@@ -87,5 +90,6 @@ def _begin_worker(make: Callable, plan: object):
     """Prepare a worker that ends with its parent, and silently on Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+    if parent:
+        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
     begin(make, plan)

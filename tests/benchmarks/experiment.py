@@ -96,7 +96,7 @@ def collect(run_folder: Path) -> dict:
     scores |= {name: np.array([float(row[name]) for row in rows]) for name in SHOWN if name in rows[0]}
     metrics["tracin_all_layers"] = detection_metrics(scores["tracin_all_layers"], wrong)
     with np.load(run_folder / "per_checkpoint.npz") as file:
-        for epoch, influence in zip(file["epochs"], file["influence"].T):
+        for epoch, influence in zip(file["epochs"], file["influence"].T, strict=True):
             metrics[f"tracin_epoch_{epoch}"] = detection_metrics(influence, wrong)
     return {"mislabelled": float(wrong.mean()), "scores": metrics,
             "curves": {name: recall_curve(scores[name], wrong) for name in SHOWN}}
@@ -127,7 +127,7 @@ def draw(path: Path, results: dict[tuple[str, int], dict]):
     noises = list(dict.fromkeys(noise for noise, _ in results))
     figure, panels = plt.subplots(1, len(noises), figsize=(4.2 * len(noises), 4.2), sharey=True,
                                   layout="constrained")
-    for noise, axes in zip(noises, panels):
+    for noise, axes in zip(noises, panels, strict=True):
         runs = [result for (name, _), result in results.items() if name == noise]
         for number, name in enumerate(SHOWN):
             curves = np.array([run["curves"][name] for run in runs])
@@ -138,7 +138,8 @@ def draw(path: Path, results: dict[tuple[str, int], dict]):
                                   alpha=0.2, linewidth=0)
         if noise in PUBLISHED:
             what, recalls = PUBLISHED[noise]
-            axes.plot(*zip(*recalls.items()), "k^" if len(recalls) == 1 else "ko", label=what)
+            axes.plot(list(recalls), list(recalls.values()), "k^" if len(recalls) == 1 else "ko",
+                      label=what)
         axes.plot([0, 100], [0, 1], color="tab:gray", linestyle=":", label="random order")
         seeds = f"{len(runs)} seeds: mean, range" if len(runs) > 1 else "one seed"
         share = np.mean([run["mislabelled"] for run in runs])

@@ -79,7 +79,7 @@ class Layer:
             delta.data = self.output.grad
             self._sums = _sums(self._filters, *_unfold(x.get_unlinked_variable(), delta, shape[2:],
                                                        **options))
-        self._reshaped = []  # results that were reshaped in place
+        self._reshaped: list[nn.NdArray] = []  # results that were reshaped in place
         self._sums.visit(lambda function: self._reshaped.extend(
             variable.data for variable in function.inputs
             if function.info.type_name == "Reshape" and variable.parent
@@ -127,8 +127,8 @@ class Layer:
         return total
 
 
-def _unfold(x: nn.Variable, delta: nn.Variable, kernel: tuple[int, int], group=1, pad=(0, 0),
-            stride=(1, 1), dilation=(1, 1)) -> tuple[nn.Variable, nn.Variable]:
+def _unfold(x: nn.Variable, delta: nn.Variable, kernel: tuple[int, ...], group=1, pad=(0, 0),
+            stride=(1, 1), dilation=(1, 1)) -> tuple[nn.Variable, ...]:
     """The two factors of a convolution's gradient by its weights, to be multiplied over P positions.
 
     Args:
@@ -143,7 +143,8 @@ def _unfold(x: nn.Variable, delta: nn.Variable, kernel: tuple[int, int], group=1
     x, delta = (F.reshape(variable, (variable.shape[0] * group, -1, *variable.shape[2:]))
                 for variable in (x, delta))
     x = _pad(_pad(x, 2, pad[0], pad[0] + (kernel[1] > 1)), 3, pad[1], pad[1])
-    shifts = [(row * dilation[0], column * dilation[1]) for row, column in np.ndindex(*kernel)]
+    shifts: list[tuple[int, ...]] = [(row * dilation[0], column * dilation[1])
+                                     for row, column in np.ndindex(*kernel)]
     if max(stride) == 1:
         # Slices of whole images are copied several times as fast as slices of each row.  Where they
         # run over the end of a row, the gradient is zero; in the last row, they need one more.
@@ -155,7 +156,7 @@ def _unfold(x: nn.Variable, delta: nn.Variable, kernel: tuple[int, int], group=1
     if x.shape[2:] != size:  # otherwise each filter sees one pixel
         stops = (start + (np.array(size) - 1) * stride + 1 for start in np.array(shifts))
         x = _concatenate([F.slice(x, (0, 0, *start), (*x.shape[:2], *stop), (1, 1, *stride))
-                          for start, stop in zip(shifts, stops)], axis=1)
+                          for start, stop in zip(shifts, stops, strict=True)], axis=1)
     return tuple(F.reshape(variable, (*variable.shape[:2], -1)) for variable in (delta, x))
 
 
@@ -221,8 +222,9 @@ class PerSampleNetwork:
         trained = frozenset(nn.get_parameters().values()) & {
             variable for function in found for variable in function.inputs if variable.need_grad}
 
-        def add(*args, **options) -> nn.Variable:
-            layer = Layer(*args, trained, **options)
+        def add(x: nn.Variable, weight: nn.Variable | None, bias: nn.Variable | None,
+                shape: tuple[int, ...], **options) -> nn.Variable:
+            layer = Layer(x, weight, bias, shape, trained, **options)
             self._layers[layer.output] = layer
             return layer.output
 
@@ -239,7 +241,8 @@ class PerSampleNetwork:
                 if x not in self._layers or self._layers[x].normalization or uses[first] > 1:
                     channels = first.shape[1]
                     y = add(x, None, None, (channels, 1, 1, 1), group=channels)
-                self._layers[y].normalization = Normalization(*function.inputs[1:], args["eps"])
+                beta, gamma, mean, variance = function.inputs[1:]
+                self._layers[y].normalization = Normalization(beta, gamma, mean, variance, args["eps"])
             else:
                 weight, bias = (*function.inputs[1:], None)[:2]
                 if kind == "Affine":
@@ -275,7 +278,8 @@ class PerSampleNetwork:
         self._logits.backward(None)  # clear_buffer would clear the layers' gradients
         for layer in self._layers.values():
             layer.sum_gradients()  # all before the first is read, which waits for the GPU
-        return sum(layer.squared_norms() for layer in self._layers.values())
+        return sum((layer.squared_norms() for layer in self._layers.values()),
+                   start=np.zeros(len(by_logits)))
 
 
 def _as_images(variable: nn.Variable) -> nn.Variable:

@@ -4,7 +4,7 @@ import io
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ class Description:
             ValueError: it is not a description.
         """
         found = content if isinstance(content, dict) else {}
-        values: dict[str, Any] = {field.name: found.get(field.name) for field in fields(cls)}
+        values: dict[str, Any] = {own.name: found.get(own.name) for own in fields(cls)}
         return cls(**values)
 
     def to_json(self) -> dict:
@@ -122,6 +122,14 @@ class Checkpoint:
     parameters: Path
     states: Path | None = None
     description: Description | None = None
+
+
+@dataclass(frozen=True)
+class DescribedCheckpoint(Checkpoint):
+    """A checkpoint that train.py wrote, from which it can resume."""
+
+    states: Path = field()  # required, unlike the inherited field
+    description: Description = field()
 
 
 def run_key(description: Description | None) -> str:
@@ -184,12 +192,12 @@ def find_checkpoints(path: Path) -> list[Checkpoint]:
                         "--model_save_path of a training run")
     if not described:
         return _find_undescribed(path)
-    checkpoints = []
+    checkpoints: list[Checkpoint] = []
     for file in described:
         description = _read_description(file)
         parameters, states = (file.with_name(name.format(description.epoch))
                               for name in (PARAMETERS, STATES))
-        checkpoints.append(Checkpoint(description.epoch, parameters, states, description))
+        checkpoints.append(DescribedCheckpoint(description.epoch, parameters, states, description))
     first, *others = checkpoints
     for other in others:
         if run_key(other.description) != run_key(first.description):
@@ -221,14 +229,15 @@ def _read_description(file: Path) -> Description:
     return description
 
 
-def newest_complete(path: Path) -> Checkpoint:
+def newest_complete(path: Path) -> DescribedCheckpoint:
     """The newest checkpoint at `path` (see `find_checkpoints`) with all files that resuming needs.
 
     Raises:
         UserError: there is none.
     """
     for checkpoint in reversed(find_checkpoints(path)):
-        if checkpoint.states and checkpoint.states.is_file() and checkpoint.parameters.is_file():
+        if isinstance(checkpoint, DescribedCheckpoint) and checkpoint.states.is_file() \
+                and checkpoint.parameters.is_file():
             return checkpoint
     raise UserError(f"expected params_<epoch>.h5, states_<epoch>.h5 and checkpoint_<epoch>.json of "
                     f"one epoch in {path}, found none to resume from; leave --checkpoint out to "
@@ -346,13 +355,12 @@ def check_parameters(checkpoints: list[Checkpoint], network: Callable):
         load_parameters(checkpoint)
 
 
-def load_checkpoint(checkpoint: Checkpoint, solver):
+def load_checkpoint(checkpoint: DescribedCheckpoint, solver):
     """Restore the current parameters and the state of `solver` from a complete checkpoint.
 
     Raises:
         UserError: a file is damaged or of another network.
     """
-    assert checkpoint.states and checkpoint.description, "the checkpoint is not complete"
     load_parameters(checkpoint)
     _read_file(checkpoint.states, checkpoint.description.states_sha256)
     try:

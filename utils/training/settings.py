@@ -1,5 +1,5 @@
 """The flags of train.py that choose network and training, and the settings of a run."""
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from datasets import flags
@@ -8,7 +8,7 @@ from datasets.flags import DataSettings
 from models import MODELS
 from utils.cli import Parser, add_context_flags, number
 from utils.errors import UserError
-from utils.training.checkpoint import Checkpoint, Description
+from utils.training.checkpoint import DescribedCheckpoint, Description
 
 # Arguments that a resumed run must share with the run it resumes.
 RUN = ("model", "nmaps", "seed", *flags.RUN, "train_epochs", "train_batch_size", "learning_rate",
@@ -56,7 +56,7 @@ class TrainSettings:
     """The arguments of train.py by their flags' names, and what they resolve to.
 
     Attributes:
-        train_batch_size, val_batch_size: None until `for_dataset` has seen the data.
+        train_batch_size, val_batch_size: None for the defaults, which depend on the data.
         data: the settings of the data.
         resumed: the checkpoint to resume from, or None.
     """
@@ -76,15 +76,15 @@ class TrainSettings:
     model_save_path: Path
     model_save_interval: int
     data: DataSettings
-    resumed: Checkpoint | None = None
+    resumed: DescribedCheckpoint | None
 
-    def for_dataset(self, dataset: Dataset) -> "TrainSettings":
+    def for_dataset(self, dataset: Dataset) -> "RunSettings":
         """These settings with batch sizes for a dataset.
 
         Raises:
             UserError: a batch size is larger than the number of its samples.
         """
-        samples, test_samples = len(dataset.images), len(dataset.test.images)
+        samples, test_samples = len(dataset.images), len(flags.held_out(dataset).images)
         train_size = self.train_batch_size or min(max(samples // 100, SMALLEST_BATCH), LARGEST_BATCH,
                                                   samples)
         test_size = self.val_batch_size or min(TEST_BATCH, test_samples)
@@ -93,7 +93,15 @@ class TrainSettings:
             if size > largest:
                 raise UserError(f"expected --{name} of at most {largest}, the number of samples, found "
                                 f"{size}; give a smaller one")
-        return replace(self, train_batch_size=train_size, val_batch_size=test_size)
+        return RunSettings(**{**vars(self), "train_batch_size": train_size, "val_batch_size": test_size})
+
+
+@dataclass(frozen=True)
+class RunSettings(TrainSettings):
+    """The settings of a run on known data: its batch sizes are known too."""
+
+    train_batch_size: int
+    val_batch_size: int
 
     def describe(self, dataset: Dataset) -> Description:
         """The description of a run before its first epoch."""

@@ -22,14 +22,14 @@ def logits_of(path, images):
 def test_translated_network_gives_the_same_logits(tmp_path, model):
     """Parameters at which no two can change places, and batches of two sizes."""
     rng = np.random.default_rng(0)
-    prediction = build_network(model, 10, rng=rng)
+    network = build_network(model, 10, rng=rng)
     image = nn.Variable((5, 3, 32, 32))
-    logits, _ = prediction(image, test=True)
+    logits, _ = network(image, test=True)
     for name, parameter in nn.get_parameters(grad_only=False).items():
         if "/bn/" in name or name == "affine/b":
             parameter.d = rng.uniform(0.2, 0.7, parameter.shape)
     nn.get_parameters(grad_only=False)["conv1/bn/var"].d = 1e4
-    save_network(tmp_path / "network.onnx", prediction)
+    save_network(tmp_path / "network.onnx", network)
     image.d = rng.integers(0, 256, image.shape)
     logits.forward()
     for count in (5, 2):
@@ -53,9 +53,9 @@ def test_trained_network_is_written_with_its_last_parameters(run):
 
 
 def test_nothing_is_written_of_what_cannot_be_translated(tmp_path):
-    def prediction(image, test):
+    def network(image, test):
         image = nn.functions.elu(image)
         return image, image
     with refused("Add2", "ELU", error=Unsupported):
-        save_network(tmp_path / "network.onnx", prediction)
+        save_network(tmp_path / "network.onnx", network)
     assert not list(tmp_path.iterdir())

@@ -60,7 +60,7 @@ def test_gradient_by_each_parameter_alone(varied_parameters):
     names = list(varied_parameters)
     assert len(names) == 21
 
-    def prediction(image, test):
+    def network(image, test):
         result = varied(image, test)
         for name in names:  # after the graph is made, which takes all as trainable
             nn.get_parameters(grad_only=False)[name].need_grad = name == alone
@@ -68,8 +68,8 @@ def test_gradient_by_each_parameter_alone(varied_parameters):
     everything = gradient_norms(varied, images, labels, "all")
     parts = []
     for alone in names:
-        parts.append(gradient_norms(prediction, images, labels, "all"))
-        scores = make_engine("all", prediction, 4).score(images, labels)
+        parts.append(gradient_norms(network, images, labels, "all"))
+        scores = make_engine("all", network, 4).score(images, labels)
         np.testing.assert_allclose(scores.influence, parts[-1], rtol=1e-4, err_msg=alone)
     assert np.min(parts) > 0
     np.testing.assert_allclose(np.sum(parts, axis=0), everything, rtol=1e-6)
@@ -87,17 +87,17 @@ def test_gradient_by_each_parameter_alone(varied_parameters):
     {"kernel": (4, 4), "stride": (4, 4), "pad": (0, 2)},
 ], ids=str)
 def test_convolution_of_any_geometry(options):
-    def prediction(image, test):
+    def network(image, test):
         h = F.average_pooling(image, (4, 3))
         with nn.parameter_scope("block"):
             h = F.relu(PF.convolution(h, 6, **options, rng=rng))
         return head(h)
     rng = np.random.default_rng(0)
-    prediction(nn.Variable((1, 3, 32, 32)), test=True)
+    network(nn.Variable((1, 3, 32, 32)), test=True)
     nn.get_parameters()["affine/W"].d *= 0.01
     images, labels = random_samples(3)
-    np.testing.assert_allclose(make_engine("all", prediction, 3).score(images, labels).influence,
-                               gradient_norms(prediction, images, labels, "all"), rtol=1e-5)
+    np.testing.assert_allclose(make_engine("all", network, 3).score(images, labels).influence,
+                               gradient_norms(network, images, labels, "all"), rtol=1e-5)
 
 
 def head(h):
@@ -105,17 +105,17 @@ def head(h):
 
 
 def test_scale_of_zero_is_no_obstacle():
-    def prediction(image, test):
+    def network(image, test):
         with nn.parameter_scope("block"):
             h = PF.batch_normalization(PF.convolution(image, 4, (3, 3), rng=rng), batch_stat=not test)
         return head(F.global_average_pooling(h))
     rng = np.random.default_rng(0)
-    prediction(nn.Variable((1, 3, 32, 32)), test=True)
+    network(nn.Variable((1, 3, 32, 32)), test=True)
     nn.get_parameters()["block/bn/gamma"].d = np.reshape([0, 1, 0, -1], (1, 4, 1, 1))
     nn.get_parameters(grad_only=False)["block/bn/var"].d = 1e4
     images, labels = random_samples()
-    np.testing.assert_allclose(make_engine("all", prediction, 13).score(images, labels).influence,
-                               gradient_norms(prediction, images, labels, "all"), rtol=1e-5)
+    np.testing.assert_allclose(make_engine("all", network, 13).score(images, labels).influence,
+                               gradient_norms(network, images, labels, "all"), rtol=1e-5)
 
 
 def unknown_function(image, test):
@@ -167,7 +167,7 @@ def wide_weight(image, test):
     return head(h)
 
 
-@pytest.mark.parametrize(("prediction", "names"), [
+@pytest.mark.parametrize(("network", "names"), [
     (unknown_function, ["LeakyReLU", "third/conv/W"]),
     (computed_weight, ["MulScalar", "weight"]),
     (channel_last, ["channel_last", "Convolution", "conv/W"]),
@@ -180,9 +180,9 @@ def wide_weight(image, test):
 ])
 @pytest.mark.parametrize(("engine", "flags"), [("all", ["--layers all", "--layers last"]),
                                                ("onnxruntime", ["--engine nnabla"])])
-def test_unsupported_function_is_named_with_its_layer(prediction, names, engine, flags):
+def test_unsupported_function_is_named_with_its_layer(network, names, engine, flags):
     with pytest.raises(Unsupported) as error:
-        make_engine(engine, prediction, 2)
+        make_engine(engine, network, 2)
     for name in [*names, *flags]:
         assert name in str(error.value)
 
@@ -201,10 +201,10 @@ def cut(image, test):
     return head(F.relu(h))
 
 
-@pytest.mark.parametrize(("prediction", "name"), [(shared_weight, "tied/conv/W"), (cut, "Convolution")])
-def test_gradients_that_would_be_wrong_are_refused(prediction, name):
+@pytest.mark.parametrize(("network", "name"), [(shared_weight, "tied/conv/W"), (cut, "Convolution")])
+def test_gradients_that_would_be_wrong_are_refused(network, name):
     with pytest.raises(Unsupported) as error:
-        make_engine("all", prediction, 2)
+        make_engine("all", network, 2)
     assert name in str(error.value) and "--layers all" in str(error.value)
 
 
@@ -242,17 +242,17 @@ def used_twice(h):
 @pytest.mark.parametrize("end", [other_features, scaled, rectified, scaled_weight, another_name,
                                  without_bias, used_twice])
 def test_model_that_does_not_end_in_its_last_layer_is_refused(end, name):
-    def prediction(image, test):
+    def network(image, test):
         with nn.parameter_scope("first"):
             h = PF.convolution(image, 2, (3, 3))
         return end(h)
     with pytest.raises(Unsupported, match="affine"):
-        make_engine(name, prediction, 2)
+        make_engine(name, network, 2)
 
 
 def test_fixed_parameters_do_not_count():
     """Fixed by the graph, whatever the scope says; of the last layer, nothing is left to score."""
-    def prediction(image, test):
+    def network(image, test):
         with nn.parameter_scope("first"):
             h = PF.convolution(image, 4, (3, 3), stride=(4, 4), fix_parameters=True, rng=rng)
         h = PF.batch_normalization(h, batch_stat=not test, fix_parameters=fixed)
@@ -261,10 +261,10 @@ def test_fixed_parameters_do_not_count():
     for fixed in (False, True):
         rng = np.random.default_rng(0)
         nn.clear_parameters()
-        scores = make_engine("all", prediction, 13).score(images, labels).influence
-        np.testing.assert_allclose(scores, gradient_norms(prediction, images, labels, "all"), rtol=1e-5,
+        scores = make_engine("all", network, 13).score(images, labels).influence
+        np.testing.assert_allclose(scores, gradient_norms(network, images, labels, "all"), rtol=1e-5,
                                    atol=1e-30)
         assert (scores > 0).any() != fixed
     for name in ("last", "onnxruntime"):
         with pytest.raises(Unsupported, match="affine/W"):
-            make_engine(name, prediction, 2)
+            make_engine(name, network, 2)

@@ -25,8 +25,8 @@ from utils.training.trainer import Trainer
 
 
 def build(nmaps=4, classes=3, model="resnet23"):
-    prediction = build_network(model, classes, nmaps, np.random.default_rng(9))
-    prediction(nn.Variable((1, 3, 32, 32)), test=True)
+    network = build_network(model, classes, nmaps, np.random.default_rng(9))
+    network(nn.Variable((1, 3, 32, 32)), test=True)
 
 
 def test_checkpoint_says_what_made_it(run):

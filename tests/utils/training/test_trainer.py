@@ -12,8 +12,8 @@ from utils.training.trainer import Trainer, batches, error_rate
 
 def make_trainer(augmentation=False, seed=0, half=False):
     nn.clear_parameters()
-    prediction = build_network("resnet23", 3, 4, np.random.default_rng(0))
-    return Trainer(prediction, augmentation, seed, half)
+    network = build_network("resnet23", 3, 4, np.random.default_rng(0))
+    return Trainer(network, augmentation, seed, half)
 
 
 def train(trainer, epochs=1, batch_size=8, rate=0.01):
@@ -152,11 +152,11 @@ def test_losses_fall_and_are_means_over_samples():
 
 def linear(factor):
     """A linear network whose gradients are about as large as `factor`."""
-    def prediction(image, test=False):
+    def network(image, test=False):
         features = image / 255
         logits = factor * PF.affine(features, 3, name="affine", w_init=lambda shape: np.zeros(shape))
         return logits, features
-    return prediction
+    return network
 
 
 def trained_in(kind, factor):
