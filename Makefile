@@ -21,7 +21,7 @@ demo: .venv/installed
 test: .venv/tested
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
-	$(PYTHON) -m pytest --cov --cov-fail-under=90
+	$(PYTHON) -m pytest --cov --cov-fail-under=95
 
 bench: .venv/installed
 	$(PYTHON) -m tests.benchmarks.scoring

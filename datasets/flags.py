@@ -109,8 +109,8 @@ def resolve(args: argparse.Namespace, resumed: bool = False) -> DataSettings:
         known = bool(args.input) or args.dataset in DATASETS
         values["shuffle_label"] = known or bool(args.given & {"shuffle_rate", "noise"})
     if args.augmentation is None:
-        known = DATASETS.get(values["dataset"])
-        values["augmentation"] = known is None or known.augmented
+        entry = DATASETS.get(values["dataset"])
+        values["augmentation"] = entry is None or entry.augmented
     return DataSettings(**values)
 
 

@@ -68,7 +68,7 @@ def test_cifar100_has_its_fine_labels(tmp_path):
     names = [source.names[label] for label in source.train.labels[:, 0]]
     assert names == ["apple", "worm", "bear"] and source.test.images.shape == (3, 3, 32, 32)
     assert len(set(CIFAR100.names)) == 100 and source.confusable[99] == 0
-    with pytest.raises(UserError, match="cifar-10-batches-py/data_batch_1 .*/cifar-100-python"):
+    with pytest.raises(UserError, match=r"cifar-10-batches-py/data_batch_1 .*/cifar-100-python"):
         load_source("cifar10", path, None, False, rng)
 
 
