@@ -180,7 +180,7 @@ def train_epoch(settings: RunSettings, trainer: Trainer, dataset: Dataset, log: 
         record.record(epoch, batch, *loss_and_margin(logits, dataset.labels[batch]))
 
     with log.epoch(len(dataset.images)) as progress:
-        with memory_for("--train_batch_size", batch_size, "train afresh"):
+        with memory_for("--train_batch_size", batch_size, "start over"):
             train_loss, train_error = trainer.train_epoch(
                 epoch, dataset.images, dataset.labels, batch_size, rate, progress, observe)
         with memory_for("--val_batch_size", test_batch_size, "run again"):

@@ -93,7 +93,8 @@ def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
     """Write the files of a run, unless the data were read from them.
 
     Raises:
-        UserError: a file cannot be written, or would overwrite the data of another run.
+        RunError: a file cannot be written.
+        UserError: a file would overwrite the data of another run.
     """
     try:
         other = load(folder).digest() != dataset.digest()

@@ -91,7 +91,7 @@ def save(path: Path, dataset: Dataset, corrections: Corrections):
     """Write corrections as a CSV with ``COLUMNS``, in the order given within each decision.
 
     Raises:
-        UserError: the file cannot be written.
+        RunError: the file cannot be written.
     """
     rows = [(index, "relabel", dataset.names[label]) for index, label in corrections.relabelled.items()]
     rows += [(index, "remove", "") for index in corrections.removed]

@@ -49,7 +49,7 @@ def add_data_flags(parser: Parser):
                            "folder per class (or train and val folders of them), a .csv with columns "
                            "path and label, an .npz with x and y (default: %(default)s)")
     data.add_argument("--data", type=Path, metavar="PATH",
-                      help="cifar10, cifar100: the official archive or the folder extracted from it "
+                      help=f"{_with_files()}: the official archive or the folder extracted from it "
                            "(default: NNabla's data home, downloaded if necessary)")
     data.add_argument("--val_fraction", type=number(float, 0, 1), metavar="SHARE",
                       help="your own images: share of every class to test on instead of ranking it, "
@@ -75,9 +75,14 @@ def add_data_flags(parser: Parser):
     data.add_argument("--noise_model", type=Path, metavar="PATH",
                       help="for --noise hardest: checkpoints of an earlier run, or one "
                            "checkpoint_<epoch>.json")
+    plain = ", ".join(name for name, known in DATASETS.items() if not known.augmented)
     data.add_argument("--augmentation", type=boolean, default=None,
-                      help="scale and mirror training images at random (default: True, but False "
-                           "for digits)")
+                      help="scale and mirror training images at random (default: True, but False for "
+                           f"{plain})")
+
+
+def _with_files() -> str:
+    return ", ".join(name for name, known in DATASETS.items() if known.reads_files)
 
 
 def _dataset(text: str) -> str:
@@ -136,8 +141,7 @@ def _check(args: argparse.Namespace):
         raise UserError(f"expected {', '.join(DATASETS)} or the path of your own images as --dataset, "
                         f"found nothing at {args.dataset}; give one of them")
     if args.data:
-        raise UserError(f"--data is for cifar10 and cifar100, found --dataset {args.dataset}; leave it "
-                        "out")
+        raise UserError(f"--data is for {_with_files()}, found --dataset {args.dataset}; leave it out")
 
 
 def check_outside(settings: DataSettings, folder: Path):

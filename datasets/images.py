@@ -49,7 +49,7 @@ def read_image(path: Path) -> np.ndarray:
         Exception: whatever Pillow raises for a damaged file, another file or a decompression bomb.
     """
     if not path.is_file():  # reading a pipe would block
-        raise ValueError("it is no file")
+        raise ValueError("not a regular file")
     with Image.open(path, formats=_formats()) as image:
         image.load()
         try:

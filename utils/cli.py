@@ -102,7 +102,7 @@ def take_recorded(args: argparse.Namespace, parser: Parser, names: Sequence[str]
         found = getattr(args, name)
         if name in args.given and found != made_with:
             raise UserError(f"--{name} {found} contradicts {source}, which was made with {made_with}; "
-                            "leave the flag out, or train afresh without --checkpoint")
+                            "leave the flag out, or start over without --checkpoint")
         setattr(args, name, made_with)
 
 

@@ -71,14 +71,14 @@ def check_folder(path: Path):
     """Check, before anything is computed, that a folder, which may not exist yet, can be written to.
 
     Raises:
-        UserError: they cannot be written.
+        UserError: it cannot be written to.
     """
     existing = path
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"expected a folder to write in at {path}, found {existing}, which is "
-                        f"{'read-only' if existing.is_dir() else 'no folder'}; give another")
+                        f"{'read-only' if existing.is_dir() else 'not a folder'}; give another")
 
 
 def save_array(path: Path, array: np.ndarray):

@@ -44,7 +44,7 @@ class TrainingDynamics:
         """Write ``training_dynamics.npz``: the epochs so far and the key of the run.
 
         Raises:
-            UserError: it cannot be written.
+            RunError: it cannot be written.
         """
         content = io.BytesIO()
         np.savez_compressed(content, loss=self.loss[:, :self.epochs],

@@ -101,9 +101,9 @@ class Trainer:
             labels: integers (N, 1).
             batch_size: at most N.
             rate: learning rate by the number of the update within the epoch.
-            progress: called after every update with the number of its samples, its mean loss,
-                its error and its learning rate.
-            observe: called after every update with the indices of its samples, (B,), and their
+            progress: called once per update, in order, perhaps while the next one runs, with the
+                number of its samples, its mean loss, its error and its learning rate.
+            observe: called once per update likewise, with the indices of its samples, (B,), and their
                 logits, (B, C), from before it.
 
         Returns:
