@@ -4,7 +4,7 @@
     python -m tests.benchmarks.cleaning --dataset cifar10 --data cifar-10-python.tar.gz
 
 The top tenth of the ranking is dropped, or relabelled as suggested, and a random tenth dropped.  As many
-trainings run at a time as there are cores; it goes on where it was interrupted.
+trainings run at a time as there are cores; an interrupted run resumes.
 """
 import argparse
 from pathlib import Path

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.exactness demo
 
-Against back-propagation of one sample at a time through NNabla's graph, in float32 as everything there,
-and, for the last layer, against a forward pass in float64.
+The reference is back-propagation of one sample at a time through NNabla's graph, in float32, and for
+the last layer also a forward pass in float64.
 """
 import argparse
 from pathlib import Path

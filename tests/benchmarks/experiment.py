@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.experiment --data cifar-10-python.tar.gz
 
-It trains, scores and analyses run after run, as many at a time as there are cores, and goes on where it
+It trains, scores and analyses run after run, as many at a time as there are cores, and resumes where it
 was interrupted.  The settings were chosen on seed 0, which is not among those reported.
 """
 import argparse
@@ -47,10 +47,10 @@ def runs_at_a_time() -> Iterator[ThreadPoolExecutor]:
     pool = ThreadPoolExecutor(available_cores())
     try:
         yield pool
-    except subprocess.CalledProcessError as error:  # which has said why
-        sys.exit(f"{error.cmd[2]} failed; run again to go on")
+    except subprocess.CalledProcessError as error:  # its message is already printed
+        sys.exit(f"{error.cmd[2]} failed; run again to resume")
     except KeyboardInterrupt:
-        sys.exit("interrupted; run again to go on")
+        sys.exit("interrupted; run again to resume")
     finally:
         pool.shutdown(cancel_futures=True)
 

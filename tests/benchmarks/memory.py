@@ -1,4 +1,4 @@
-"""Peak memory of scoring, of the process that takes most, by the number of images.
+"""Peak memory of scoring (its largest process) by the number of images.
 
     python -m tests.benchmarks.memory
 """
@@ -14,8 +14,8 @@ from models import build_network
 
 CASES = [(model, layers, samples) for model in ("resnet23", "resnet56")
          for layers, samples in (("last", 10_000), ("last", 50_000), ("all", 1_000), ("all", 3_000))]
-# Runs a command and says what its processes took, in MB; a process for each case, since the system
-# keeps the highest only.
+# Runs a command and prints the peak memory of its processes in MB; each case has its own process because
+# the system keeps only the highest value.
 MEASURE = ("import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, "
            "stdout=subprocess.DEVNULL); "
            "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)")
