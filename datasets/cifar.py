@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100 from their official archives (Krizhevsky 2009,
 https://www.cs.toronto.edu/~kriz/cifar.html).
 
-The batches are pickles, which could run any code, so the unpickler builds nothing but lists, strings and
-arrays of integers.
+The batches are pickles, which could run any code. The unpickler therefore only records what a pickle
+says of its arrays; they are built afterwards, once checked.
 """
 import hashlib
 import io
@@ -27,10 +27,10 @@ from utils.files import whole_file
 
 @dataclass(frozen=True)
 class Archive:
-    """An official archive: its address and contents.
+    """An official archive: its URL and contents.
 
     Attributes:
-        url: where it can be downloaded.
+        url: its URL.
         md5: its official checksum.
         folder: the folder that holds all its files.
         train: the names of the batches of the training set.
@@ -96,7 +96,7 @@ def load_cifar(archive: Archive, path: Path | None = None) -> tuple[Split, Split
             the official archive in NNabla's data home, downloaded if it is not there.
 
     Raises:
-        UserError: it cannot be found, downloaded or read, or is not what it should be.
+        UserError: the archive cannot be found, downloaded or read, or its contents are wrong.
     """
     path = fetch_archive(archive) if path is None else path
     read = read_folder if path.is_dir() else read_archive
@@ -114,9 +114,9 @@ def fetch_archive(archive: Archive) -> Path:
     """The archive in NNabla's data home, downloaded if it is not there or damaged.
 
     Raises:
-        UserError: the download fails, or brings another file than the official one.
+        UserError: the download fails, or its MD5 is not the official archive's.
     """
-    # Here, for the analysis to read a run's files without NNabla.
+    # Imported here so that the analysis can read a run's files without NNabla.
     from nnabla.utils.download import download, get_data_home
 
     path = Path(get_data_home()) / archive.file
@@ -125,8 +125,8 @@ def fetch_archive(archive: Archive) -> Path:
             return path
         damaged = path.with_name(path.name + ".damaged")
         os.replace(path, damaged)
-        print(f"{path} had not the MD5 of the official archive: kept as {damaged.name}, "
-              "downloading again", flush=True)
+        print(f"{path} does not have the MD5 of the official archive: it is kept as {damaged.name} and "
+              "downloaded again", flush=True)
     with whole_file(path) as temporary:
         timeout = socket.getdefaulttimeout()
         socket.setdefaulttimeout(TIMEOUT)
@@ -134,13 +134,13 @@ def fetch_archive(archive: Archive) -> Path:
             download(archive.url, str(temporary), open_file=False, allow_overwrite=True)
         # urllib and http.client raise OSError, HTTPException and ValueError, among others.
         except Exception as error:
-            raise UserError(f"cannot download {archive.url}: {error}; bring the archive yourself and "
-                            "name it with --data, or try --dataset digits") from error
+            raise UserError(f"cannot download {archive.url}: {error}; download it by other means "
+                            "and give its path as --data, or use --dataset digits") from error
         finally:
             socket.setdefaulttimeout(timeout)
         found = _md5(temporary)
         if found != archive.md5:
-            raise UserError(f"expected the MD5 {archive.md5} of what {archive.url} brings, found "
+            raise UserError(f"expected a file with the MD5 {archive.md5} at {archive.url}, found "
                             f"{found} ({temporary.stat().st_size} bytes); try again")
     return path
 
@@ -183,8 +183,8 @@ def read_archive(archive: Archive, path: Path) -> dict[str, Split]:
                         f"{path}, found nothing; give its path") from None
     except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
         reason = str(error).partition(":")[0]
-        raise UserError(f"cannot read the archive {path}: {reason}; it is another file, damaged or "
-                        f"cut short: give the official {archive.file}") from error
+        raise UserError(f"cannot read the archive {path}: {reason}; the file may be damaged or cut "
+                        f"short: give the official {archive.file}") from error
     return batches
 
 
@@ -192,7 +192,7 @@ def read_batch(archive: Archive, file: IO[bytes], source: object) -> Split:
     """One batch: a pickled dictionary of ``data``, uint8 (n, 3072), and n labels, integers.
 
     Raises:
-        UserError: it is no such thing; `source` says where it came from.
+        UserError: the file is not such a batch; the message names `source`.
     """
     content = file.read(archive.max_batch_bytes + 1)
     if len(content) > archive.max_batch_bytes:
@@ -201,14 +201,17 @@ def read_batch(archive: Archive, file: IO[bytes], source: object) -> Split:
     try:
         batch = _unpickle(content)
         pixels, labels = batch["data"], batch[archive.label_key]
-        if not isinstance(pixels, np.ndarray):
-            raise pickle.UnpicklingError("its data are no array")
-        if not isinstance(labels, np.ndarray):
-            if not all(type(label) is int for label in labels):
-                raise pickle.UnpicklingError("it has labels that are no integers")
+        if type(pixels) is not _Array:
+            raise pickle.UnpicklingError("its data is not an array")
+        pixels = pixels.build()
+        if type(labels) is _Array:
+            labels = labels.build()
+        elif type(labels) is list and all(type(label) is int for label in labels):
             labels = np.array(labels, np.int64)
-    except Exception as error:  # a damaged pickle raises almost anything
-        reason = f"{type(error).__name__}: {error}"[:200]  # it may quote the file
+        else:
+            raise pickle.UnpicklingError("its labels are not integers")
+    except Exception as error:  # a damaged pickle can raise almost any error
+        reason = f"{type(error).__name__}: {error}"[:200]  # may quote the file
         raise UserError(f"expected a pickled CIFAR batch in {source}, found something else "
                         f"({reason}); get the official archive") from error
     size = int(np.prod(IMAGE_SHAPE))
@@ -225,10 +228,97 @@ def read_batch(archive: Archive, file: IO[bytes], source: object) -> Split:
     return Split(pixels.reshape(-1, *IMAGE_SHAPE), labels.astype(np.int64)[:, None])
 
 
-class _Unpickler(pickle.Unpickler):
-    """Calls only `_array`, `_dtype` and `_encode`, whatever the pickle names."""
+class _Type:
+    """The type of an array as the pickle gives it: its name and its state, which has the byte order.
 
-    def find_class(self, module: str, name: str) -> Callable | None:
+    NumPy's own type would take the whole state, which could corrupt memory.
+    """
+
+    __slots__ = ("_name", "_state")
+
+    def __init__(self, name: object, *_: object) -> None:
+        if type(name) is not str or name not in INTEGERS:
+            raise pickle.UnpicklingError(f"it has an array of {_quoted(name)}, not of integers")
+        self._name = name
+        self._state: object = None
+
+    def __setstate__(self, state: object) -> None:
+        self._state = state
+
+    def build(self) -> np.dtype:
+        order = self._state[1] if type(self._state) is tuple and len(self._state) > 1 else None
+        if type(order) is not str or order not in ("<", ">", "|"):
+            raise pickle.UnpicklingError(f"it has an array of the byte order {_quoted(order)}")
+        return np.dtype(order + self._name)
+
+
+class _Array:
+    """An array as the pickle gives it: its state, which has the shape, type and data.
+
+    `build` alone works on the state, since a pickle can set it any number of times.
+    """
+
+    __slots__ = ("_state",)
+
+    def __init__(self, *_: object) -> None:
+        self._state: object = None
+
+    def __setstate__(self, state: object) -> None:
+        self._state = state
+
+    def build(self) -> np.ndarray:
+        if type(self._state) is not tuple or len(self._state) != 5:
+            raise pickle.UnpicklingError("it has an array without a state of 5 items")
+        _, shape, dtype, fortran, data = self._state
+        if type(shape) is not tuple or not all(type(size) is int for size in shape):
+            raise pickle.UnpicklingError("it has an array whose shape is not integers")
+        if type(dtype) is not _Type:
+            raise pickle.UnpicklingError("it has an array without a type")
+        if type(data) is str:  # from Python 2
+            data = data.encode("latin1")
+        if type(data) is not bytes:
+            raise pickle.UnpicklingError("it has an array whose data is not bytes")
+        array = np.frombuffer(data, dtype.build()).reshape(shape, order="F" if fortran is True else "C")
+        return array.astype(array.dtype.newbyteorder("="))  # a copy, for the caller to write to
+
+
+def _encode(text: object, encoding: object) -> bytes:
+    """Bytes as Python 3 writes them for Python 2; other codecs could double their input in each call."""
+    if type(text) is not str or type(encoding) is not str or encoding != "latin1":
+        raise pickle.UnpicklingError(f"it uses the encoding {_quoted(encoding)}")
+    return text.encode("latin1")
+
+
+def _quoted(value: object) -> str:
+    """The start of a string; only the type of anything else, whose repr could fill the memory."""
+    return repr(value[:20]) if type(value) is str else f"a {type(value).__name__}"
+
+
+class _Function:
+    """A function that a pickle can call but not change; BUILD can change a plain one."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: object) -> object:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError("it sets the state of a function")
+
+
+# The type ndarray is only an argument of _reconstruct, which `_Array` ignores.
+_ALLOWED: dict[tuple[str, str], _Function | None] = {
+    ("numpy.core.multiarray", "_reconstruct"): _Function(_Array), ("numpy", "ndarray"): None,
+    ("numpy", "dtype"): _Function(_Type), ("_codecs", "encode"): _Function(_encode)}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Calls only the functions in `_ALLOWED`, whatever the pickle names."""
+
+    def find_class(self, module: str, name: str) -> _Function | None:
         try:
             return _ALLOWED[module.replace("numpy._core", "numpy.core"), name]
         except KeyError:
@@ -236,7 +326,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _unpickle(content: bytes) -> dict[str, Any]:
-    """The dictionary in an untrusted pickle, of plain values and arrays of integers."""
+    """The dictionary in an untrusted pickle, of plain values and `_Array`s."""
     calls = 0
     # A few bytes could fill the memory: by a large memo index, an announced size, or repeated copies.
     for opcode, argument, _ in pickletools.genops(content):
@@ -247,30 +337,7 @@ def _unpickle(content: bytes) -> dict[str, Any]:
             raise pickle.UnpicklingError(f"it has more than {MAX_CALLS} calls")
     # "latin1" decodes Python 2's byte strings, including array data.
     batch = _Unpickler(io.BytesIO(content), encoding="latin1").load()
+    if type(batch) is not dict:
+        raise pickle.UnpicklingError("it is not a dictionary")
     return {key.decode("latin1") if isinstance(key, bytes) else key: value
             for key, value in batch.items()}
-
-
-def _array(*_: object) -> np.ndarray:
-    """An empty array instead of one of a shape and type that the pickle chooses; its state follows."""
-    return np.empty(0, np.uint8)
-
-
-def _dtype(name: str, *_: object) -> np.dtype:
-    """NumPy's own type, not a copy: it ignores the state in the pickle, which could corrupt memory."""
-    if name not in INTEGERS:
-        raise pickle.UnpicklingError(f"it has an array of {name!r}, not of integers")
-    return np.dtype(name)
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """Bytes as Python 3 writes them for Python 2; other codecs could double their input in each call."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it uses the encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-# The type ndarray is only an argument of _reconstruct, which `_array` ignores.
-_ALLOWED: dict[tuple[str, str], Callable | None] = {
-    ("numpy.core.multiarray", "_reconstruct"): _array, ("numpy", "ndarray"): None,
-    ("numpy", "dtype"): _dtype, ("_codecs", "encode"): _encode}

@@ -2,16 +2,18 @@ import hashlib
 import os
 import pickle
 import pickletools
-import resource
+import subprocess
+import sys
 import tarfile
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from datasets import load_source, make_dataset
+from datasets import cifar, load_source, make_dataset
 from datasets.cifar import CIFAR10, CIFAR100, fetch_archive, load_cifar
 from tests.conftest import write_archive, write_batch
 from utils.errors import UserError
@@ -119,23 +121,94 @@ def copies(count):
     return b"\x80\x02" + text + b"q\x000](" + call * count + b"e."
 
 
+def nested(function, arguments=b""):
+    """A pickle that calls a function with a tuple whose repr has more than 2**30 characters."""
+    return b"\x80\x02c" + function + b"\n(" + arguments + b")" + b"2\x86" * 30 + b"tR."
+
+
+# Exits with 3 if the batch is refused for another reason than the limit on memory.
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from datasets.cifar import CIFAR10, load_cifar
+from utils.errors import UserError
+resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))
+resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
+try:
+    load_cifar(CIFAR10, Path(sys.argv[1]))
+except UserError as error:
+    print(error)
+    sys.exit(4 if isinstance(error.__cause__, MemoryError) else 3)
+"""
+
+
+def load_limited(path):
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-c", LIMITED, str(path)], env=environment,
+                          cwd=Path(cifar.__file__).parents[1], capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("attack", [
-    b"\x80\x02Kr\x00\x00\x00\x08.",  # memo index 2**27
-    b"\x80\x02Kp134217728\n.",
-    b"\x80\x05\x96" + (2**30).to_bytes(8, "little") + b".",  # bytearray
+    b"\x80\x02Kr\x00\x00\x00\x10.",  # memo index 2**28
+    b"\x80\x02Kp268435456\n.",
+    b"\x80\x05\x96" + (2**33).to_bytes(8, "little") + b".",  # bytearray
     b"\x80\x02cnumpy\nndarray\n(J\x00\x00\x00\x40X\x01\x00\x00\x00OtR.",  # object array of 2**30
     b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(J\x00\x00\x00\x40t"
     b"X\x01\x00\x00\x00OtR.",
-    copies(800),
-    copies(800).replace(b"R", b"o").replace(b"c_codecs", b"(c_codecs").replace(b"\n(h", b"\nh")
+    copies(3000),
+    copies(3000).replace(b"R", b"o").replace(b"c_codecs", b"(c_codecs").replace(b"\n(h", b"\nh")
     .replace(b"latin1t", b"latin1"),
-], ids=["binary memo", "memo", "bytearray", "array", "reconstruct", "copies", "objects"])
+    nested(b"numpy\ndtype"),
+    nested(b"_codecs\nencode", b"X\x01\x00\x00\x00a"),
+], ids=["binary memo", "memo", "bytearray", "array", "reconstruct", "copies", "objects", "type name",
+        "encoding"])
 def test_few_bytes_of_pickle_do_not_fill_the_memory(tmp_path, attack):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = load_limited(write_archive(tmp_path / "a.tar.gz", data_batch_1=attack))
+    assert result.returncode == 3, result
+    assert "data_batch_1" in result.stdout and len(result.stdout) < 1000
+
+
+def test_whole_archive_loads_under_the_limits_of_the_attacks(tmp_path):
+    result = load_limited(write_archive(tmp_path / "a.tar.gz"))
+    assert result.returncode == 0, result
+
+
+@pytest.mark.parametrize("function", [
+    b"numpy.core.multiarray\n_reconstruct", b"numpy\ndtype", b"_codecs\nencode"])
+@pytest.mark.parametrize("state", [
+    b"}U\x06markerK\x01s",
+    b"N}U\x06markerK\x01s\x86",
+    b"N}U\x0c__defaults__U\x06latin1\x85s\x86",
+    b"N}U\x0c__setstate__c_codecs\nencode\ns\x86",
+], ids=["dictionary", "attribute", "defaults", "setstate"])
+def test_pickle_cannot_change_the_functions_it_calls(tmp_path, function, state):
+    before = dict(cifar._ALLOWED)
+    attack = b"\x80\x02c" + function + b"\n" + state + b"b0" + batch()[2:]
     path = write_archive(tmp_path / "a.tar.gz", data_batch_1=attack)
     with pytest.raises(UserError, match=r"data_batch_1\b"):
         load_cifar(CIFAR10, path)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+    assert before == cifar._ALLOWED
+    for value in before.values():
+        assert not hasattr(value, "marker") and not hasattr(value, "__defaults__")
+    with pytest.raises(UserError, match=rf"data_batch_1\b.*\b{cifar.MAX_CALLS}\b"):
+        many = copies(cifar.MAX_CALLS + 1)
+        load_cifar(CIFAR10, write_archive(tmp_path / "b.tar.gz", data_batch_1=many))
+    load_cifar(CIFAR10, write_archive(tmp_path / "c.tar.gz"))
+
+
+@pytest.mark.parametrize("kind", ["<i8", ">i8", ">u2", "<i4", "u1"])
+def test_arrays_of_labels_keep_their_values(tmp_path, kind):
+    content = batch(labels=np.array([1, 2], kind))
+    train, _ = load_cifar(CIFAR10, write_archive(tmp_path / "a.tar.gz", data_batch_1=content))
+    assert train.labels[:2, 0].tolist() == [1, 2] and train.labels.dtype == np.dtype("=i8")
+
+
+def test_data_in_fortran_order_keeps_its_values(tmp_path):
+    data = np.random.default_rng(0).integers(0, 256, (2, 3072)).astype(np.uint8)
+    path = write_archive(tmp_path / "a.tar.gz", test_batch=batch(np.asfortranarray(data)))
+    _, test = load_cifar(CIFAR10, path)
+    assert np.array_equal(test.images.reshape(2, -1), data)
+    assert test.images.flags.writeable
 
 
 def test_other_codecs_are_refused(tmp_path):
