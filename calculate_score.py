@@ -30,7 +30,6 @@ from utils.training.checkpoint import (
     Checkpoint,
     check_parameters,
     find_checkpoints,
-    parameters_digest,
     read_parameters,
     run_key,
 )
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None):
     check(settings, checkpoints[0], dataset, classes, digest)
     device = set_context(settings.context, settings.device_id, settings.type_config)
     plan = make_plan(settings, build_network(model, classes, nmaps), samples)
-    check_parameters(checkpoints, plan.network)
+    checkpoints = check_parameters(checkpoints, plan.network)
     print(f"{model} on {device}: {'all layers' if plan.layers == 'all' else 'last layer'} by "
           f"{plan.engine}, --workers {plan.workers}, {len(checkpoints)} "
           f"checkpoint{'s' if len(checkpoints) > 1 else ''}, {samples:,} samples"
@@ -93,7 +92,7 @@ def unfinished(last: Checkpoint) -> str:
 def network_of(settings: ScoreSettings, first: Checkpoint) -> tuple[str, int, int | None]:
     """Return model, classes and width from the description, or from --model and the parameters."""
     if not first.description:
-        parameters = read_parameters(first)
+        parameters, _ = read_parameters(first)
         try:
             width = len(parameters["conv1/conv/W"])
             return (settings.model, len(parameters["affine/b"]),
@@ -138,10 +137,10 @@ def make_plan(settings: ScoreSettings, network: Network, samples: int) -> Scorin
 
 
 def content_keys(plan: ScoringPlan, checkpoints: list[Checkpoint], digest: str) -> list[str]:
-    """One key per checkpoint, of everything that decides its scores."""
+    """One key per checked checkpoint, of everything that decides its scores."""
     network = fingerprint(plan.network)
     return [scores.content_key(
-        data=digest, parameters=parameters_digest(checkpoint), network=network, layers=plan.layers,
+        data=digest, parameters=checkpoint.sha256, network=network, layers=plan.layers,
         engine=[plan.engine, ENGINES[plan.engine].version], context=plan.context,
         type_config=plan.type_config) for checkpoint in checkpoints]
 
