@@ -4,8 +4,8 @@
 
 The second of three steps: train.py comes before, mislabel_analysis.py after.
 """
-import argparse
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,92 +13,66 @@ from tqdm import tqdm
 
 from datasets import arrays
 from datasets.arrays import Dataset
-from models import MODELS, build_network, is_network
+from models import MODELS, Network, build_network, is_network
 from utils import cli
-from utils.cli import Parser, boolean, number
+from utils.cli import Parser
 from utils.context import current_context, set_context
 from utils.errors import UserError
 from utils.files import check_folder
 from utils.graph.functions import fingerprint
 from utils.processes import available_cores
 from utils.tracin import scores
-from utils.tracin.engines import ENGINES, Network, choose_engine
+from utils.tracin.engines import ENGINES, choose_engine
 from utils.tracin.scores import CheckpointScores
 from utils.tracin.scoring import SAMPLES_PER_PASS, ScoringPlan, score_missing
+from utils.tracin.settings import ScoreSettings, add_scoring_flags
 from utils.training.checkpoint import (
     Checkpoint,
     check_parameters,
     find_checkpoints,
-    parameters_digest,
     read_parameters,
     run_key,
 )
 
 
-def get_args(argv=None) -> argparse.Namespace:
+def get_args(argv: Sequence[str] | None = None) -> ScoreSettings:
     parser = Parser(description=__doc__)
-    parser.add_argument("--input", type=Path, default=Path("output"), metavar="DIR",
-                        help="the .npy files of the run: train.py's --output (default: "
-                             "%(default)s)")
-    parser.add_argument("--checkpoint", type=Path, default=Path("tmp.monitor"), metavar="PATH",
-                        help="the checkpoints of the run: train.py's --model_save_path, or one "
-                             "checkpoint_<epoch>.json (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("output"), metavar="DIR",
-                        help="folder for the scores (default: %(default)s)")
-    parser.add_argument("--model", choices=list(MODELS), default="resnet56",
-                        help="network, for checkpoints without a description (default: %(default)s)")
-    parser.add_argument("--layers", choices=["last", "all"], default="last",
-                        help="layers whose gradient counts (default: %(default)s)")
-    parser.add_argument("--engine", choices=sorted(ENGINES),
-                        help="library that computes the features (default: the first of "
-                             f"{', '.join(ENGINES)} that supports --layers and --context)")
-    parser.add_argument("--epochs", type=number(int, 0), nargs="+", metavar="E",
-                        help="score the checkpoints of these epochs (default: all)")
-    parser.add_argument("--batch_size", type=number(int, 1),
-                        help="samples per pass (default: a fast size for the device)")
-    parser.add_argument("--workers", type=number(int, 1, 256), metavar="N",
-                        help="processes, or threads of onnxruntime (default: one per core on the "
-                             "CPU, 1 on a GPU)")
-    parser.add_argument("--save_every_epoch", type=boolean, default=True,
-                        help="also keep the scores of each checkpoint (default: %(default)s)")
-    parser.add_argument("-s", "--seed", type=number(int, 0, 2**31 - 1), default=0,
-                        help="accepted for compatibility with train.py; nothing here is random")
-    cli.add_context_flags(parser)
-    return parser.parse_args(argv)
+    add_scoring_flags(parser)
+    return ScoreSettings.from_arguments(parser.parse_args(argv))
 
 
-def main(argv=None):
-    args = get_args(argv)
-    check_folder(args.output)
-    available = find_checkpoints(args.checkpoint)
-    checkpoints = select(available, args.epochs, args.checkpoint)
-    dataset = arrays.load(args.input)
+def main(argv: Sequence[str] | None = None):
+    settings = get_args(argv)
+    check_folder(settings.output)
+    available = find_checkpoints(settings.checkpoint)
+    checkpoints = select(available, settings.epochs, settings.checkpoint)
+    dataset = arrays.load(settings.input)
     digest, samples = dataset.digest(), len(dataset.images)
-    model, classes, nmaps = network_of(args, checkpoints[0])
-    check(args, checkpoints[0], dataset, classes, digest)
-    device = set_context(args.context, args.device_id, args.type_config)
-    plan = make_plan(args, build_network(model, classes, nmaps), samples)
-    check_parameters(checkpoints, plan.network)
+    model, classes, nmaps = network_of(settings, checkpoints[0])
+    check(settings, checkpoints[0], dataset, classes, digest)
+    device = set_context(settings.context, settings.device_id, settings.type_config)
+    plan = make_plan(settings, build_network(model, classes, nmaps), samples)
+    checkpoints = check_parameters(checkpoints, plan.network)
     print(f"{model} on {device}: {'all layers' if plan.layers == 'all' else 'last layer'} by "
           f"{plan.engine}, --workers {plan.workers}, {len(checkpoints)} "
           f"checkpoint{'s' if len(checkpoints) > 1 else ''}, {samples:,} samples"
           f"{unfinished(available[-1])}", flush=True)
     keys = content_keys(plan, checkpoints, digest)
-    results = [CheckpointScores(args.output, checkpoint.epoch, key, samples, classes)
+    results = [CheckpointScores(settings.output, checkpoint.epoch, key, samples, classes)
                for checkpoint, key in zip(checkpoints, keys, strict=True)]
-    report_kept(args, results)
+    report_kept(settings, results)
     score_missing(plan, checkpoints, results,
-                  finished=lambda result, left: save_epoch(args, result, left))
+                  finished=lambda result, left: save_epoch(settings, result, left))
     rates = [checkpoint.description.learning_rate if checkpoint.description else np.nan
              for checkpoint in checkpoints]
-    scores.save_total(args.output, results, rates, digest, run_key(checkpoints[0].description))
-    if not args.save_every_epoch:
+    scores.save_total(settings.output, results, rates, digest, run_key(checkpoints[0].description))
+    if not settings.save_every_epoch:
         for result in results:
             result.remove()
-    print(f"scored: {args.output / scores.TOTAL}", flush=True)
+    print(f"scored: {settings.output / scores.TOTAL}", flush=True)
 
 
-def select(checkpoints: list[Checkpoint], epochs: list[int] | None, path: Path) -> list[Checkpoint]:
+def select(checkpoints: list[Checkpoint], epochs: Sequence[int] | None, path: Path) -> list[Checkpoint]:
     """Return the checkpoints of some epochs, or all if `epochs` is None."""
     available = [checkpoint.epoch for checkpoint in checkpoints]
     missing = sorted(set(epochs or []).difference(available))
@@ -115,82 +89,82 @@ def unfinished(last: Checkpoint) -> str:
     return f" (up to epoch {last.epoch} of {planned})" if planned != last.epoch else ""
 
 
-def network_of(args: argparse.Namespace, first: Checkpoint) -> tuple[str, int, int | None]:
+def network_of(settings: ScoreSettings, first: Checkpoint) -> tuple[str, int, int | None]:
     """Return model, classes and width from the description, or from --model and the parameters."""
     if not first.description:
-        parameters = read_parameters(first)
+        parameters, _ = read_parameters(first)
         try:
             width = len(parameters["conv1/conv/W"])
-            return (args.model, len(parameters["affine/b"]),
-                    None if MODELS[args.model].default_nmaps is None else width)
+            return (settings.model, len(parameters["affine/b"]),
+                    None if MODELS[settings.model].default_nmaps is None else width)
         except KeyError as error:
-            raise UserError(f"expected the parameters of {args.model} in {first.parameters}, found "
+            raise UserError(f"expected the parameters of {settings.model} in {first.parameters}, found "
                             f"no {error}; give the --model that they belong to") from None
     model, nmaps = first.description.model, first.description.nmaps
-    if "model" in args.given and args.model != model:
-        raise UserError(f"--model {args.model} contradicts {args.checkpoint}, which holds a {model}; "
-                        "leave the flag out")
+    if settings.model_given and settings.model != model:
+        raise UserError(f"--model {settings.model} contradicts {settings.checkpoint}, which holds a "
+                        f"{model}; leave the flag out")
     if not is_network(model, nmaps):
-        raise UserError(f"{args.checkpoint} holds a network {model!r} with nmaps {nmaps}, expected "
+        raise UserError(f"{settings.checkpoint} holds a network {model!r} with nmaps {nmaps}, expected "
                         f"one of {', '.join(MODELS)}; train again with this version")
     return model, first.description.classes, nmaps
 
 
-def check(args: argparse.Namespace, first: Checkpoint, dataset: Dataset, classes: int,
+def check(settings: ScoreSettings, first: Checkpoint, dataset: Dataset, classes: int,
           digest: str):
     """Refuse data that the checkpoints were not trained on, and batches larger than the data."""
     if first.description and first.description.data_sha256 != digest:
-        raise UserError(f"the images and labels in {args.input} are not those that "
-                        f"{args.checkpoint} was trained on; give that run's --output")
+        raise UserError(f"the images and labels in {settings.input} are not those that "
+                        f"{settings.checkpoint} was trained on; give that run's --output")
     largest = int(dataset.labels.max())
     if largest >= classes:
         raise UserError(f"expected labels below {classes}, the number of classes of the network, "
-                        f"found {largest} in {args.input}; give the files it was trained on")
-    if args.batch_size and args.batch_size > len(dataset.images):
+                        f"found {largest} in {settings.input}; give the files it was trained on")
+    if settings.batch_size and settings.batch_size > len(dataset.images):
         raise UserError(f"expected --batch_size of at most {len(dataset.images)}, the number of "
-                        f"samples, found {args.batch_size}; give a smaller one")
+                        f"samples, found {settings.batch_size}; give a smaller one")
 
 
-def make_plan(args: argparse.Namespace, network: Network, samples: int) -> ScoringPlan:
+def make_plan(settings: ScoreSettings, network: Network, samples: int) -> ScoringPlan:
     """The flags, with their defaults resolved for the current context."""
     context = current_context()
     return ScoringPlan(
-        network, args.input / arrays.TRAIN_IMAGES, args.input / arrays.TRAIN_LABELS, args.layers,
-        choose_engine(args.engine, args.layers, context),
-        args.batch_size or min(SAMPLES_PER_PASS[context, args.layers], samples),
-        args.workers or (available_cores() if context == "cpu" else 1),
-        context, args.device_id, args.type_config)
+        network, settings.input / arrays.TRAIN_IMAGES, settings.input / arrays.TRAIN_LABELS,
+        settings.layers, choose_engine(settings.engine, settings.layers, context),
+        settings.batch_size or min(SAMPLES_PER_PASS[context, settings.layers], samples),
+        settings.workers or (available_cores() if context == "cpu" else 1),
+        context, settings.device_id, settings.type_config)
 
 
 def content_keys(plan: ScoringPlan, checkpoints: list[Checkpoint], digest: str) -> list[str]:
-    """One key per checkpoint, of everything that decides its scores."""
+    """One key per checked checkpoint, of everything that decides its scores."""
     network = fingerprint(plan.network)
     return [scores.content_key(
-        data=digest, parameters=parameters_digest(checkpoint), network=network, layers=plan.layers,
+        data=digest, parameters=checkpoint.sha256, network=network, layers=plan.layers,
         engine=[plan.engine, ENGINES[plan.engine].version], context=plan.context,
         type_config=plan.type_config) for checkpoint in checkpoints]
 
 
-def save_epoch(args: argparse.Namespace, result: CheckpointScores, left: float):
+def save_epoch(settings: ScoreSettings, result: CheckpointScores, left: float):
     """Save the scores at one checkpoint and print a line on them."""
-    if args.save_every_epoch:
+    if settings.save_every_epoch:
         result.save_influence()
     tqdm.write(f"epoch {result.epoch}: mean self-influence {result['influence'].mean():.4g}, "
                f"{datetime.timedelta(seconds=round(left))} left")
 
 
-def report_kept(args: argparse.Namespace, results: list[CheckpointScores]):
+def report_kept(settings: ScoreSettings, results: list[CheckpointScores]):
     """Print which scores of an earlier run are kept and which are recomputed."""
     stale = [str(result.epoch) for result in results if result.stale]
     if stale:
-        print(f"recomputing: epoch {', '.join(stale)}; the scores in {args.output} are damaged or "
+        print(f"recomputing: epoch {', '.join(stale)}; the scores in {settings.output} are damaged or "
               "of other parameters, data, settings or versions", flush=True)
     complete = [result for result in results if not result.missing()]
     kept = sum(result.size - result.missing() for result in results)
     if kept:
         print(f"resuming: {len(complete)} of {len(results)} checkpoints and {kept:,} of "
               f"{sum(result.size for result in results):,} scores are kept", flush=True)
-    if args.save_every_epoch:
+    if settings.save_every_epoch:
         for result in complete:
             result.save_influence()
 

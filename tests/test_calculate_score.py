@@ -148,6 +148,19 @@ def test_damaged_checkpoint_is_found_before_anything_is_written(run, tmp_path, c
     assert not (tmp_path / "new").exists()
 
 
+def test_parameters_replaced_after_the_check_are_refused(run, tmp_path, monkeypatch):
+    """No description tells their digest; their scores would be kept as those of the old ones."""
+    old, path = tmp_path / "old", tmp_path / "old" / "params_1.h5"
+    old.mkdir()
+    shutil.copy(run / "params_000001.h5", path)
+    monkeypatch.setattr(calculate_score, "report_kept",
+                        lambda *args: shutil.copy(run / "params_000002.h5", path))
+    with refused(str(path)):
+        calculate_score.main(["--input", str(run), "--checkpoint", str(old), "--output", str(old),
+                              "--model", "resnet23", "-c", "cpu"])
+    assert [file.name for file in old.iterdir()] == ["params_1.h5"]
+
+
 def test_unfinished_run_is_named(run, tmp_path, capsys):
     (run / "checkpoint_000003.json").unlink()
     score(run, tmp_path / "new", "--workers", "1")

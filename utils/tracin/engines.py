@@ -8,15 +8,13 @@ import numpy as np
 import onnxruntime
 
 from datasets.arrays import IMAGE_SHAPE
+from models import Network
 from utils.errors import UserError
 from utils.graph.functions import Unsupported, check_last_layer
 from utils.graph.onnx_forward import INPUT, to_onnx
 from utils.graph.per_sample_gradients import PerSampleNetwork
 from utils.tracin.self_influence import Scores, self_influence
 from utils.training.checkpoint import Checkpoint, check_parameters
-
-# network(image, test=True) -> (logits, features)
-Network = Callable[..., tuple[nn.Variable, nn.Variable]]
 
 
 class NnablaEngine:

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from models import Network
 from utils.context import memory_for, set_context
 from utils.errors import UserError
 from utils.files import load_array
 from utils.processes import run_tasks
-from utils.tracin.engines import ENGINES, Network
+from utils.tracin.engines import ENGINES
 from utils.tracin.scores import CheckpointScores
 from utils.tracin.self_influence import Scores
 from utils.training.checkpoint import Checkpoint, load_parameters

@@ -115,13 +115,19 @@ class Description:
 class Checkpoint:
     """A network after `epoch` completed epochs.
 
-    `description` and `states` are None for parameters that NNabla's example wrote.
+    Attributes:
+        epoch: completed epochs.
+        parameters: the parameter file.
+        states, description: None for parameters that NNabla's example wrote.
+        sha256: digest of the parameter file, which every later read verifies: the one described or,
+            without a description, that of the first read (see `check_parameters`); empty before.
     """
 
     epoch: int
     parameters: Path
     states: Path | None = None
     description: Description | None = None
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -197,7 +203,8 @@ def find_checkpoints(path: Path) -> list[Checkpoint]:
         description = _read_description(file)
         parameters, states = (file.with_name(name.format(description.epoch))
                               for name in (PARAMETERS, STATES))
-        checkpoints.append(DescribedCheckpoint(description.epoch, parameters, states, description))
+        checkpoints.append(DescribedCheckpoint(description.epoch, parameters, states, description,
+                                               description.parameters_sha256))
     first, *others = checkpoints
     for other in others:
         if run_key(other.description) != run_key(first.description):
@@ -267,14 +274,19 @@ def check_unused(folder: Path, except_for: Path | None):
                         "to resume it, remove them, or give another --model_save_path")
 
 
-def read_parameters(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """The arrays in a checkpoint's parameter file by name, such as ``conv1/conv/W``.
+def read_parameters(checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray], str]:
+    """Read a checkpoint's parameter file once.
+
+    Returns:
+        Its arrays by name, such as ``conv1/conv/W``, and the SHA-256 of the bytes they come from.
 
     Raises:
-        UserError: the file cannot be read, is not the one described, or holds NaN or infinity.
+        UserError: the file cannot be read, has another digest than the checkpoint, or holds NaN or
+            infinity.
     """
     path = checkpoint.parameters
-    content = _read_file(path, _recorded_digest(checkpoint))
+    content = _read_file(path)
+    sha256 = _verify(path, content, checkpoint.sha256, described=checkpoint.description is not None)
     parameters = {}
 
     def collect(name: str, item: h5py.HLObject):
@@ -291,43 +303,39 @@ def read_parameters(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
         if array.dtype.kind != "f" or not np.isfinite(array).all():
             raise UserError(f"expected finite numbers in {path}, found others in {name}; train "
                             "again with a lower --learning_rate, or leave this checkpoint out")
-    return parameters
+    return parameters, sha256
 
 
-def _recorded_digest(checkpoint: Checkpoint) -> str:
-    return checkpoint.description.parameters_sha256 if checkpoint.description else ""
-
-
-def _read_file(path: Path, sha256: str) -> bytes:
+def _read_file(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; copy the whole folder of "
                         "checkpoints, or train again") from error
-    if sha256 and hashlib.sha256(content).hexdigest() != sha256:
-        raise UserError(f"{path} is damaged or of another run: its SHA-256 is not the one in the "
-                        "checkpoint_<epoch>.json beside it; copy or train this checkpoint again")
-    return content
 
 
-def parameters_digest(checkpoint: Checkpoint) -> str:
-    """SHA-256 of a checkpoint's parameter file: the one described, which reading verifies, if any.
+def _verify(path: Path, content: bytes, expected: str, described: bool = True) -> str:
+    """The SHA-256 of a file's content, which must be the expected one, if any."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    if expected and sha256 != expected:
+        source = "the one in the checkpoint_<epoch>.json beside it" if described \
+            else "the one it had when it was first read"
+        raise UserError(f"{path} is damaged or of another run: its SHA-256 is not {source}; copy or "
+                        "train this checkpoint again")
+    return sha256
 
-    Raises:
-        UserError: nothing describes the file, and it cannot be read.
-    """
-    recorded = _recorded_digest(checkpoint)
-    return recorded or hashlib.sha256(_read_file(checkpoint.parameters, "")).hexdigest()
 
-
-def load_parameters(checkpoint: Checkpoint):
+def load_parameters(checkpoint: Checkpoint) -> str:
     """Give the parameters in the current scope the values of a checkpoint.
 
+    Returns:
+        The SHA-256 of the parameter file that was read.
+
     Raises:
-        UserError: the file cannot be read, or its names or shapes are not those of the current
-            parameters.
+        UserError: the file cannot be read, has another digest than the checkpoint, or its names or
+            shapes are not those of the current parameters.
     """
-    loaded = read_parameters(checkpoint)
+    loaded, sha256 = read_parameters(checkpoint)
     expected = nn.get_parameters(grad_only=False)
     for name in sorted(loaded.keys() | expected.keys()):
         shapes = [str(parameters[name].shape) if name in parameters else "none"
@@ -338,21 +346,25 @@ def load_parameters(checkpoint: Checkpoint):
                             "trained with")
     for name, variable in expected.items():
         variable.d = loaded[name]
+    return sha256
 
 
-def check_parameters(checkpoints: list[Checkpoint], network: Callable):
+def check_parameters(checkpoints: list[Checkpoint], network: Callable) -> list[Checkpoint]:
     """Load every checkpoint into a network once, to find damaged or foreign files early.
 
     Args:
         checkpoints: the last one's parameters stay in the current scope.
         network: ``network(image, test=True) -> (logits, features)``.
 
+    Returns:
+        The checkpoints with the digests of the files that were read, so that a file that is replaced
+        later is not taken for the one that was checked.
+
     Raises:
         UserError: as for `load_parameters`.
     """
     network(nn.Variable((1, *IMAGE_SHAPE)), test=True)  # creates the parameters
-    for checkpoint in checkpoints:
-        load_parameters(checkpoint)
+    return [replace(checkpoint, sha256=load_parameters(checkpoint)) for checkpoint in checkpoints]
 
 
 def load_checkpoint(checkpoint: DescribedCheckpoint, solver):
@@ -362,7 +374,7 @@ def load_checkpoint(checkpoint: DescribedCheckpoint, solver):
         UserError: a file is damaged or of another network.
     """
     load_parameters(checkpoint)
-    _read_file(checkpoint.states, checkpoint.description.states_sha256)
+    _verify(checkpoint.states, _read_file(checkpoint.states), checkpoint.description.states_sha256)
     try:
         solver.load_states(str(checkpoint.states))
     except Exception as error:  # NNabla raises anything, even if the digest is right

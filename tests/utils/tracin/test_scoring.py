@@ -14,7 +14,7 @@ from utils.tracin import scoring
 from utils.tracin.engines import OnnxRuntimeEngine
 from utils.tracin.scores import CheckpointScores
 from utils.tracin.scoring import ScoringPlan, SliceScorer, score_missing, slices
-from utils.training.checkpoint import find_checkpoints
+from utils.training.checkpoint import check_parameters, find_checkpoints
 
 
 @pytest.mark.parametrize(("samples", "batch_size", "expected"), [
@@ -46,6 +46,16 @@ def test_slice_is_scored_by_its_own_images_and_labels(scored):
     whole, part = scorer(checkpoint, 0, 600), scorer(checkpoint, 256, 300)
     np.testing.assert_allclose(part.influence, whole.influence[256:300], rtol=1e-12)
     assert len(set(whole.influence.tolist())) > 500
+
+
+def test_parameters_replaced_after_the_check_are_refused(scored):
+    plan, checkpoint, _ = scored
+    checked, = check_parameters([checkpoint], plan.network)
+    for variable in nn.get_parameters(grad_only=False).values():
+        variable.d = variable.d / 2
+    nn.save_parameters(str(checkpoint.parameters))
+    with refused(str(checkpoint.parameters)):
+        SliceScorer(plan)(checked, 0, 256)
 
 
 def test_lack_of_memory_names_a_batch_size_to_try(scored, monkeypatch):

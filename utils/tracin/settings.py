@@ -1,0 +1,72 @@
+"""The flags of calculate_score.py and its settings."""
+import argparse
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from models import MODELS
+from utils.cli import Parser, add_context_flags, boolean, number
+from utils.tracin.engines import ENGINES
+
+
+def add_scoring_flags(parser: Parser):
+    parser.add_argument("--input", type=Path, default=Path("output"), metavar="DIR",
+                        help="the .npy files of the run: train.py's --output (default: "
+                             "%(default)s)")
+    parser.add_argument("--checkpoint", type=Path, default=Path("tmp.monitor"), metavar="PATH",
+                        help="the checkpoints of the run: train.py's --model_save_path, or one "
+                             "checkpoint_<epoch>.json (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("output"), metavar="DIR",
+                        help="folder for the scores (default: %(default)s)")
+    parser.add_argument("--model", choices=list(MODELS), default="resnet56",
+                        help="network, for checkpoints without a description (default: %(default)s)")
+    parser.add_argument("--layers", choices=["last", "all"], default="last",
+                        help="layers whose gradient counts (default: %(default)s)")
+    parser.add_argument("--engine", choices=sorted(ENGINES),
+                        help="library that computes the features (default: the first of "
+                             f"{', '.join(ENGINES)} that supports --layers and --context)")
+    parser.add_argument("--epochs", type=number(int, 0), nargs="+", metavar="E",
+                        help="score the checkpoints of these epochs (default: all)")
+    parser.add_argument("--batch_size", type=number(int, 1),
+                        help="samples per pass (default: a fast size for the device)")
+    parser.add_argument("--workers", type=number(int, 1, 256), metavar="N",
+                        help="processes, or threads of onnxruntime (default: one per core on the "
+                             "CPU, 1 on a GPU)")
+    parser.add_argument("--save_every_epoch", type=boolean, default=True,
+                        help="also keep the scores of each checkpoint (default: %(default)s)")
+    parser.add_argument("-s", "--seed", type=number(int, 0, 2**31 - 1), default=0,
+                        help="accepted for compatibility with train.py; nothing here is random")
+    add_context_flags(parser)
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """The arguments of calculate_score.py by their flags' names.
+
+    Attributes:
+        model_given: whether `model` was on the command line; otherwise it is the default.
+        engine, epochs, batch_size, workers, context: None for the defaults, which depend on the
+            checkpoints, the data and the device.
+    """
+
+    input: Path
+    checkpoint: Path
+    output: Path
+    model: str
+    model_given: bool
+    layers: str
+    engine: str | None
+    epochs: tuple[int, ...] | None
+    batch_size: int | None
+    workers: int | None
+    save_every_epoch: bool
+    context: str | None
+    device_id: int
+    type_config: str
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace) -> "ScoreSettings":
+        """The settings in the namespace of a `Parser` with the flags of `add_scoring_flags`."""
+        values = {own.name: getattr(args, own.name) for own in fields(cls)
+                  if own.name != "model_given"}
+        values["epochs"] = None if args.epochs is None else tuple(args.epochs)
+        return cls(**values, model_given="model" in args.given)
