@@ -85,6 +85,7 @@ TIMEOUT = 60  # seconds without a byte
 INTEGERS = tuple(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8))
 MAX_MEMO = 2**20  # entries; the largest batch, CIFAR-100's training set, needs about 150,000
 MAX_CALLS = 10  # per batch; an official one needs 2 to 5
+MAX_TUPLES = 20  # per batch; an official one needs 6, and the time to hash nested ones doubles with each
 
 
 def load_cifar(archive: Archive, path: Path | None = None) -> tuple[Split, Split]:
@@ -327,14 +328,18 @@ class _Unpickler(pickle.Unpickler):
 
 def _unpickle(content: bytes) -> dict[str, Any]:
     """The dictionary in an untrusted pickle, of plain values and `_Array`s."""
-    calls = 0
-    # A few bytes could fill the memory: by a large memo index, an announced size, or repeated copies.
+    calls = tuples = 0
+    # A few bytes could fill the memory, by a large memo index, an announced size or repeated copies, or
+    # keep the processor busy, by nested tuples.
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) >= MAX_MEMO:
             raise pickle.UnpicklingError(f"it has a memo index of {argument}")
         calls += opcode.name in ("REDUCE", "INST", "OBJ")
         if calls > MAX_CALLS:
             raise pickle.UnpicklingError(f"it has more than {MAX_CALLS} calls")
+        tuples += opcode.name.startswith("TUPLE")
+        if tuples > MAX_TUPLES:
+            raise pickle.UnpicklingError(f"it has more than {MAX_TUPLES} tuples")
     # "latin1" decodes Python 2's byte strings, including array data.
     batch = _Unpickler(io.BytesIO(content), encoding="latin1").load()
     if type(batch) is not dict:

@@ -160,9 +160,10 @@ def load_limited(path):
     .replace(b"latin1t", b"latin1"),
     nested(b"numpy\ndtype"),
     nested(b"_codecs\nencode", b"X\x01\x00\x00\x00a"),
+    b"\x80\x02}K\x00" + b"2\x86" * 60 + b"K\x01s.",  # a key whose hash takes 2**60 steps
 ], ids=["binary memo", "memo", "bytearray", "array", "reconstruct", "copies", "objects", "type name",
-        "encoding"])
-def test_few_bytes_of_pickle_do_not_fill_the_memory(tmp_path, attack):
+        "encoding", "hash"])
+def test_few_bytes_of_pickle_do_not_fill_memory_or_time(tmp_path, attack):
     result = load_limited(write_archive(tmp_path / "a.tar.gz", data_batch_1=attack))
     assert result.returncode == 3, result
     assert "data_batch_1" in result.stdout and len(result.stdout) < 1000
