@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from datasets import arrays
 from datasets.arrays import Dataset
-from models import MODELS, Network, build_network, is_network
+from models.registry import MODELS, Network, build_network, is_network
 from utils import cli
 from utils.cli import Parser
 from utils.context import current_context, set_context

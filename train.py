@@ -16,7 +16,7 @@ import numpy as np
 
 from datasets import arrays, flags
 from datasets.arrays import Dataset
-from models import MODELS, build_network, is_network
+from models.registry import MODELS, build_network, is_network
 from utils import cli
 from utils.cli import Parser
 from utils.context import memory_for, set_context

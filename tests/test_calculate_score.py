@@ -18,7 +18,7 @@ import pytest
 import calculate_score
 import train
 from datasets import arrays
-from models import MODELS, Model
+from models.registry import MODELS, Model
 from tests.conftest import ROOT, children, gone, make_dataset, numbers, refused
 
 

@@ -13,7 +13,7 @@ import calculate_score
 import train
 from datasets import arrays
 from datasets.digits import load_digits
-from models import build_network
+from models.registry import build_network
 from tests.conftest import ROOT, contents
 from utils.context import current_context, set_context
 from utils.tracin.engines import predict

@@ -12,7 +12,7 @@ import train
 from datasets import arrays, corrections
 from datasets.arrays import Dataset, Split
 from datasets.images import read_image
-from models import build_network
+from models.registry import build_network
 from tests.conftest import (
     WatchedSolver,
     assert_same,

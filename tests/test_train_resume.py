@@ -160,7 +160,7 @@ import resource, signal, sys
 from dataclasses import replace
 from pathlib import Path
 import utils
-from models import build_network
+from models.registry import build_network
 from utils import cli
 from utils.training.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint
 from utils.training.trainer import Trainer

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models import build_network
+from models.registry import build_network
 from tests.utils.tracin.test_engines import float64_scores, gradient_norms, make_engine
 from utils.training.checkpoint import check_parameters, find_checkpoints, load_parameters
 

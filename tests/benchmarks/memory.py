@@ -10,7 +10,7 @@ from pathlib import Path
 import nnabla as nn
 import numpy as np
 
-from models import build_network
+from models.registry import build_network
 
 CASES = [(model, layers, samples) for model in ("resnet23", "resnet56")
          for layers, samples in (("last", 10_000), ("last", 50_000), ("all", 1_000), ("all", 3_000))]

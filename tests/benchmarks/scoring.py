@@ -20,7 +20,7 @@ import numpy as np
 import onnxruntime
 from tqdm import tqdm
 
-from models import build_network
+from models.registry import build_network
 from utils.cli import Parser
 from utils.context import current_context, set_context
 from utils.graph.onnx_forward import INPUT, to_onnx

@@ -15,7 +15,7 @@ import numpy as np
 from nnabla.ext_utils import import_extension_module
 
 from datasets.arrays import IMAGE_SHAPE
-from models import build_network
+from models.registry import build_network
 from utils.cli import Parser
 from utils.context import current_context, set_context
 from utils.training.trainer import Trainer, augment, build_graph

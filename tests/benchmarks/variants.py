@@ -25,7 +25,7 @@ import nnabla as nn
 import numpy as np
 import onnxruntime
 
-from models import build_network
+from models.registry import build_network
 from utils.graph.onnx_forward import INPUT, to_onnx
 from utils.review.detection import detection_metrics
 from utils.tracin.self_influence import output_error

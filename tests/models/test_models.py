@@ -2,7 +2,7 @@ import nnabla as nn
 import numpy as np
 import pytest
 
-from models import MODELS, build_network, is_network
+from models.registry import MODELS, build_network, is_network
 from tests.conftest import refused
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 
 from datasets.arrays import IMAGE_SHAPE
-from models import Network
+from models.registry import Network
 from utils.errors import UserError
 from utils.graph.functions import Unsupported, check_last_layer
 from utils.graph.onnx_forward import INPUT, to_onnx

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from models import Network
+from models.registry import Network
 from utils.context import memory_for, set_context
 from utils.errors import UserError
 from utils.files import load_array

@@ -3,7 +3,7 @@ import argparse
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from models import MODELS
+from models.registry import MODELS
 from utils.cli import Parser, add_context_flags, boolean, number
 from utils.tracin.engines import ENGINES
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from datasets import flags
 from datasets.arrays import Dataset
 from datasets.flags import DataSettings
-from models import MODELS
+from models.registry import MODELS
 from utils.cli import Parser, add_context_flags, number
 from utils.errors import UserError
 from utils.training.checkpoint import DescribedCheckpoint, Description

@@ -4,7 +4,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from models import MODELS, build_network
+from models.registry import MODELS, build_network
 from tests.conftest import refused
 from utils.graph.functions import Unsupported
 from utils.graph.onnx_forward import save_network

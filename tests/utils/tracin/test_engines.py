@@ -7,7 +7,7 @@ import pytest
 from nnabla.ext_utils import get_extension_context
 from numpy.lib.stride_tricks import sliding_window_view
 
-from models import build_network
+from models.registry import build_network
 from utils.errors import UserError
 from utils.tracin.engines import NnablaEngine, OnnxRuntimeEngine, choose_engine
 from utils.tracin.self_influence import output_error

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from datasets import arrays
-from models import build_network
+from models.registry import build_network
 from tests.conftest import make_dataset, refused
 from utils.errors import RunError
 from utils.processes import run_tasks

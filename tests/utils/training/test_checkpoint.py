@@ -9,7 +9,7 @@ import nnabla as nn
 import numpy as np
 import pytest
 
-from models import build_network
+from models.registry import build_network
 from tests.conftest import make_dataset
 from utils.errors import UserError
 from utils.training.checkpoint import (

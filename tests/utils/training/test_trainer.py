@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from nnabla.ext_utils import get_extension_context
 
-from models import build_network
+from models.registry import build_network
 from tests.conftest import WatchedSolver, make_dataset
 from utils.training.trainer import Trainer, batches, error_rate
 

@@ -1,0 +1,75 @@
+"""The networks of the suite, by name.
+
+A builder is a function ``builder(image, classes, test=False, rng=None, ...)`` that adds its graph
+over the current parameter scope and returns ``(logits, features)``: the logits, shape (B, classes),
+and the input of its last layer, which must be named ``affine``.  To add a network, write its builder
+in a module here and give it an entry in ``MODELS``.
+"""
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.resnet import resnet23, resnet56
+from utils.errors import UserError
+
+Network = Callable  # network(image, test=False) -> (logits, features)
+
+
+@dataclass(frozen=True)
+class Model:
+    """An entry of ``MODELS``.
+
+    Attributes:
+        builder: adds the graph; if the width is not fixed, it has an argument `nmaps`.
+        default_nmaps: the default width, or None if the width is fixed.
+    """
+
+    builder: Callable
+    default_nmaps: int | None = None
+
+    def check_nmaps(self, nmaps: int | None) -> int | None:
+        """The width to build: `nmaps`, or the default if it is None.
+
+        Raises:
+            UserError: the network cannot have this width.
+        """
+        if nmaps is None:
+            return self.default_nmaps
+        if self.default_nmaps is None:
+            raise UserError(f"--nmaps {nmaps}: {self.builder.__name__} has a fixed width; leave --nmaps "
+                            "out, or give --model resnet23")
+        if nmaps < 2 or nmaps % 2:
+            raise UserError(f"expected an even --nmaps, found {nmaps}; give --nmaps {nmaps + nmaps % 2}")
+        return nmaps
+
+
+MODELS = {"resnet23": Model(resnet23, default_nmaps=64), "resnet56": Model(resnet56)}
+
+
+def is_network(name: str, nmaps: int | None) -> bool:
+    """Whether there is a network called `name` of exactly this width, None for a fixed one."""
+    try:
+        return name in MODELS and MODELS[name].check_nmaps(nmaps) == nmaps
+    except UserError:
+        return False
+
+
+def build_network(name: str, classes: int, nmaps: int | None = None,
+                  rng: np.random.Generator | None = None) -> Network:
+    """The function ``network(image, test=False) -> (logits, features)`` of a registered network.
+
+    Args:
+        name: a key of ``MODELS``.
+        classes: number of classes.
+        nmaps: number of feature maps; None for the default or a fixed width.
+        rng: draws the initial parameters.
+
+    Raises:
+        UserError: the network cannot have this width.
+    """
+    model = MODELS[name]
+    width = model.check_nmaps(nmaps)
+    options = {} if width is None else {"nmaps": width}
+    return functools.partial(model.builder, classes=classes, rng=rng, **options)
