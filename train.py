@@ -16,6 +16,7 @@ import numpy as np
 
 from datasets import arrays, flags
 from datasets.arrays import Dataset
+from datasets.corrections import APPLIED_FILE
 from models.registry import MODELS, build_network, is_network
 from utils import cli
 from utils.cli import Parser
@@ -139,7 +140,7 @@ def save_data(settings: TrainSettings, dataset: Dataset, description: Descriptio
     arrays.save(settings.output, dataset, read_from=settings.data.input)
     dynamics.check_unused(settings.output, run_key(description))
     if settings.data.corrections:
-        save_bytes(settings.output / "applied_corrections.csv", settings.data.corrections.read_bytes())
+        save_bytes(settings.output / APPLIED_FILE, settings.data.corrections.read_bytes())
 
 
 def start_or_resume(settings: TrainSettings, trainer: Trainer, samples: int,

@@ -77,7 +77,7 @@ def make_dataset(source: Source, subset: int | None, shuffle_rate: float, rng: n
         shuffle_rate: share of each class to mislabel; ``asymmetric`` noise spares some classes.
         rng: draws the samples, then the noise.
         noise: one of ``NOISES``; see `datasets.label_noise`.
-        predict: returns a model's logits (N, C) for images (N, 3, 32, 32); for ``hardest``.
+        predict: returns a model's logits (N, C) for images (N, *IMAGE_SHAPE); for ``hardest``.
 
     Raises:
         UserError: the source is smaller than `subset`.

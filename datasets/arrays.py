@@ -16,7 +16,7 @@ NAMES_FILE, PATHS_FILE, SKIPPED_FILE = "label_names.txt", "paths.txt", "skipped.
 
 @dataclass(frozen=True)
 class Split:
-    """Images, uint8 (N, 3, 32, 32) RGB, and labels, integers (N, 1)."""
+    """Images, uint8 (N, *IMAGE_SHAPE) RGB, and labels, integers (N, 1)."""
 
     images: np.ndarray
     labels: np.ndarray

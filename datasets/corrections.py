@@ -11,6 +11,7 @@ from datasets.arrays import Dataset
 from utils.errors import UserError
 from utils.files import cell_text, read_table, text_cell, whole_file
 
+APPLIED_FILE = "applied_corrections.csv"
 COLUMNS = ("index", "path", "given_label", "decision", "new_label", "image_sha256")
 DECISIONS = ("relabel", "remove", "fine")
 ENCODING = "utf-8-sig"  # spreadsheets recognize UTF-8 by the mark

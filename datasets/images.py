@@ -37,7 +37,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_array(image: Image.Image) -> np.ndarray:
-    """The image as uint8 (3, 32, 32) RGB, resized with Pillow's antialiased bicubic filter."""
+    """The image as uint8 IMAGE_SHAPE RGB, resized with Pillow's antialiased bicubic filter."""
     resized = to_rgb(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return np.asarray(resized).transpose(2, 0, 1)
 
@@ -71,11 +71,11 @@ def decode(read: Callable[[object], np.ndarray], sources: Sequence | np.ndarray)
     """Read many images on all cores, with a progress bar.
 
     Args:
-        read: returns the image, uint8 (3, 32, 32), of a source.
+        read: returns the image, uint8 IMAGE_SHAPE, of a source.
         sources: N of them.
 
     Returns:
-        Images, uint8 (N, 3, 32, 32), and the exception of each that could not be read, by number.
+        Images, uint8 (N, *IMAGE_SHAPE), and the exception of each that could not be read, by number.
 
     Raises:
         RunError: there is not enough memory for an image.

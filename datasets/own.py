@@ -31,7 +31,7 @@ class Listing:
 
     Attributes:
         sources: the arguments of `read`, N of them.
-        read: returns the image of a source, uint8 (3, 32, 32).
+        read: returns the image of a source, uint8 IMAGE_SHAPE.
         classes: the class name of each sample.
         paths: the file of each sample as the user knows it, or None if there are no files.
         held_out: whether each sample belongs to the test set, or None if nothing says so.

@@ -49,7 +49,7 @@ class NnablaEngine:
             self._per_sample.load_parameters()
 
     def score(self, images: np.ndarray, labels: np.ndarray) -> Scores:
-        """Score any number of samples: images uint8 (N, 3, 32, 32), labels integer (N, 1)."""
+        """Score any number of samples: images uint8 (N, *IMAGE_SHAPE), labels integer (N, 1)."""
         batch_size = self._image.shape[0]
         return Scores.concatenate([self._score(images[start:start + batch_size],
                                                labels[start:start + batch_size])
@@ -167,7 +167,7 @@ def predict(checkpoint: Checkpoint, network: Network, images: np.ndarray) -> np.
     Args:
         checkpoint: a checkpoint of `network`.
         network: ``network(image, test=True) -> (logits, features)``.
-        images: uint8 (N, 3, 32, 32).
+        images: uint8 (N, *IMAGE_SHAPE).
 
     Raises:
         UserError: the checkpoint cannot be read, or belongs to another network.

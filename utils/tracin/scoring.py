@@ -34,7 +34,7 @@ class ScoringPlan:
 
     Attributes:
         network: ``network(image, test=True) -> (logits, features)``.
-        images: the .npy file of the images, uint8 (N, 3, 32, 32).
+        images: the .npy file of the images, uint8 (N, *IMAGE_SHAPE).
         labels: the .npy file of the labels, integers (N, 1).
         layers: ``last`` or ``all``.
         engine: a name in ``ENGINES``.
