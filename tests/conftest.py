@@ -4,6 +4,7 @@ import io
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -24,6 +25,9 @@ from datasets.arrays import save as save_dataset
 from datasets.digits import NAMES, load_digits
 from utils.cuda import cudnn_problem, driver_problem
 from utils.errors import UserError
+
+# Background jobs of a shell ignore Ctrl-C, and so would the processes that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT.parent / "shared" / "data" / "cifar10-sample-python.tar.gz"
