@@ -62,7 +62,7 @@ def script(name: str, *flags: object):
 
 
 def train(folder: Path, *flags: object) -> float:
-    """Train a network, as far as that is not done yet; returns the last test error."""
+    """Train a network or resume its training; returns the last test error."""
     if not (folder / "resnet23_result.nnp").exists():
         script("train.py", *flags, "--output", folder, "--monitor-path", folder,
                *(["--checkpoint", folder] if any(folder.glob("checkpoint_*.json")) else []))
@@ -75,7 +75,7 @@ def flags_of(data: Path | None, seed: int) -> list:
 
 
 def run(folder: Path, data: Path | None, noise: str, seed: int) -> dict:
-    """Train, score and analyse, as far as that is not done yet; returns the results."""
+    """Train, score and analyse what is not done yet; returns the results."""
     run_folder = folder / f"{noise}_{seed}"
     error = train(run_folder, *flags_of(data, seed), "--noise", noise,
                   *(["--noise_model", folder / NOISE_MODEL] if noise == "hardest" else []))

@@ -200,12 +200,12 @@ def _sums(filters: nn.Variable, delta: nn.Variable, columns: nn.Variable) -> nn.
 class PerSampleNetwork:
     """The backward pass of a network, and the norm of each sample's gradient from it.
 
-    There is no forward pass of its own: its variables have the data of those of the network itself,
-    so that the gradients are taken at the very numbers of an ordinary pass, bit for bit.
+    It has no forward pass of its own: its variables share the data of the network's variables, so the
+    gradients are taken at the very numbers of an ordinary pass, bit for bit.
 
     Args:
-        image: where the network begins, (B, C, H, W).
-        logits: where it ends, (B, classes), in inference mode.
+        image: the network's input, (B, C, H, W).
+        logits: the network's output in inference mode, (B, classes).
 
     Raises:
         Unsupported: the network has a function or a shared parameter that is not supported.

@@ -24,7 +24,7 @@ class NnablaEngine:
         network: ``network(image, test=True) -> (logits, features)``.
         batch_size: samples per pass; it decides speed and memory, not the scores.
         layers: ``last`` takes a forward pass, ``all`` a forward and a backward pass.
-        threads: unused; NNabla decides by itself.
+        threads: ignored; NNabla has no such setting.
 
     Raises:
         Unsupported: the network uses something that cannot be scored; the message names it.

@@ -54,7 +54,7 @@ def content_key(**content: object) -> str:
 
 
 class CheckpointScores:
-    """The scores of N samples at one checkpoint, as far as they are computed, and their file.
+    """The scores of N samples at one checkpoint that are computed so far, and their file.
 
     They are in memory only while they are being computed.
 
