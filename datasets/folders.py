@@ -27,6 +27,7 @@ ROLES = {"train": TRAIN, "training": TRAIN, "trainset": TRAIN,
          "test": TEST, "testing": TEST, "testset": TEST,
          "pred": UNLABELLED, "unlabelled": UNLABELLED, "unlabeled": UNLABELLED}
 NAMES_SHOWN = 5
+LEVELS = 8  # of folders in folders that are looked into for the classes; links could make a loop
 
 
 @dataclass
@@ -62,9 +63,9 @@ def find(path: Path) -> Found:
     for part, held in parts.items():
         _add_classes(path, part, held, found)
     if found.system:
-        most = [f"{name!a} ({count:,} times)" for name, count in found.system.most_common(NAMES_SHOWN)]
-        print(f"left out {found.system.total():,} hidden or made by the system: {', '.join(most)}"
-              f"{', ...' if len(found.system) > NAMES_SHOWN else ''}", flush=True)
+        names = _some([f"{name!a} {count:,}" for name, count in found.system.most_common()])
+        print(f"left out {found.system.total():,} files and folders that are hidden or made by a system: "
+              f"{names}", flush=True)
     return found
 
 
@@ -86,14 +87,14 @@ class _Outer:
 
 def _parts(path: Path, found: Found) -> dict[Path, bool]:
     """The folders that hold the class folders, and whether what they hold is to test on."""
-    folders, files = _entries(path, found.system)
+    folders, _ = _entries(path, found.system)
     outer = {folder.name: _look_inside(folder) for folder in folders}
     if any(one.folders and ROLES.get(name.casefold()) in (TRAIN, VAL, TEST)
            for name, one in outer.items()) \
             or (any(one.folders and one.role == TRAIN for one in outer.values())
                 and any(one.role in (VAL, TEST) for one in outer.values())):
         return _splits(path, outer)
-    _check_level(path, outer, files)
+    _check_level(path, outer)
     return {path: False}
 
 
@@ -101,11 +102,9 @@ def _look_inside(folder: Path) -> _Outer:
     # seg_train: "train", training-images: "training"
     roles = {ROLES[word] for word in re.findall(r"[^\W\d_]+", folder.name.casefold()) if word in ROLES}
     role = roles.pop() if len(roles) == 1 else None
-    root = folder
-    folders, files = _entries(root)
-    while len(folders) == 1 and not files and folders[0].name == folder.name:
-        root = folders[0]
-        folders, files = _entries(root)
+    root, (folders, files) = folder, _entries(folder)
+    if [one.name for one in folders] == [folder.name] and not files:
+        root, (folders, files) = folders[0], _entries(folders[0])
     return _Outer(root, folders, files, role)
 
 
@@ -125,31 +124,35 @@ def _splits(path: Path, outer: dict[str, _Outer]) -> dict[Path, bool]:
             if one.role == role}
 
 
-def _check_level(path: Path, outer: dict[str, _Outer], files: list[Path]):
+def _check_level(path: Path, outer: dict[str, _Outer]):
     """Refuse folders where the classes seem to be one level down.
 
     Raises:
-        UserError: every folder, none of which holds files, holds folders of the same names; or there is
-            one folder alone, with folders in it.
+        UserError: there is one folder alone, with folders in it; or every folder holds folders of the
+            same names, and no files.
     """
-    if not outer or (len(outer) == 1 and files) or any(one.files for one in outer.values()):
-        return
-    common = sorted(set.intersection(*({folder.name for folder in one.folders}
-                                       for one in outer.values())))
-    if len(common) < 2:
-        return
     if len(outer) == 1:
-        (name, one), = outer.items()
-        raise UserError(f"expected one folder per class in {path}, found {name!a} alone, with "
-                        f"{_some(common)} in it; if these are the classes, give {one.root} as --dataset")
-    raise UserError(f"expected one folder per class in {path}, found {_some(list(outer))} with the same "
-                    f"folders in each, {_some(common)}; if the inner ones are the classes, name the "
-                    "outer ones train and val or give one of them as --dataset, otherwise move the "
-                    "images up into the class folders")
+        root, inner = path, list(outer)
+        for _ in range(LEVELS):
+            if len(inner) == 1:
+                root /= inner[0]
+                inner = [folder.name for folder in _entries(root)[0]]
+        if inner:
+            raise UserError(f"expected one folder per class in {path}, found one folder alone, and in "
+                            f"{root} the folders {_some([*map(ascii, inner)])}; if these are the classes, give {root} "
+                            "as --dataset")
+    elif outer and not any(one.files for one in outer.values()):
+        inner = sorted(set.intersection(*({ascii(folder.name) for folder in one.folders}
+                                          for one in outer.values())))
+        if len(inner) > 1:
+            raise UserError(f"expected one folder per class in {path}, found the same folders, "
+                            f"{_some(inner)}, in each of {_some([*map(ascii, outer)])}; if the inner "
+                            "ones are the classes, name the outer ones train and val or give one of "
+                            "them as --dataset, otherwise move the images up into the class folders")
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(map(ascii, names[:NAMES_SHOWN])) + ", ..." * (len(names) > NAMES_SHOWN)
+    return ", ".join(names[:NAMES_SHOWN]) + ", ..." * (len(names) > NAMES_SHOWN)
 
 
 def _add_classes(path: Path, part: Path, held: bool, found: Found):
