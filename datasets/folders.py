@@ -6,6 +6,7 @@ inside a class are not, so that no loop of links can hang.
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,9 +64,9 @@ def find(path: Path) -> Found:
     for part, held in parts.items():
         _add_classes(path, part, held, found)
     if found.system:
-        names = _some([f"{name!a} {count:,}" for name, count in found.system.most_common()])
-        print(f"left out {found.system.total():,} files and folders that are hidden or made by a system: "
-              f"{names}", flush=True)
+        counts = _some(f"{name!a} {count:,}" for name, count in found.system.most_common())
+        print(f"left out {found.system.total():,} files and folders, hidden or made by a system: "
+              f"{counts}", flush=True)
     return found
 
 
@@ -139,20 +140,21 @@ def _check_level(path: Path, outer: dict[str, _Outer]):
                 inner = [folder.name for folder in _entries(root)[0]]
         if inner:
             raise UserError(f"expected one folder per class in {path}, found one folder alone, and in "
-                            f"{root} the folders {_some([*map(ascii, inner)])}; if these are the classes, give {root} "
-                            "as --dataset")
+                            f"{root} the folders {_some(map(ascii, inner))}; if these are the classes, "
+                            f"give {root} as --dataset")
     elif outer and not any(one.files for one in outer.values()):
-        inner = sorted(set.intersection(*({ascii(folder.name) for folder in one.folders}
+        inner = sorted(set.intersection(*({folder.name for folder in one.folders}
                                           for one in outer.values())))
         if len(inner) > 1:
             raise UserError(f"expected one folder per class in {path}, found the same folders, "
-                            f"{_some(inner)}, in each of {_some([*map(ascii, outer)])}; if the inner "
-                            "ones are the classes, name the outer ones train and val or give one of "
-                            "them as --dataset, otherwise move the images up into the class folders")
+                            f"{_some(map(ascii, inner))}, in each of {_some(map(ascii, outer))}; if the "
+                            "inner ones are the classes, name the outer ones train and val or give one "
+                            "of them as --dataset, otherwise move the images up into the class folders")
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:NAMES_SHOWN]) + ", ..." * (len(names) > NAMES_SHOWN)
+def _some(words: Iterable[str]) -> str:
+    listed = list(words)
+    return ", ".join(listed[:NAMES_SHOWN]) + ", ..." * (len(listed) > NAMES_SHOWN)
 
 
 def _add_classes(path: Path, part: Path, held: bool, found: Found):
@@ -216,10 +218,14 @@ def _entries(path: Path, system: Counter[str] | None = None) -> tuple[list[Path]
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
+    """Whether it is a folder or a link to one, unless the link leads back to where it is."""
     try:
-        return entry.is_dir()
-    except OSError:  # a loop of links
+        if not entry.is_dir():
+            return False
+    except OSError:  # a link to itself
         return False
+    here = Path(entry.path).parent.resolve()
+    return not (entry.is_symlink() and here.is_relative_to(Path(entry.path).resolve()))
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:
