@@ -78,8 +78,9 @@ def read_image(path: Path, stretched: list[Path] | None = None) -> np.ndarray:
             upright = ImageOps.exif_transpose(image)
         except Exception:
             upright = image
-        array = to_array(upright, white)
-        return 255 - array if is_negative else array
+        if white and is_negative:
+            upright = Image.fromarray(white - np.asarray(upright, np.uint16))
+        return to_array(upright, white)
 
 
 def _depth(image: Image.Image) -> tuple[int | None, bool]:
