@@ -76,13 +76,14 @@ class _Outer:
 
     Attributes:
         root: the folder, or the one that alone is in it and has its name, as some archives unpack.
-        folders, files: what is in the root.
+        folders: those in the root.
+        has_files: whether there are files beside them.
         role: the split that the name stands for, or None.
     """
 
     root: Path
     folders: list[Path]
-    files: list[Path]
+    has_files: bool
     role: str | None
 
 
@@ -106,7 +107,7 @@ def _look_inside(folder: Path) -> _Outer:
     root, (folders, files) = folder, _entries(folder)
     if [one.name for one in folders] == [folder.name] and not files:
         root, (folders, files) = folders[0], _entries(folders[0])
-    return _Outer(root, folders, files, role)
+    return _Outer(root, folders, bool(files), role)
 
 
 def _splits(path: Path, outer: dict[str, _Outer]) -> dict[Path, bool]:
@@ -142,7 +143,7 @@ def _check_level(path: Path, outer: dict[str, _Outer]):
             raise UserError(f"expected one folder per class in {path}, found one folder alone, and in "
                             f"{root} the folders {_some(map(ascii, inner))}; if these are the classes, "
                             f"give {root} as --dataset")
-    elif outer and not any(one.files for one in outer.values()):
+    elif outer and not any(one.has_files for one in outer.values()):
         inner = sorted(set.intersection(*({folder.name for folder in one.folders}
                                           for one in outer.values())))
         if len(inner) > 1:
