@@ -1,4 +1,7 @@
 """Errors that end a run with one line for the user, without a traceback."""
+import errno
+
+DISK_FAILURES = (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT, errno.EREMOTEIO)
 
 
 class UserError(Exception):
@@ -11,3 +14,9 @@ class RunError(UserError):
     """A failure of disk, memory or a process: one line that says what happened and what to do."""
 
     code = 1
+
+
+def read_error(error: BaseException, message: str) -> UserError:
+    """What to raise if a file cannot be read: a `RunError` if its disk failed, else a `UserError`."""
+    failed = isinstance(error, OSError) and error.errno in DISK_FAILURES
+    return RunError(message) if failed else UserError(message)

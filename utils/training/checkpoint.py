@@ -11,11 +11,10 @@ from typing import Any
 import h5py
 import nnabla as nn
 import numpy as np
-from nnabla.utils.save import save as nnabla_save
 
 from datasets.arrays import IMAGE_SHAPE
-from utils.errors import UserError
-from utils.files import save_bytes, save_json, whole_file
+from utils.errors import UserError, read_error
+from utils.files import save_bytes, save_json
 from utils.training.log import NAMES
 
 PARAMETERS = "params_{:06d}.h5"
@@ -49,7 +48,8 @@ class Description:
         learning_rate: the rate of the last update.
         seed: ``train.py --seed``.
         data_sha256: digest of the images and labels trained on (`Dataset.digest`).
-        arguments: arguments of train.py that a resumed run must share, by name.
+        arguments: arguments of train.py that a resumed run must share, by name; a path of one's own
+            images is the one that the run began with, wherever they are now.
         history: per completed epoch a dictionary with the keys of ``log.NAMES``.
         parameters_sha256, states_sha256: digests of the checkpoint's files, once they are written.
 
@@ -176,6 +176,17 @@ def save_checkpoint(folder: Path, solver, description: Description):
         states_sha256=hashlib.sha256(states.getbuffer()).hexdigest()).to_json())
 
 
+def newest_description(folder: Path) -> Description | None:
+    """What made the newest checkpoint in a folder; None if no file there describes one.
+
+    Raises:
+        UserError: as for `find_checkpoints`.
+    """
+    described = folder.is_dir() and any(DESCRIPTION_PATTERN.fullmatch(file.name)
+                                        for file in folder.iterdir())
+    return find_checkpoints(folder)[-1].description if described else None
+
+
 def find_checkpoints(path: Path) -> list[Checkpoint]:
     """The checkpoints in a folder, or the one that a ``checkpoint_*.json`` describes.
 
@@ -231,8 +242,8 @@ def _read_description(file: Path) -> Description:
         if file.name != DESCRIPTION.format(description.epoch):
             raise ValueError("missing or wrong epoch")
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {file}: {error}; remove it to continue without this "
-                        "checkpoint") from error
+        raise read_error(error, f"cannot read {file}: {error}; remove it to continue without this "
+                         "checkpoint") from error
     return description
 
 
@@ -264,7 +275,8 @@ def check_unused(folder: Path, except_for: Path | None):
     Raises:
         UserError: `folder` holds others.
     """
-    if except_for and folder.resolve() in (except_for.resolve(), except_for.resolve().parent):
+    resumed = except_for.parent if except_for and except_for.is_file() else except_for
+    if resumed and folder.resolve() == resumed.resolve():
         return
     names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     parameters = [match for match in map(PARAMETERS_PATTERN.fullmatch, names) if match]
@@ -310,8 +322,8 @@ def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; copy the whole folder of "
-                        "checkpoints, or train again") from error
+        raise read_error(error, f"cannot read {path}: {error.strerror}; copy the whole folder of "
+                         "checkpoints, or train again") from error
 
 
 def _verify(path: Path, content: bytes, expected: str, described: bool = True) -> str:
@@ -380,19 +392,3 @@ def load_checkpoint(checkpoint: DescribedCheckpoint, solver):
     except Exception as error:  # NNabla raises anything, even if the digest is right
         raise UserError(f"cannot read the solver's state in {checkpoint.states}: {error}; remove "
                         f"checkpoint {checkpoint.epoch} to resume from the one before") from error
-
-
-def save_network(path: Path, name: str, network: Callable):
-    """Write a network with the current parameters as .nnp, for NNabla's own tools.
-
-    Args:
-        path: the file to write.
-        name: the network's name in the file; its input is ``x``, its output (logits) ``y``.
-        network: ``network(image, test=True) -> (logits, features)``.
-    """
-    image = nn.Variable((1, *IMAGE_SHAPE))
-    logits, _ = network(image, test=True)
-    content = {"name": name, "batch_size": 1, "names": {"x": image}, "outputs": {"y": logits}}
-    executor = {"name": "runtime", "network": name, "data": ["x"], "output": ["y"]}
-    with whole_file(path) as temporary:
-        nnabla_save(str(temporary), {"networks": [content], "executors": [executor]})

@@ -189,7 +189,7 @@ class Trainer:
         return total_loss / len(images), total_error / len(images)
 
     def diverged(self) -> str | None:
-        """The first parameter or solver state that holds NaN or infinity, by name; None if all are finite.
+        """The name of a parameter or solver state that holds NaN or infinity; None if all are finite.
 
         The loss alone does not tell: ReLU turns NaN into 0.
         """
