@@ -218,6 +218,7 @@ def test_run_on_earlier_files_asks_for_them_again(finished_run, tmp_path):
 
 def test_run_on_earlier_files_that_were_named_asks_for_them_again(dataset_folder, tmp_path):
     run = tmp_path / "run"
+    (dataset_folder / "label_names.txt").write_text("".join(f"{digit}\n" for digit in range(10)))
     train.main(train_flags(dataset_folder, run, "--dataset", "digits"))
     with refused("--input"):
         train.main(["--checkpoint", str(run), "--output", str(run), "-c", "cpu"])

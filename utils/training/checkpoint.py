@@ -48,9 +48,10 @@ class Description:
         learning_rate: the rate of the last update.
         seed: ``train.py --seed``.
         data_sha256: digest of the images and labels trained on (`Dataset.digest`).
-        arguments: arguments of train.py that a resumed run must share, by name; a path of one's own
-            images is the one that the run began with, wherever they are now.
+        arguments: arguments of train.py that a resumed run must share, by name.
         history: per completed epoch a dictionary with the keys of ``log.NAMES``.
+        dataset_path: ``train.py --dataset`` as typed, if it is a path.  It is not in `arguments`, where
+            earlier versions put it, because images may move during a run: their digest identifies them.
         parameters_sha256, states_sha256: digests of the checkpoint's files, once they are written.
 
     Raises:
@@ -67,6 +68,7 @@ class Description:
     data_sha256: str
     arguments: dict
     history: list[dict]
+    dataset_path: str | None = None
     parameters_sha256: str = ""
     states_sha256: str = ""
 
@@ -83,6 +85,7 @@ class Description:
             "history": isinstance(self.history, list) and len(self.history) == self.epoch and all(
                 isinstance(record, dict) and all(_is_number(record.get(name)) for name in NAMES)
                 for record in self.history),
+            "dataset_path": self.dataset_path is None or isinstance(self.dataset_path, str),
             "parameters_sha256": isinstance(self.parameters_sha256, str),
             "states_sha256": isinstance(self.states_sha256, str)}
         wrong = [name for name, is_valid in valid.items() if not is_valid]
@@ -91,7 +94,7 @@ class Description:
 
     @classmethod
     def from_json(cls, content: object) -> "Description":
-        """The description in parsed JSON, which must hold all fields but `nmaps`.
+        """The description in parsed JSON, which must hold all fields but those that may be None.
 
         Raises:
             ValueError: it is not a description.

@@ -74,9 +74,11 @@ def take_resumed(args: argparse.Namespace, parser: Parser) -> DescribedCheckpoin
         UserError: there is none, an argument contradicts it, or its images are not where they were.
     """
     resumed = newest_complete(args.checkpoint)
-    recorded, given = resumed.description.arguments, "dataset" in args.given
+    recorded, given = dict(resumed.description.arguments), "dataset" in args.given
+    if resumed.description.dataset_path:
+        recorded["dataset"] = resumed.description.dataset_path
     if given and flags.is_path(args.dataset) and flags.is_path(recorded.get("dataset")):
-        recorded = {**recorded, "dataset": args.dataset}
+        recorded["dataset"] = args.dataset
     take_recorded(args, parser, RUN, recorded, str(args.checkpoint))
     if args.input:
         return resumed
@@ -176,9 +178,14 @@ class RunSettings(TrainSettings):
     def describe(self, dataset: Dataset) -> Description:
         """The description of a run before its first epoch."""
         own = {field.name for field in fields(self)}
-        # A resumed run keeps its record, so that its key stays the same if its images have moved.
-        arguments = self.resumed.description.arguments if self.resumed else {
-            name: getattr(self if name in own else self.data, name) for name in RUN}
+        arguments = {name: getattr(self if name in own else self.data, name) for name in RUN}
+        path = self.data.dataset if flags.is_path(self.data.dataset) else None
+        began = self.resumed.description if self.resumed else None
+        if path and began and not began.dataset_path:
+            # The path is in the key of a run that an earlier version began: keep it there.
+            arguments["dataset"], path = began.arguments["dataset"], None
+        elif path:
+            arguments["dataset"] = None
         return Description(epoch=0, model=self.model, nmaps=self.nmaps, classes=len(dataset.names),
                            learning_rate=0.0, seed=self.seed, data_sha256=dataset.digest(),
-                           arguments=arguments, history=[])
+                           arguments=arguments, history=[], dataset_path=path)
