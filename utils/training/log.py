@@ -90,8 +90,8 @@ class TrainingLog:
         if seconds < WORTH_SAYING:
             return
         with tqdm.external_write_mode():
-            print(f"about {duration(seconds)} for the {epochs} epochs "
-                  f"{'left' if self.history else 'of the run'}", flush=True)
+            print(f"about {duration(seconds)} for {epochs} epoch{'s' if epochs > 1 else ''}"
+                  f"{' more' if self.history else ''}", flush=True)
             if self._shorter and seconds >= LONG:
                 print(f"what would shorten it: {self._shorter}", flush=True)
 

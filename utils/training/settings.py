@@ -109,7 +109,7 @@ def take_corrected(args: argparse.Namespace, parser: Parser):
     take_recorded(args, parser, names, {name: found[name] for name in names}, str(args.input))
     taken = " ".join(f"--{name} {getattr(args, name)}" for name in names
                      if getattr(args, name) is not None)
-    print(f"as {args.input} was trained: {taken}", flush=True)
+    print(f"network and training as in {args.input}, unless given: {taken}", flush=True)
 
 
 @dataclass(frozen=True)
