@@ -18,5 +18,9 @@ class RunError(UserError):
 
 def read_error(error: BaseException, message: str) -> UserError:
     """What to raise if a file cannot be read: a `RunError` if its disk failed, else a `UserError`."""
-    failed = isinstance(error, OSError) and error.errno in DISK_FAILURES
-    return RunError(message) if failed else UserError(message)
+    return RunError(message) if disk_failed(error) else UserError(message)
+
+
+def disk_failed(error: BaseException) -> bool:
+    """Whether the disk or the network drive failed, not the file that was asked for."""
+    return isinstance(error, OSError) and error.errno in DISK_FAILURES

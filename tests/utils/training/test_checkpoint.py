@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import h5py
 import nnabla as nn
@@ -11,7 +12,7 @@ import pytest
 
 from models.registry import build_network
 from tests.conftest import make_dataset
-from utils.errors import UserError
+from utils.errors import RunError, UserError
 from utils.training.checkpoint import (
     Checkpoint,
     check_unused,
@@ -19,6 +20,7 @@ from utils.training.checkpoint import (
     load_checkpoint,
     load_parameters,
     newest_complete,
+    newest_description,
     read_parameters,
 )
 from utils.training.trainer import Trainer
@@ -128,6 +130,35 @@ def test_new_run_does_not_mix_with_old_checkpoints(run, tmp_path):
     check_unused(run, run)
     check_unused(run, run / "checkpoint_000003.json")
     check_unused(tmp_path / "new", None)
+    (run / "inside").mkdir()
+    with pytest.raises(UserError, match=remedy):
+        check_unused(run, run / "inside")
+
+
+def test_newest_description_is_that_of_the_last_epoch(run, tmp_path):
+    assert newest_description(run).epoch == 3
+    (run / "checkpoint_000003.json").unlink()
+    assert newest_description(run).epoch == 2
+    (run / "checkpoint_000002.json").write_text("{}")
+    with pytest.raises(UserError, match=r"checkpoint_000002\.json"):
+        newest_description(run)
+    for path in run.glob("checkpoint_*.json"):
+        path.unlink()
+    assert newest_description(run) is newest_description(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize("name", ["checkpoint_000003.json", "params_000003.h5"])
+def test_disk_that_fails_is_no_bad_input(run, monkeypatch, name):
+    read = Path.read_bytes
+
+    def fail(path, *arguments, **options):
+        if path.name == name:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path) if not options else read(path).decode()
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(RunError, match=re.escape(name)):
+        read_parameters(find_checkpoints(run)[-1])
 
 
 def test_what_a_run_left_before_its_first_checkpoint_is_no_checkpoint(run):
