@@ -151,7 +151,8 @@ class Trainer:
             if finished:
                 yield finished
             # Reading the loss waits for the GPU.
-            finished = batch, graph.logits.d.copy(), mean_loss(graph), self.solver.learning_rate()
+            finished = (batch, graph.logits.d.copy(), float(graph.loss.d),
+                        self.solver.learning_rate())
             update += 1
         if finished:
             yield finished
@@ -184,7 +185,7 @@ class Trainer:
             graph = self._graph(len(batch), test=True)
             graph.image.d, graph.label.d = images[batch], labels[batch]
             graph.loss.forward(clear_buffer=True)
-            total_loss += mean_loss(graph) * len(batch)
+            total_loss += float(graph.loss.d) * len(batch)
             total_error += error_rate(graph.logits.d, labels[batch]) * len(batch)
         return total_loss / len(images), total_error / len(images)
 
@@ -199,11 +200,6 @@ class Trainer:
         # Reading does not make the host's copy the newer one, which a GPU would have to fetch again.
         return next((name for name, variable in variables.items()
                      if not np.isfinite(variable.data.get_data("r")).all()), None)
-
-
-def mean_loss(graph: Graph) -> float:
-    """The loss of a batch after its forward pass; NaN if a logit is, which NNabla's loss may hide."""
-    return float(graph.loss.d) if np.isfinite(graph.logits.d).all() else float("nan")
 
 
 def error_rate(logits: np.ndarray, labels: np.ndarray) -> float:

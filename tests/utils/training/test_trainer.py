@@ -256,19 +256,6 @@ def test_parameter_or_state_that_diverged_is_named(name, value):
     assert trainer.diverged() == name
 
 
-def test_logits_that_are_no_numbers_have_no_loss():
-    """NNabla's loss of them is finite."""
-    def network(image, test=False):
-        features = F.mean(image, axis=(1, 2, 3), keepdims=True)
-        return PF.affine(features, 3), features
-    trainer, dataset = Trainer(network, False, 0), make_dataset()
-    nn.get_parameters()["affine/W"].d = np.nan
-    loss, error = trainer.evaluate(dataset.images, dataset.labels, 8)
-    assert np.isnan(loss) and 0 <= error <= 1
-    (loss, _), _ = train(trainer)
-    assert np.isnan(loss)
-
-
 def test_evaluation_covers_the_whole_test_set_whatever_the_batch():
     trainer, dataset = make_trainer(), make_dataset()
     train(trainer, 2)
