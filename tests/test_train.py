@@ -112,6 +112,21 @@ def test_half_precision_scales_the_loss(dataset_folder, tmp_path, monkeypatch, k
     assert factors == {"float": [], "half": [2**-15]}[kind]
 
 
+def test_logits_that_are_not_finite_end_the_epoch(dataset_folder, tmp_path, monkeypatch):
+    updates = []
+
+    class Solver(WatchedSolver):
+        def update(self):
+            updates.append(None)
+            self.solver.update()
+    momentum = nn.solvers.Momentum
+    monkeypatch.setattr(nn.solvers, "Momentum", lambda **options: Solver(momentum(**options)))
+    with refused("epoch 1", "--learning_rate 1e+300"):
+        train.main(train_flags(dataset_folder, tmp_path / "run", "--learning_rate", "1e300",
+                               "--train_batch_size", "2"))
+    assert 1 <= len(updates) < 6  # of 15
+
+
 @pytest.mark.parametrize(("what", "facts"), [
     ("train_epoch", ["--train_batch_size 8", "--train_batch_size 4"]),
     ("evaluate", ["--val_batch_size 12", "--val_batch_size 6"])])
