@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import RunError, UserError, read_error
+from utils.errors import RunError, UserError
 
 
 @contextmanager
@@ -119,7 +119,7 @@ def load_array(path: Path) -> np.ndarray:
         raise UserError(f"expected {path}, found nothing; run the step that writes it (train.py, "
                         "then calculate_score.py) or give the right folder") from None
     except Exception as error:  # a damaged header raises almost anything
-        raise read_error(error, f"cannot read {path} as an array of numbers: {error}; write it again") \
+        raise UserError(f"cannot read {path} as an array of numbers: {error}; write it again") \
             from error
 
 
@@ -166,8 +166,7 @@ def read_table(path: Path, columns: Iterable[str], advice: str) -> list[dict[str
             reader.fieldnames = found
             rows = [row for row in reader if any(row.values())]
     except OSError as error:
-        raise read_error(error, f"cannot read {path}: {error.strerror}; give the path of a table") \
-            from error
+        raise UserError(f"cannot read {path}: {error.strerror}; give the path of a table") from error
     except (ValueError, csv.Error) as error:
         raise UserError(f"cannot read {path} as a CSV in UTF-8: {error}; {advice}") from error
     if any(found.count(name) != 1 for name in columns):

@@ -13,7 +13,7 @@ import nnabla as nn
 import numpy as np
 
 from datasets.arrays import IMAGE_SHAPE
-from utils.errors import UserError, read_error
+from utils.errors import UserError
 from utils.files import save_bytes, save_json
 from utils.training.log import NAMES
 
@@ -245,8 +245,8 @@ def _read_description(file: Path) -> Description:
         if file.name != DESCRIPTION.format(description.epoch):
             raise ValueError("missing or wrong epoch")
     except (OSError, ValueError, RecursionError) as error:
-        raise read_error(error, f"cannot read {file}: {error}; remove it to continue without this "
-                         "checkpoint") from error
+        raise UserError(f"cannot read {file}: {error}; remove it to continue without this "
+                        "checkpoint") from error
     return description
 
 
@@ -325,8 +325,8 @@ def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise read_error(error, f"cannot read {path}: {error.strerror}; copy the whole folder of "
-                         "checkpoints, or train again") from error
+        raise UserError(f"cannot read {path}: {error.strerror}; copy the whole folder of "
+                        "checkpoints, or train again") from error
 
 
 def _verify(path: Path, content: bytes, expected: str, described: bool = True) -> str:

@@ -3,7 +3,6 @@ import json
 import os
 import re
 import shutil
-from pathlib import Path
 
 import h5py
 import nnabla as nn
@@ -12,7 +11,7 @@ import pytest
 
 from models.registry import build_network
 from tests.conftest import make_dataset
-from utils.errors import RunError, UserError
+from utils.errors import UserError
 from utils.training.checkpoint import (
     Checkpoint,
     check_unused,
@@ -145,20 +144,6 @@ def test_newest_description_is_that_of_the_last_epoch(run, tmp_path):
     for path in run.glob("checkpoint_*.json"):
         path.unlink()
     assert newest_description(run) is newest_description(tmp_path / "nowhere") is None
-
-
-@pytest.mark.parametrize("name", ["checkpoint_000003.json", "params_000003.h5"])
-def test_disk_that_fails_is_no_bad_input(run, monkeypatch, name):
-    read = Path.read_bytes
-
-    def fail(path, *arguments, **options):
-        if path.name == name:
-            raise OSError(errno.EIO, "Input/output error")
-        return read(path) if not options else read(path).decode()
-    monkeypatch.setattr(Path, "read_bytes", fail)
-    monkeypatch.setattr(Path, "read_text", fail)
-    with pytest.raises(RunError, match=re.escape(name)):
-        read_parameters(find_checkpoints(run)[-1])
 
 
 def test_what_a_run_left_before_its_first_checkpoint_is_no_checkpoint(run):
