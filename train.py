@@ -7,7 +7,6 @@ The first of three steps; calculate_score.py continues with the files that this 
 """
 import argparse
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,11 +19,9 @@ from datasets.corrections import APPLIED_FILE
 from models.registry import MODELS, build_network, is_network
 from utils import cli
 from utils.cli import Parser
-from utils.context import memory_for, set_context
+from utils.context import current_context, memory_for, set_context
 from utils.errors import UserError
 from utils.files import check_folder, save_bytes
-from utils.graph import onnx_forward
-from utils.graph.functions import Unsupported
 from utils.tracin.engines import predict
 from utils.tracin.self_influence import loss_and_margin
 from utils.training import dynamics
@@ -33,15 +30,20 @@ from utils.training.checkpoint import (
     check_unused,
     find_checkpoints,
     load_checkpoint,
-    newest_complete,
     run_key,
     save_checkpoint,
-    save_network,
 )
 from utils.training.dynamics import TrainingDynamics
+from utils.training.export import save_networks
 from utils.training.learning_rate import learning_rate
 from utils.training.log import TrainingLog
-from utils.training.settings import RUN, RunSettings, TrainSettings, add_training_flags
+from utils.training.settings import (
+    RunSettings,
+    TrainSettings,
+    add_training_flags,
+    take_corrected,
+    take_resumed,
+)
 from utils.training.trainer import Trainer
 
 
@@ -64,12 +66,9 @@ def resolve(args: argparse.Namespace) -> TrainSettings:
     """
     args, resumed = argparse.Namespace(**vars(args)), None
     if args.checkpoint:
-        resumed = newest_complete(args.checkpoint)
-        cli.take_recorded(args, build_parser(), RUN, resumed.description.arguments,
-                          str(args.checkpoint))
-        if args.dataset is None and not args.input:
-            raise UserError(f"{args.checkpoint} was trained on the files of an earlier run; give the "
-                            "same --input again")
+        resumed = take_resumed(args, build_parser())
+    elif args.input and args.corrections:
+        take_corrected(args, build_parser())
     data = flags.resolve(args, resumed=resumed is not None)
     values = {name: getattr(args, name) for name in TrainSettings.__dataclass_fields__
               if name in args}
@@ -101,9 +100,9 @@ def train_and_evaluate(chosen: TrainSettings):
     network = build_network(settings.model, len(dataset.names), settings.nmaps, rng)
     trainer = Trainer(network, settings.data.augmentation, settings.seed,
                       settings.type_config == "half")
-    log, record = start_or_resume(settings, trainer, len(dataset.images), run_key(description))
+    log, record = start_or_resume(settings, trainer, dataset, run_key(description))
     done = len(log.history)
-    print(f"{settings.model} on {where}: {dataset}, augmentation "
+    print(f"{settings.model} on {where}: {flags.describe(dataset)}, augmentation "
           f"{'on' if settings.data.augmentation else 'off'}, batch {settings.train_batch_size}, "
           f"{done} of {settings.train_epochs} epochs done", flush=True)
     for epoch in range(done, settings.train_epochs):
@@ -143,27 +142,21 @@ def save_data(settings: TrainSettings, dataset: Dataset, description: Descriptio
         save_bytes(settings.output / APPLIED_FILE, settings.data.corrections.read_bytes())
 
 
-def start_or_resume(settings: TrainSettings, trainer: Trainer, samples: int,
+def start_or_resume(settings: RunSettings, trainer: Trainer, dataset: Dataset,
                     run: str) -> tuple[TrainingLog, TrainingDynamics]:
     """The log and the statistics of the epochs so far; `trainer` continues after them."""
     history: list[dict] = []
-    record = TrainingDynamics(samples, settings.train_epochs)
+    record = TrainingDynamics(len(dataset.images), settings.train_epochs)
     if settings.resumed:
         load_checkpoint(settings.resumed, trainer.solver)
         history = settings.resumed.description.history
         if not record.resume(settings.output, run, len(history)):
             print(f"{settings.output / dynamics.FILE} lacks the first {len(history)} epochs: no "
                   "ranking by training statistics will be available", flush=True)
-    return TrainingLog(settings.monitor_path, settings.train_epochs, history), record
-
-
-def save_networks(folder: Path, model: str, network: Callable):
-    """Write the trained network as .nnp for NNabla's tools and, if ONNX supports it, as .onnx."""
-    save_network(folder / f"{model}_result.nnp", model, network)
-    try:
-        onnx_forward.save_network(folder / f"{model}_result.onnx", network)
-    except Unsupported as error:
-        print(f"not written: {model}_result.onnx: {error}", flush=True)
+    log = TrainingLog(settings.monitor_path, settings.train_epochs, history,
+                      "training-set" if flags.tests_on_training_images(dataset) else "test",
+                      settings.shorter() if current_context() == "cpu" else "")
+    return log, record
 
 
 def train_epoch(settings: RunSettings, trainer: Trainer, dataset: Dataset, log: TrainingLog,
@@ -177,19 +170,23 @@ def train_epoch(settings: RunSettings, trainer: Trainer, dataset: Dataset, log: 
         return learning_rate(settings.learning_rate, batch_size, epoch * updates + update,
                              settings.train_epochs * updates)
 
+    def check_finite(found: str | None):
+        if found:
+            raise UserError(f"expected finite numbers, found NaN or infinity in {found} in epoch "
+                            f"{epoch + 1}; lower --learning_rate {settings.learning_rate:g}")
+
     def observe(batch: np.ndarray, logits: np.ndarray):
+        check_finite(None if np.isfinite(logits).all() else "the logits of training")
         record.record(epoch, batch, *loss_and_margin(logits, dataset.labels[batch]))
 
-    with log.epoch(len(dataset.images)) as progress:
+    with log.epoch(len(dataset.images), len(test.images)) as progress:
         with memory_for("--train_batch_size", batch_size, "start over"):
             train_loss, train_error = trainer.train_epoch(
                 epoch, dataset.images, dataset.labels, batch_size, rate, progress, observe)
+        check_finite(trainer.diverged())
         with memory_for("--val_batch_size", test_batch_size, "run again"):
             test_loss, test_error = trainer.evaluate(test.images, test.labels, test_batch_size)
-    if not math.isfinite(train_loss + test_loss):
-        raise UserError(f"expected a finite loss, found {train_loss} in training and {test_loss} in "
-                        f"testing in epoch {epoch + 1}; lower --learning_rate "
-                        f"{settings.learning_rate:g}")
+    check_finite(None if math.isfinite(train_loss + test_loss) else "the loss")
     log.add(train_loss, train_error, test_loss, test_error, rate(updates - 1))
     return rate(updates - 1)
 

@@ -31,18 +31,21 @@ class DataSet:
     """A known set of images.
 
     Attributes:
+        names: its class names.
         load: returns it; the argument is the path of its files, or None for their default place.
         reads_files: whether it has files, which --data can name.
         augmented: whether training scales and mirrors its images by default.
     """
 
+    names: tuple[str, ...]
     load: Callable[[Path | None], Source]
     reads_files: bool = True
     augmented: bool = True
 
 
-DATASETS = {"cifar10": DataSet(_load_cifar10), "cifar100": DataSet(_load_cifar100),
-            "digits": DataSet(_load_digits, reads_files=False, augmented=False)}
+DATASETS = {"cifar10": DataSet(cifar.CIFAR10.names, _load_cifar10),
+            "cifar100": DataSet(cifar.CIFAR100.names, _load_cifar100),
+            "digits": DataSet(digits.NAMES, _load_digits, reads_files=False, augmented=False)}
 NOISES = ("uniform", "asymmetric", "hardest")
 
 

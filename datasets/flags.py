@@ -1,8 +1,7 @@
 """The flags of train.py that choose the data, and the data they choose."""
 import argparse
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -86,13 +85,15 @@ def _with_files() -> str:
 
 
 def _dataset(text: str) -> str:
-    """The name of a known set, or a relative path, so that a moved run is still recognized."""
-    if text in DATASETS:
-        return text
+    """The name of a known set, or a path as it was typed."""
     if not text:
         raise argparse.ArgumentTypeError("expected a name or a path, found nothing")
-    relative = Path(os.path.relpath(text)).as_posix()
-    return f"./{relative}" if relative in DATASETS else relative
+    return text
+
+
+def is_path(dataset: object) -> bool:
+    """Whether a value of --dataset, perhaps an untrusted one, is the path of one's own images."""
+    return isinstance(dataset, str) and dataset not in DATASETS
 
 
 def resolve(args: argparse.Namespace, resumed: bool = False) -> DataSettings:
@@ -152,10 +153,12 @@ def check_outside(settings: DataSettings, folder: Path):
     Raises:
         UserError: it is.
     """
-    if settings.input or settings.dataset is None or settings.dataset in DATASETS:
+    if settings.input or not is_path(settings.dataset):
         return
-    source = Path(settings.dataset)
-    if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
+    source = Path(str(settings.dataset))
+    # A class folder may be a link to a folder elsewhere.
+    read = [source, *(path for path in source.iterdir() if path.is_dir())] if source.is_dir() else []
+    if any(folder.resolve().is_relative_to(path.resolve()) for path in read):
         raise UserError(f"expected an output folder outside the images of --dataset {settings.dataset}, "
                         f"found {folder}; give another")
 
@@ -174,6 +177,7 @@ def load_data(settings: DataSettings, rng: np.random.Generator,
     """
     if settings.input:
         dataset = arrays.load(settings.input, test=True)
+        _check_classes(settings, dataset.names)
         if settings.corrections:
             corrected = corrections.load(settings.corrections, dataset)
             result = corrected.apply(dataset)
@@ -189,6 +193,28 @@ def load_data(settings: DataSettings, rng: np.random.Generator,
     return make_dataset(source, settings.subset, rate if settings.shuffle_label else 0.0, rng, noise,
                         None if model is None else
                         lambda images: noise_logits(model, images, len(source.names)))
+
+
+def _check_classes(settings: DataSettings, names: list[str]):
+    """Check that the files of --input can be of the known set that --dataset calls them."""
+    known = DATASETS[settings.dataset].names if settings.dataset in DATASETS else names
+    numbered = [str(label) for label in range(len(names))]  # the files do not name them
+    if list(known) != names and (len(known) != len(names) or names != numbered):
+        raise UserError(f"expected the {len(known)} classes of --dataset {settings.dataset} in "
+                        f"{settings.input}, found {len(names)}, {names[0]!a} the first; leave --dataset "
+                        "out")
+
+
+def tests_on_training_images(dataset: Dataset) -> bool:
+    """Whether the test set is the training set, because no images were held out."""
+    return np.array_equal(held_out(dataset).images, dataset.images)
+
+
+def describe(dataset: Dataset) -> str:
+    """The sizes of a dataset in words, and what it is tested on."""
+    if tests_on_training_images(dataset):
+        return f"{replace(dataset, test=None)}, tested on the training images"
+    return str(dataset)
 
 
 def held_out(dataset: Dataset) -> Split:

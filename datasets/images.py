@@ -1,4 +1,5 @@
 """Images of any size and mode, converted to 32x32 RGB."""
+import errno
 import functools
 import warnings
 from collections.abc import Callable, Sequence
@@ -137,4 +138,7 @@ def decode(read: Callable[[object], np.ndarray], sources: Sequence | np.ndarray)
         if isinstance(error, MemoryError):
             raise RunError(f"out of memory while decoding {sources[number]}; make it smaller, or free "
                            "some memory") from error
+        if isinstance(error, OSError) and error.errno == errno.EIO:  # the file may be an image
+            raise RunError(f"cannot read {sources[number]}: {error}; check the disk, then run again") \
+                from error
     return images, dict(sorted(errors.items()))

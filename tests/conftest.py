@@ -17,6 +17,7 @@ import h5py
 import nnabla as nn
 import numpy as np
 import pytest
+from PIL import Image
 
 import calculate_score
 import train
@@ -84,6 +85,18 @@ def make_dataset(samples: int = 30, classes: int = 3, seed: int = 0) -> Dataset:
 
 
 @pytest.fixture
+def own_images(tmp_path: Path) -> Path:
+    """A folder of one's own images: 20 of each of two classes."""
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(["cat", "dog"]):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = rng.integers(0, 100, (8, 8, 3)) + 100 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "images" / name / f"{number}.png")
+    return tmp_path / "images"
+
+
+@pytest.fixture
 def dataset_folder(tmp_path: Path) -> Path:
     """The .npy files of a small run."""
     folder = tmp_path / "data"
@@ -98,6 +111,10 @@ TRAIN_FLAGS = ["--model", "resnet23", "--nmaps", "4", "--train_epochs", "3",
 def train_flags(data: Path, run: Path, *more: str) -> list[str]:
     """The flags of a small training run on the files in `data`, everything written to `run`."""
     return [*TRAIN_FLAGS, "--input", str(data), "--output", str(run), "--monitor-path", str(run), *more]
+
+
+OWN_FLAGS = ["--model", "resnet23", "--nmaps", "4", "--train_epochs", "2", "-c", "cpu",
+             "--model_save_interval", "1"]
 
 
 def start_training(data: Path, run: Path, *more: str, **options) -> subprocess.Popen:

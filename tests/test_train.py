@@ -5,7 +5,6 @@ from pathlib import Path
 import nnabla as nn
 import numpy as np
 import pytest
-from PIL import Image
 
 import calculate_score
 import mislabel_analysis
@@ -15,6 +14,7 @@ from datasets.arrays import Dataset, Split
 from datasets.images import read_image
 from models.registry import build_network
 from tests.conftest import (
+    OWN_FLAGS,
     WatchedSolver,
     assert_same,
     contents,
@@ -112,6 +112,21 @@ def test_half_precision_scales_the_loss(dataset_folder, tmp_path, monkeypatch, k
     assert factors == {"float": [], "half": [2**-15]}[kind]
 
 
+def test_logits_that_are_not_finite_end_the_epoch(dataset_folder, tmp_path, monkeypatch):
+    updates = []
+
+    class Solver(WatchedSolver):
+        def update(self):
+            updates.append(None)
+            self.solver.update()
+    momentum = nn.solvers.Momentum
+    monkeypatch.setattr(nn.solvers, "Momentum", lambda **options: Solver(momentum(**options)))
+    with refused("epoch 1", "--learning_rate 1e+300"):
+        train.main(train_flags(dataset_folder, tmp_path / "run", "--learning_rate", "1e300",
+                               "--train_batch_size", "2"))
+    assert 1 <= len(updates) < 6  # of 15
+
+
 @pytest.mark.parametrize(("what", "facts"), [
     ("train_epoch", ["--train_batch_size 8", "--train_batch_size 4"]),
     ("evaluate", ["--val_batch_size 12", "--val_batch_size 6"])])
@@ -172,6 +187,9 @@ def test_training_on_earlier_files_without_their_noise(dataset_folder, tmp_path)
     (["--monitor-path", __file__], [__file__]),
     (["-o", __file__ + "/run"], [__file__ + "/run"]),
     (["--learning_rate", "1e300"], ["epoch 1", "--learning_rate 1e+300"]),
+    # The loss stays finite, for ReLU turns NaN into 0.
+    (["--learning_rate", "1e5"], ["epoch 1", "--learning_rate 100000", "conv1/"]),
+    (["--dataset", "cifar10"], ["--dataset cifar10", "10", "3", "'class 0'"]),
 ])
 def test_bad_calls_are_refused(dataset_folder, tmp_path, more, facts):
     with refused(*facts):
@@ -205,9 +223,17 @@ def test_defaults_are_those_of_the_design(tmp_path, monkeypatch):
     (["--corrections", "a.csv"], ["--corrections", "--input"]),
     (["--input", ".", "--corrections", "a.csv", "--shuffle_label", "False"],
      ["--corrections", "--shuffle_label False"]),
+    (["--dataset", "link/../there", "--output", "there/a"], ["--dataset link/../there", "there/a"]),
+    (["--dataset", "classes", "--output", "b/c/a"], ["--dataset classes", "b/c/a"]),
     (["--input", ".", "--strict"], ["--input", "--strict"])])
 def test_flags_of_the_data_that_make_no_sense_are_refused(tmp_path, monkeypatch, more, facts):
     monkeypatch.chdir(tmp_path)
+    for folder in ("b/c", "b/there", "there", "classes"):
+        Path(folder).mkdir(parents=True)
+    Path("link").symlink_to("b/c")
+    Path("there").rmdir()
+    Path("there").symlink_to("b/there")
+    Path("classes/cat").symlink_to(tmp_path / "b" / "c")
     with refused(*facts):
         train.resolve(train.get_args(more))
 
@@ -219,21 +245,6 @@ def test_default_batch_is_a_hundredth(tmp_path, monkeypatch, samples, batch):
     dataset = Dataset(images, labels, labels, Split(images[:9], labels[:9]), ["a", "b"])
     settings = train.resolve(train.get_args([])).for_dataset(dataset)
     assert (settings.train_batch_size, settings.val_batch_size) == (batch, 9)
-
-
-OWN_FLAGS = ["--model", "resnet23", "--nmaps", "4", "--train_epochs", "2", "-c", "cpu",
-             "--model_save_interval", "1"]
-
-
-@pytest.fixture
-def own_images(tmp_path):
-    rng = np.random.default_rng(0)
-    for label, name in enumerate(["cat", "dog"]):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for number in range(20):
-            pixels = rng.integers(0, 100, (8, 8, 3)) + 100 * label
-            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "images" / name / f"{number}.png")
-    return tmp_path / "images"
 
 
 def test_own_images_keep_their_labels_and_their_files(own_images, tmp_path):
@@ -319,6 +330,54 @@ def test_corrected_data_are_trained_on(run, tmp_path, capsys):
         train.main([*train_flags(run, run, *common), "--monitor-path", str(tmp_path / "m")])
 
 
+def test_corrected_data_are_trained_on_as_the_run_was(run, tmp_path):
+    flags = ["--input", str(run), "--corrections", "a.csv", "--output", str(tmp_path / "a"),
+             "--monitor-path", str(tmp_path / "a")]
+    description = find_checkpoints(run)[-1].description
+    path = run / "checkpoint_000003.json"
+    arguments = {**description.arguments, "seed": 7, "augmentation": False, "learning_rate": 0.25}
+    path.write_text(json.dumps({**description.to_json(), "seed": 7, "arguments": arguments}))
+    for older in (1, 2):
+        (run / f"checkpoint_{older:06d}.json").unlink()
+
+    def settings(*more):
+        found = train.resolve(train.get_args([*flags, *more]))
+        return (found.model, found.nmaps, found.seed, found.data.augmentation, found.train_epochs,
+                found.train_batch_size, found.learning_rate)
+    assert settings() == ("resnet23", 4, 7, False, 3, 8, 0.25)
+    assert settings("--nmaps", "6", "--train_epochs", "9", "--seed", "0") == (
+        "resnet23", 6, 0, False, 9, 8, 0.25)
+    assert settings("--model", "resnet56") == ("resnet56", None, 7, False, 3, 8, 0.25)
+    # Without corrections, and where the run's checkpoints are elsewhere, the defaults hold.
+    path.unlink()
+    assert settings() == ("resnet56", None, 0, True, 270, None, 0.5)
+
+
+def test_record_of_the_corrected_run_is_read_like_a_command_line(run, tmp_path):
+    path = run / "checkpoint_000003.json"
+    text = path.read_text().replace('"model": "resnet23"', '"model": "vgg"')
+    for older in (1, 2):
+        (run / f"checkpoint_{older:06d}.json").unlink()
+    path.write_text(text)
+    with refused("--model", "'vgg'"):
+        train.resolve(train.get_args(["--input", str(run), "--corrections", "a.csv"]))
+
+
+def test_earlier_files_without_corrections_are_trained_on_by_the_defaults(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = train.resolve(train.get_args(["--input", str(run)]))
+    assert (settings.model, settings.train_epochs) == ("resnet56", 270)
+
+
+def test_test_on_the_training_images_is_called_so(own_images, tmp_path, capsys):
+    run = tmp_path / "run"
+    train.main(["--dataset", str(own_images), "--output", str(run), "--monitor-path", str(run),
+                "--val_fraction", "0", *OWN_FLAGS])
+    lines = capsys.readouterr().out.splitlines()
+    epochs = [line for line in lines if line.startswith("epoch ")]
+    assert len(epochs) == 2 and all("training" in line and "test" not in line for line in epochs)
+
+
 def test_own_images_are_corrected(own_images, tmp_path):
     """All three scripts on images without true labels, and once more on corrected ones."""
     run, analysis, again = (tmp_path / name for name in ("run", "analysis", "again"))
@@ -335,12 +394,6 @@ def test_own_images_are_corrected(own_images, tmp_path):
     changed = corrections.load(analysis / "relabel.csv", arrays.load(run)).relabelled
     assert np.flatnonzero((labels[0] != labels[1])[:, 0]).tolist() == sorted(changed) != []
     assert not (again / "y_train.npy").exists()
-    # The folder is known again by whatever path.
-    for path in run.glob("*000002*"):
-        path.unlink()
-    nn.clear_parameters()
-    train.main(["--dataset", str(own_images), "--checkpoint", str(run), "--output", str(run),
-                "--monitor-path", str(run), "-c", "cpu"])
 
 
 @pytest.mark.parametrize("more", [["--shuffle_label", "True"], ["--shuffle_rate", "0.1"],

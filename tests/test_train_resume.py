@@ -15,8 +15,16 @@ import pytest
 
 import train
 from datasets import arrays
-from tests.conftest import ROOT, assert_same, make_dataset, refused, start_training, train_flags
-from utils.training.checkpoint import find_checkpoints, newest_complete
+from tests.conftest import (
+    OWN_FLAGS,
+    ROOT,
+    assert_same,
+    make_dataset,
+    refused,
+    start_training,
+    train_flags,
+)
+from utils.training.checkpoint import find_checkpoints, newest_complete, run_key
 
 KILL_AFTER = """
 import os, signal, sys
@@ -80,6 +88,87 @@ def test_run_from_before_there_were_all_arguments_goes_on(dataset_folder, tmp_pa
     assert [one.epoch for one in find_checkpoints(run)] == [2, 3]
     with np.load(run / "training_dynamics.npz") as file:
         assert np.isfinite(file["loss"]).all()
+
+
+def cut_after_first_epoch(run: Path) -> dict[str, bytes]:
+    """Remove the second checkpoint of a run; returns its files and the training statistics."""
+    files = {path.name: path.read_bytes() for path in [*run.glob("*000002.h5"),
+                                                       run / "training_dynamics.npz"]}
+    for path in run.glob("*000002*"):
+        path.unlink()
+    return files
+
+
+def resume(run: Path, *more: str):
+    nn.clear_parameters()
+    train.main(["--checkpoint", str(run), "--output", str(run), "--monitor-path", str(run), "-c", "cpu",
+                *more])
+
+
+def test_own_images_may_move_while_a_run_is_interrupted(own_images, tmp_path, monkeypatch):
+    """Their digest decides, whatever their path, the working folder, and what is typed."""
+    run, moved, other = tmp_path / "run", tmp_path / "moved", tmp_path / "x" / "other"
+    other.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(other)
+    monkeypatch.chdir(tmp_path)
+    train.main(["--dataset", "images", "--output", str(run), "--monitor-path", str(run), *OWN_FLAGS])
+    monkeypatch.chdir(other)
+    before = cut_after_first_epoch(run)
+    for name in [str(own_images), "../../images", f"{own_images}/../../{tmp_path.name}/images/"]:
+        resume(run, "--dataset", name)
+        assert find_checkpoints(run)[-1].description.dataset_path == name
+        assert cut_after_first_epoch(run) == before, name
+    with refused(str(run), "'images'", "--dataset"):
+        resume(run)  # "images" is not in this folder
+    monkeypatch.chdir(tmp_path)
+    resume(run)
+    assert cut_after_first_epoch(run) == before
+    own_images.rename(moved)
+    with refused(str(run), "'images'", "--dataset"):
+        resume(run)
+    # The system resolves a link before "..", unlike text.
+    moved.rename(tmp_path / "x" / "images")
+    (tmp_path / "images").mkdir()
+    resume(run, "--dataset", "link/../images")
+    assert cut_after_first_epoch(run) == before
+    (tmp_path / "x" / "images" / "cat" / "0.png").unlink()
+    with refused(str(run), "--dataset"):
+        resume(run, "--dataset", "x/images")
+    with refused("--dataset digits", str(run)):
+        resume(run, "--dataset", "digits")
+
+
+def test_images_of_a_run_that_an_earlier_version_began_may_move(own_images, tmp_path, monkeypatch):
+    """It recorded their path, relative to the working folder, as a part of the run's key."""
+    run = tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    train.main(["--dataset", "images", "--output", str(run), "--monitor-path", str(run), *OWN_FLAGS])
+    for path in run.glob("checkpoint_*.json"):
+        description = json.loads(path.read_text())
+        assert description.pop("dataset_path") == "images"
+        description["arguments"]["dataset"] = "images"
+        path.write_text(json.dumps(description))
+    key = run_key(find_checkpoints(run)[-1].description)
+    with np.load(run / "training_dynamics.npz") as file:
+        arrays_kept = {**file, "run_sha256": key}
+    np.savez_compressed(run / "training_dynamics.npz", **arrays_kept)
+    before = cut_after_first_epoch(run)
+    own_images.rename(tmp_path / "moved")
+    resume(run, "--dataset", str(tmp_path / "moved"))
+    after = cut_after_first_epoch(run)
+    assert after["params_000002.h5"] == before["params_000002.h5"]
+    with np.load(run / "training_dynamics.npz") as file:
+        assert str(file["run_sha256"]) == key
+        assert np.isfinite(file["loss"]).all() and file["loss"].shape == (32, 2)
+
+
+def test_run_begins_again_from_the_same_images_by_another_path(own_images, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(["images", str(own_images)]):
+        nn.clear_parameters()
+        train.main(["--dataset", name, "--output", str(run), "--monitor-path", f"{number}", *OWN_FLAGS])
+    assert_same(tmp_path / "0", tmp_path / "1")
 
 
 def test_dynamics_of_another_run_are_not_taken(dataset_folder, tmp_path):
@@ -218,6 +307,7 @@ def test_run_on_earlier_files_asks_for_them_again(finished_run, tmp_path):
 
 def test_run_on_earlier_files_that_were_named_asks_for_them_again(dataset_folder, tmp_path):
     run = tmp_path / "run"
+    (dataset_folder / "label_names.txt").write_text("".join(f"{digit}\n" for digit in range(10)))
     train.main(train_flags(dataset_folder, run, "--dataset", "digits"))
     with refused("--input"):
         train.main(["--checkpoint", str(run), "--output", str(run), "-c", "cpu"])

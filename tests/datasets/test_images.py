@@ -1,3 +1,4 @@
+import errno
 import struct
 import threading
 import time
@@ -172,7 +173,7 @@ def test_all_cores_decode_at_a_time(monkeypatch):
     assert decode(read, range(6))[1] == {}
 
 
-def test_interrupt_and_full_memory_end_the_decoding():
+def test_interrupt_full_memory_and_failed_disk_end_the_decoding():
     read = []
 
     def interrupt(source):
@@ -183,7 +184,8 @@ def test_interrupt_and_full_memory_end_the_decoding():
         decode(interrupt, range(1000))
     assert len(read) < 100
 
-    def too_large(source):
-        raise MemoryError if source == "b.png" else ValueError
-    with pytest.raises(RunError, match=r"b\.png"):
-        decode(too_large, ["a.png", "b.png"])
+    for error in (MemoryError(), OSError(errno.EIO, "Input/output error")):
+        def fail(source, error=error):
+            raise error if source == "b.png" else ValueError
+        with pytest.raises(RunError, match=r"b\.png"):
+            decode(fail, ["a.png", "b.png"])

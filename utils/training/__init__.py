@@ -1,1 +1,1 @@
-"""Training: read trainer first, then checkpoint; learning_rate, log and dynamics serve both."""
+"""Training: read trainer first, then checkpoint; learning_rate, log, dynamics and export serve both."""

@@ -11,11 +11,10 @@ from typing import Any
 import h5py
 import nnabla as nn
 import numpy as np
-from nnabla.utils.save import save as nnabla_save
 
 from datasets.arrays import IMAGE_SHAPE
 from utils.errors import UserError
-from utils.files import save_bytes, save_json, whole_file
+from utils.files import save_bytes, save_json
 from utils.training.log import NAMES
 
 PARAMETERS = "params_{:06d}.h5"
@@ -52,6 +51,8 @@ class Description:
         arguments: arguments of train.py that a resumed run must share, by name.
         history: per completed epoch a dictionary with the keys of ``log.NAMES``.
         annotations: digests of names, true labels and paths (`Dataset.annotations`); empty if unknown.
+        dataset_path: ``train.py --dataset`` as typed, if it is a path.  It is not in `arguments`, where
+            earlier versions put it, because images may move during a run: their digest identifies them.
         parameters_sha256, states_sha256: digests of the checkpoint's files, once they are written.
 
     Raises:
@@ -69,6 +70,7 @@ class Description:
     arguments: dict
     history: list[dict]
     annotations: dict[str, str] = field(default_factory=dict)
+    dataset_path: str | None = None
     parameters_sha256: str = ""
     states_sha256: str = ""
 
@@ -87,6 +89,7 @@ class Description:
                 for record in self.history),
             "annotations": isinstance(self.annotations, dict) and all(
                 isinstance(text, str) for item in self.annotations.items() for text in item),
+            "dataset_path": self.dataset_path is None or isinstance(self.dataset_path, str),
             "parameters_sha256": isinstance(self.parameters_sha256, str),
             "states_sha256": isinstance(self.states_sha256, str)}
         wrong = [name for name, is_valid in valid.items() if not is_valid]
@@ -95,7 +98,7 @@ class Description:
 
     @classmethod
     def from_json(cls, content: object) -> "Description":
-        """The description in parsed JSON, which must hold all fields but `nmaps` and `annotations`.
+        """The description in parsed JSON, which may lack only what has no value or no record.
 
         Raises:
             ValueError: it is not a description.
@@ -178,6 +181,17 @@ def save_checkpoint(folder: Path, solver, description: Description):
     save_json(folder / DESCRIPTION.format(epoch), replace(
         description, parameters_sha256=hashlib.sha256(parameters.getbuffer()).hexdigest(),
         states_sha256=hashlib.sha256(states.getbuffer()).hexdigest()).to_json())
+
+
+def newest_description(folder: Path) -> Description | None:
+    """What made the newest checkpoint in a folder; None if no file there describes one.
+
+    Raises:
+        UserError: as for `find_checkpoints`.
+    """
+    described = folder.is_dir() and any(DESCRIPTION_PATTERN.fullmatch(file.name)
+                                        for file in folder.iterdir())
+    return find_checkpoints(folder)[-1].description if described else None
 
 
 def find_checkpoints(path: Path) -> list[Checkpoint]:
@@ -268,7 +282,8 @@ def check_unused(folder: Path, except_for: Path | None):
     Raises:
         UserError: `folder` holds others.
     """
-    if except_for and folder.resolve() in (except_for.resolve(), except_for.resolve().parent):
+    resumed = except_for.parent if except_for and except_for.is_file() else except_for
+    if resumed and folder.resolve() == resumed.resolve():
         return
     names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     parameters = [match for match in map(PARAMETERS_PATTERN.fullmatch, names) if match]
@@ -384,19 +399,3 @@ def load_checkpoint(checkpoint: DescribedCheckpoint, solver):
     except Exception as error:  # NNabla raises anything, even if the digest is right
         raise UserError(f"cannot read the solver's state in {checkpoint.states}: {error}; remove "
                         f"checkpoint {checkpoint.epoch} to resume from the one before") from error
-
-
-def save_network(path: Path, name: str, network: Callable):
-    """Write a network with the current parameters as .nnp, for NNabla's own tools.
-
-    Args:
-        path: the file to write.
-        name: the network's name in the file; its input is ``x``, its output (logits) ``y``.
-        network: ``network(image, test=True) -> (logits, features)``.
-    """
-    image = nn.Variable((1, *IMAGE_SHAPE))
-    logits, _ = network(image, test=True)
-    content = {"name": name, "batch_size": 1, "names": {"x": image}, "outputs": {"y": logits}}
-    executor = {"name": "runtime", "network": name, "data": ["x"], "output": ["y"]}
-    with whole_file(path) as temporary:
-        nnabla_save(str(temporary), {"networks": [content], "executors": [executor]})

@@ -1,4 +1,5 @@
 """The flags of train.py that choose network and training, and the settings of a run."""
+import argparse
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -6,13 +7,23 @@ from datasets import flags
 from datasets.arrays import Dataset
 from datasets.flags import DataSettings
 from models.registry import MODELS
-from utils.cli import Parser, add_context_flags, number
+from utils.cli import Parser, add_context_flags, number, take_recorded
 from utils.errors import UserError
-from utils.training.checkpoint import DescribedCheckpoint, Description
+from utils.training.checkpoint import (
+    DescribedCheckpoint,
+    Description,
+    newest_complete,
+    newest_description,
+)
 
 # Arguments that a resumed run must share with the run it resumes.
 RUN = ("model", "nmaps", "seed", *flags.RUN, "train_epochs", "train_batch_size", "learning_rate",
        "type_config", "model_save_interval")
+# Arguments that training on corrected data takes from the run that was corrected.
+CORRECTED = ("model", "nmaps", "seed", "augmentation", "train_epochs", "train_batch_size",
+             "learning_rate")
+# What to try where training would take hours on a CPU.
+FEW_EPOCHS, NARROW = 30, 16
 # Bounds of the default --train_batch_size, and the default --val_batch_size.
 SMALLEST_BATCH, LARGEST_BATCH = 16, 500
 TEST_BATCH = 500
@@ -49,6 +60,56 @@ def add_training_flags(parser: Parser):
     files.add_argument("--checkpoint", type=Path, default=None, metavar="PATH",
                        help="resume from the newest checkpoint in this folder, or from this "
                             "checkpoint_<epoch>.json")
+
+
+def take_resumed(args: argparse.Namespace, parser: Parser) -> DescribedCheckpoint:
+    """Set the arguments that a run shares with the one at --checkpoint, which it resumes.
+
+    One's own images may have moved: where they are given again, their digest decides, not their path.
+
+    Returns:
+        The checkpoint to resume from.
+
+    Raises:
+        UserError: there is none, an argument contradicts it, or its images are not where they were.
+    """
+    resumed = newest_complete(args.checkpoint)
+    recorded, given = dict(resumed.description.arguments), "dataset" in args.given
+    if resumed.description.dataset_path:
+        recorded["dataset"] = resumed.description.dataset_path
+    if given and flags.is_path(args.dataset) and flags.is_path(recorded.get("dataset")):
+        recorded["dataset"] = args.dataset
+    take_recorded(args, parser, RUN, recorded, str(args.checkpoint))
+    if args.input:
+        return resumed
+    if args.dataset is None:
+        raise UserError(f"{args.checkpoint} was trained on the files of an earlier run; give the "
+                        "same --input again")
+    if not given and flags.is_path(args.dataset) and not Path(args.dataset).exists():
+        raise UserError(f"expected the images of {args.checkpoint} where they were, at "
+                        f"{args.dataset!a}, found nothing; give their path as --dataset")
+    return resumed
+
+
+def take_corrected(args: argparse.Namespace, parser: Parser):
+    """Set the arguments of network and training, unless they are given, to those of the --input run.
+
+    Raises:
+        UserError: the description of the run's newest checkpoint cannot be read.
+    """
+    description = newest_description(args.input)
+    if description is None:
+        print(f"no checkpoint_<epoch>.json in {args.input}: network and training are as the flags and "
+              "their defaults say, not as in that run", flush=True)
+        return
+    found = description.arguments
+    other_model = "model" in args.given and args.model != found.get("model")
+    names = [name for name in CORRECTED if name not in args.given and name in found
+             and not (name == "nmaps" and other_model)]
+    take_recorded(args, parser, names, {name: found[name] for name in names}, str(args.input))
+    taken = " ".join(f"--{name} {getattr(args, name)}" for name in names
+                     if getattr(args, name) is not None)
+    print(f"network and training as in {args.input}, unless given: {taken}", flush=True)
 
 
 @dataclass(frozen=True)
@@ -103,10 +164,29 @@ class RunSettings(TrainSettings):
     train_batch_size: int
     val_batch_size: int
 
+    def shorter(self) -> str:
+        """Flags that would shorten the training on a CPU, in words."""
+        if self.resumed:  # it must stay the same network and number of epochs
+            return "-c cudnn on a machine with a GPU"
+        ways = [f"--train_epochs {FEW_EPOCHS}"] if self.train_epochs > FEW_EPOCHS else []
+        if self.model != "resnet23" or (self.nmaps or 0) > NARROW:
+            ways.append(f"--model resnet23 --nmaps {NARROW}")
+        if not self.data.input:
+            ways.append("--subset N")
+        return ", ".join([*ways, "or a GPU"])
+
     def describe(self, dataset: Dataset) -> Description:
         """The description of a run before its first epoch."""
         own = {field.name for field in fields(self)}
         arguments = {name: getattr(self if name in own else self.data, name) for name in RUN}
+        path = self.data.dataset if flags.is_path(self.data.dataset) else None
+        began = self.resumed.description if self.resumed else None
+        if path and began and not began.dataset_path:
+            # The path is in the key of a run that an earlier version began: keep it there.
+            arguments["dataset"], path = began.arguments["dataset"], None
+        elif path:
+            arguments["dataset"] = None
         return Description(epoch=0, model=self.model, nmaps=self.nmaps, classes=len(dataset.names),
                            learning_rate=0.0, seed=self.seed, data_sha256=dataset.digest(),
-                           arguments=arguments, history=[], annotations=dataset.annotations())
+                           arguments=arguments, history=[], annotations=dataset.annotations(),
+                           dataset_path=path)

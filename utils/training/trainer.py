@@ -114,18 +114,25 @@ class Trainer:
         rng = np.random.default_rng((self._seed, epoch + 1))
         order = rng.permutation(len(images))
         seeds = rng.integers(2**31, size=2)
-        augmentation: dict[int, nn.Variable] = {}
         total_loss = total_error = 0.0
-        scale = self._loss_scale
-
-        def report(batch: np.ndarray, label: np.ndarray, logits: np.ndarray, loss: float, rate: float):
-            nonlocal total_loss, total_error
-            error = error_rate(logits, label)
+        for batch, logits, loss, used in self._updates(order, images, labels, batch_size, rate, seeds):
+            error = error_rate(logits, labels[batch])
             total_loss += loss * len(batch)
             total_error += error * len(batch)
-            progress(len(batch), loss, error, rate)
+            progress(len(batch), loss, error, used)
             observe(batch, logits)
-        # While a GPU computes an update, the next batch is read and the previous one is reported.
+        return total_loss / len(images), total_error / len(images)
+
+    def _updates(self, order: np.ndarray, images: np.ndarray, labels: np.ndarray, batch_size: int,
+                 rate: Callable[[int], float], seeds: np.ndarray,
+                 ) -> Iterator[tuple[np.ndarray, np.ndarray, float, float]]:
+        """Update the parameters once per batch of `order`; yield its indices, logits, loss and rate.
+
+        An update is yielded after the next one has begun: while a GPU computes it, the next batch is
+        read and the previous update is reported.
+        """
+        augmentation: dict[int, nn.Variable] = {}
+        scale = self._loss_scale
         samples = ((batch, images[batch], labels[batch]) for batch in batches(order, batch_size))
         following: tuple | None = next(samples)
         finished: tuple | None = None
@@ -142,14 +149,13 @@ class Trainer:
             scale = self._update(graph, scale)
             following = next(samples, None)
             if finished:
-                report(*finished)
+                yield finished
             # Reading the loss waits for the GPU.
-            finished = (batch, label, graph.logits.d.copy(), float(graph.loss.d),
+            finished = (batch, graph.logits.d.copy(), float(graph.loss.d),
                         self.solver.learning_rate())
             update += 1
         if finished:
-            report(*finished)
-        return total_loss / len(images), total_error / len(images)
+            yield finished
 
     def _update(self, graph: Graph, scale: float) -> float:
         """Update the parameters once, from the gradients of `scale` times the loss.
@@ -182,6 +188,18 @@ class Trainer:
             total_loss += float(graph.loss.d) * len(batch)
             total_error += error_rate(graph.logits.d, labels[batch]) * len(batch)
         return total_loss / len(images), total_error / len(images)
+
+    def diverged(self) -> str | None:
+        """The name of a parameter or solver state that holds NaN or infinity; None if all are finite.
+
+        The loss alone does not tell: ReLU turns NaN into 0.
+        """
+        variables = nn.get_parameters(grad_only=False)
+        for name, state in self.solver.get_states().items():
+            variables.update((f"{name}/{key}", value) for key, value in state.pstate.items())
+        # Reading does not make the host's copy the newer one, which a GPU would have to fetch again.
+        return next((name for name, variable in variables.items()
+                     if not np.isfinite(variable.data.get_data("r")).all()), None)
 
 
 def error_rate(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -19,6 +19,7 @@ from utils.training.checkpoint import (
     load_checkpoint,
     load_parameters,
     newest_complete,
+    newest_description,
     read_parameters,
 )
 from utils.training.trainer import Trainer
@@ -128,6 +129,21 @@ def test_new_run_does_not_mix_with_old_checkpoints(run, tmp_path):
     check_unused(run, run)
     check_unused(run, run / "checkpoint_000003.json")
     check_unused(tmp_path / "new", None)
+    (run / "inside").mkdir()
+    with pytest.raises(UserError, match=remedy):
+        check_unused(run, run / "inside")
+
+
+def test_newest_description_is_that_of_the_last_epoch(run, tmp_path):
+    assert newest_description(run).epoch == 3
+    (run / "checkpoint_000003.json").unlink()
+    assert newest_description(run).epoch == 2
+    (run / "checkpoint_000002.json").write_text("{}")
+    with pytest.raises(UserError, match=r"checkpoint_000002\.json"):
+        newest_description(run)
+    for path in run.glob("checkpoint_*.json"):
+        path.unlink()
+    assert newest_description(run) is newest_description(tmp_path / "nowhere") is None
 
 
 def test_what_a_run_left_before_its_first_checkpoint_is_no_checkpoint(run):

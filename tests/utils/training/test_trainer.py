@@ -242,6 +242,20 @@ def test_loss_that_is_no_number_ends_at_a_scale_of_one():
     assert np.isnan(loss) and len(seen) == 4
 
 
+@pytest.mark.parametrize("name", ["conv1/conv/W", "conv1/bn/var", "affine/b/m"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_parameter_or_state_that_diverged_is_named(name, value):
+    trainer = make_trainer()
+    train(trainer)
+    assert trainer.diverged() is None
+    states = {f"{parameter}/{key}": variable for parameter, state in trainer.solver.get_states().items()
+              for key, variable in state.pstate.items()}
+    variable = {**nn.get_parameters(grad_only=False), **states}[name]
+    variable.d = np.where(np.arange(variable.d.size) == variable.d.size - 1, value,
+                          variable.d.reshape(-1)).reshape(variable.d.shape)
+    assert trainer.diverged() == name
+
+
 def test_evaluation_covers_the_whole_test_set_whatever_the_batch():
     trainer, dataset = make_trainer(), make_dataset()
     train(trainer, 2)
