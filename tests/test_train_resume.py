@@ -159,7 +159,7 @@ def test_images_of_a_run_that_an_earlier_version_began_may_move(own_images, tmp_
     assert after["params_000002.h5"] == before["params_000002.h5"]
     with np.load(run / "training_dynamics.npz") as file:
         assert str(file["run_sha256"]) == key
-        assert np.isfinite(file["loss"]).all() and file["loss"].shape == (32, 2)
+        assert np.isfinite(file["loss"]).all() and file["loss"].shape == (40, 2)
 
 
 def test_run_begins_again_from_the_same_images_by_another_path(own_images, tmp_path, monkeypatch):
