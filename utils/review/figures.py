@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from sklearn.isotonic import isotonic_regression
 
@@ -34,6 +33,7 @@ CORRECT, WRONG, GREY = COLOURS[0], COLOURS[1], "#707070"
 SMALLEST_SHARE = 1e-8
 MOST_POINTS = 1000  # of a curve
 LEADER = 24  # points
+BEHIND_TEXT = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.5}
 MOST_CLASSES, LONGEST_NAME = 40, 20
 
 
@@ -191,7 +191,7 @@ def score_curve(path: Path, scores: dict[str, np.ndarray], mislabelled: np.ndarr
     for share, recall in zip(marked[:-1], found[0], strict=False):
         axes.annotate(f"{100 * recall:.1f} %", (share, recall), xytext=(5, -11 if recall > 0.1 else 5),
                       textcoords="offset points", color=COLOURS[0], fontweight="bold", zorder=5,
-                      path_effects=[withStroke(linewidth=2.5, foreground="white")])
+                      bbox=BEHIND_TEXT)
     box = axes.get_position()
     whole = figure.add_axes((box.x1 + 0.08, box.y0, 0.8 - box.x1, box.height * 0.24))  # below the labels
     whole.set(xlim=(0, 1), xticks=[0, 1], ylim=(0, 1.02), yticks=[0, 1])
@@ -235,7 +235,7 @@ def top_classes(path: Path, epoch: int, names: list[str], counts: dict[str, np.n
     for place, end, number in zip(places, left, first, strict=True):
         axes.annotate(f"{in_tenth[number]:,} of {totals[number]:,}", (end, place), xytext=(3, 0),
                       textcoords="offset points", va="center", fontsize=8,
-                      bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5})
+                      bbox=BEHIND_TEXT)
     mean = in_tenth.sum() / totals.sum()
     axes.axvline(mean, color="black", linestyle=":", linewidth=1)
     axes.annotate("all classes", (mean, 1), xycoords=axes.get_xaxis_transform(), ha="center",
