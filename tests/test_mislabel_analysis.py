@@ -228,7 +228,8 @@ def test_figure_of_every_checkpoint(run, tmp_path):
         (tmp_path / f"000099_top_influence_sample.{suffix}").touch()  # of another run
     analyse(run, tmp_path, "--ckpt_analysis", "True")
     assert sorted(path.name for path in tmp_path.glob("*_top_influence_sample.*")) == \
-        [f"00000{epoch}_top_influence_sample.{suffix}" for epoch in (1, 2, 3) for suffix in ("png", "svg")]
+        [f"{epoch:06d}_top_influence_sample.{suffix}" for epoch in (1, 2, 3)
+         for suffix in ("png", "svg")]
 
 
 def test_top_tenth_is_counted_by_class():

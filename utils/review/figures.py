@@ -45,6 +45,7 @@ def save(figure: Figure, path: Path):
     """
     with whole_file(path) as png, whole_file(path.with_suffix(".svg")) as svg:
         figure.savefig(png)
+        figure.set_layout_engine("none")  # the SVG's is the same, and takes time
         figure.savefig(svg, metadata={"Date": None})
 
 
@@ -244,7 +245,7 @@ def top_classes(path: Path, epoch: int, names: list[str], counts: dict[str, np.n
     axes.set_xlim(0, max(mean, left.max()) * 1.3)
     in_percent(axes.xaxis)
     shown = f"\n(the first {len(first)} of the {len(names)} classes)" if len(first) < len(names) else ""
-    figure.supxlabel(f"share of the class in the most suspicious tenth at epoch {epoch}{shown}",
+    figure.supxlabel(f"share of the class in the top tenth of self-influence at epoch {epoch}{shown}",
                      fontsize=9)
     figure.legend(loc="outside upper center", ncols=2)
     save(figure, path)
