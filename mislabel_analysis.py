@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
+
 from datasets import corrections
 from datasets.corrections import Corrections
 from utils import cli
@@ -116,20 +118,21 @@ def write_figures(settings: Settings, run: Run):
     output, mislabelled = settings.output, run.mislabelled
     if mislabelled is not None and not mislabelled.any():
         mislabelled = None
-    figures.score_distribution(output / DISTRIBUTION, run.rankings["tracin"], mislabelled)
+    figures.score_distribution(output / DISTRIBUTION, run.score, mislabelled, run.rank_by)
     if mislabelled is None or mislabelled.all():
-        (output / CURVE).unlink(missing_ok=True)  # from an earlier analysis
+        figures.remove(output, CURVE)  # from an earlier analysis
     else:
         on_curve = [run.rank_by, *(name for name, ranking in RANKINGS.items() if ranking.on_curve)]
         figures.score_curve(output / CURVE, {name: run.rankings[name] for name in on_curve
                                              if name in run.rankings}, mislabelled)
-    for old in output.glob(TOP_CLASSES.format("*")):
-        old.unlink()  # an earlier analysis may have had other checkpoints
+    figures.remove(output, TOP_CLASSES.format("*"))  # an earlier analysis may have had other checkpoints
     if settings.ckpt_analysis:
-        per_checkpoint = run.per_checkpoint
+        dataset, per_checkpoint = run.dataset, run.per_checkpoint
+        classes = dataset.labels if dataset.true_labels is None else dataset.true_labels
+        totals = np.bincount(classes[:, 0], minlength=len(dataset.names))
         for epoch, influence in zip(per_checkpoint.epochs, per_checkpoint.influence.T, strict=True):
-            figures.top_classes(output / TOP_CLASSES.format(f"{epoch:06d}"), epoch, run.dataset.names,
-                                count_top_classes(run.dataset, influence))
+            figures.top_classes(output / TOP_CLASSES.format(f"{epoch:06d}"), epoch, dataset.names,
+                                count_top_classes(dataset, influence), totals)
     if settings.save_extracted:
         save_extracted(output / EXTRACTED, run.dataset, run.score)
 

@@ -214,14 +214,24 @@ def test_curve_of_an_earlier_analysis_does_not_stay(run, tmp_path):
     assert (tmp_path / "figure" / "score_curve.png").exists()
     (run / "y_train.npy").unlink()
     analyse(run, tmp_path / "figure")
-    assert not (tmp_path / "figure" / "score_curve.png").exists()
+    assert not list((tmp_path / "figure").glob("score_curve.*"))
+
+
+def test_distribution_is_of_the_chosen_ranking(run, tmp_path):
+    drawn = {}
+    for name in ("tracin", "aum"):
+        analyse(run, tmp_path, "--rank_by", name)
+        drawn[name] = (tmp_path / "score_distribution.svg").read_text(encoding="utf-8")
+    assert "<!-- aum " in drawn["aum"] and "<!-- tracin " in drawn["tracin"]
 
 
 def test_figure_of_every_checkpoint(run, tmp_path):
-    (tmp_path / "000099_top_influence_sample.png").touch()  # of another run
+    for suffix in ("png", "svg"):
+        (tmp_path / f"000099_top_influence_sample.{suffix}").touch()  # of another run
     analyse(run, tmp_path, "--ckpt_analysis", "True")
-    assert sorted(path.name for path in tmp_path.glob("*_top_influence_sample.png")) == \
-        [f"{epoch:06d}_top_influence_sample.png" for epoch in (1, 2, 3)]
+    assert sorted(path.name for path in tmp_path.glob("*_top_influence_sample.*")) == \
+        [f"{epoch:06d}_top_influence_sample.{suffix}" for epoch in (1, 2, 3)
+         for suffix in ("png", "svg")]
 
 
 def test_top_tenth_is_counted_by_class():

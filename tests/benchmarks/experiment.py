@@ -17,14 +17,12 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from datasets.cifar import CIFAR10, load_cifar
-from utils.files import whole_file
 from utils.processes import available_cores
+from utils.review import figures
 from utils.review.detection import PERCENTAGES, detection_metrics, recall_curve
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 TRAINING = ["--dataset", "cifar10", "--model", "resnet23", "--nmaps", "20", "--train_epochs", "30",
             "--train_batch_size", "50", "--augmentation", "False", "-c", "cpu"]
@@ -36,9 +34,9 @@ NOISE_MODEL = "correct_4"
 ALL_LAYERS = "all_layers"
 FIGURE = "experiment_curve.png"
 SHOWN = ("tracin", "tracin_all_layers", "error_norm", "loss", "aum")
-# By noise: what it is of, and recall at percentages.
-PUBLISHED = {"uniform": ("NNabla's example, 50,000 images", {10: 0.816, 20: 0.967, 30: 0.990}),
-             "hardest": ("over 0.80: TracIn paper, ResNet-56", {20: 0.80})}
+# By noise: what it is of, and recall at shares of the data.
+PUBLISHED = {"uniform": ("NNabla's example, 50,000 images", {0.1: 0.816, 0.2: 0.967, 0.3: 0.990}),
+             "hardest": ("over 80 %: TracIn paper, ResNet-56", {0.2: 0.80})}
 
 
 @contextmanager
@@ -122,34 +120,39 @@ def table(results: dict[tuple[str, int], dict]) -> str:
     return "\n".join([*lines, "", f"test error (mislabelled): {runs}"])
 
 
+@matplotlib.rc_context(figures.STYLE)
 def draw(path: Path, results: dict[tuple[str, int], dict]):
     """The curves of each noise: their mean over the seeds, and the range."""
     noises = list(dict.fromkeys(noise for noise, _ in results))
-    figure, panels = plt.subplots(1, len(noises), figsize=(4.2 * len(noises), 4.2), sharey=True,
-                                  layout="constrained")
+    # At the 830 pixels of a page on GitHub, its text is as large as that of the other figures.
+    figure = Figure(figsize=(8.3, 3.7), layout="constrained")
+    panels = figure.subplots(1, len(noises), sharey=True, squeeze=False)[0]
     for noise, axes in zip(noises, panels, strict=True):
         runs = [result for (name, _), result in results.items() if name == noise]
         for number, name in enumerate(SHOWN):
             curves = np.array([run["curves"][name] for run in runs])
-            checked = np.linspace(0, 100, curves.shape[1])
-            axes.plot(checked, curves.mean(axis=0), color=f"C{number}", label=name)
+            kept, style = figures.visible(curves.shape[1] - 1), figures.line_style(number)
+            checked, curves = kept / kept[-1], curves[:, kept]
+            axes.plot(checked, curves.mean(axis=0), linewidth=1.5, label=name, **style)
             if len(runs) > 1:
-                axes.fill_between(checked, curves.min(axis=0), curves.max(axis=0), color=f"C{number}",
+                axes.fill_between(checked, curves.min(axis=0), curves.max(axis=0), color=style["color"],
                                   alpha=0.2, linewidth=0)
+        axes.plot([0, 1], [0, 1], color=figures.GREY, linestyle=":", label="random order")
         if noise in PUBLISHED:
             what, recalls = PUBLISHED[noise]
             axes.plot(list(recalls), list(recalls.values()), "k^" if len(recalls) == 1 else "ko",
                       label=what)
-        axes.plot([0, 100], [0, 1], color="tab:gray", linestyle=":", label="random order")
         seeds = f"{len(runs)} seeds: mean, range" if len(runs) > 1 else "one seed"
         share = np.mean([run["mislabelled"] for run in runs])
-        axes.set(title=f"{noise}, {share:.0%} mislabelled ({seeds})", xlim=(0, 50), ylim=(0, 1.02),
-                 xlabel="% of the training data checked")
+        axes.set_title(f"{noise}, {100 * share:.0f} % mislabelled\n({seeds})", fontsize=9)
+        axes.set(xlim=(0, 0.5), ylim=(0, 1.02), xlabel="share of the data checked")
         axes.grid(alpha=0.3)
-        axes.legend(loc="lower right", fontsize="small")
+        figures.in_percent(axes.xaxis, axes.yaxis)
     panels[0].set_ylabel("share of the mislabelled found")
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    entries = {label: handle for axes in panels
+               for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4)
+    figures.save(figure, path)
 
 
 def main():

@@ -26,7 +26,8 @@ def main():
         print(f"{name:16}" + "".join(f"{value:7.3f}" for value in metrics.values()))
     figures.score_curve(FIGURES / "cifar10_score_curve.png", {name: scores[name] for name in SHOWN},
                         mislabelled)
-    figures.score_distribution(FIGURES / "cifar10_score_distribution.png", scores["tracin"], mislabelled)
+    figures.score_distribution(FIGURES / "cifar10_score_distribution.png", scores["tracin"], mislabelled,
+                               "tracin")
 
 
 if __name__ == "__main__":
