@@ -6,6 +6,7 @@ import numpy as np
 
 from datasets import arrays
 from datasets.arrays import Dataset
+from utils.cli import nearest
 from utils.errors import UserError
 from utils.review.rankings import rankings
 from utils.tracin import scores
@@ -54,5 +55,6 @@ def load_run(folder: Path, rank_by: str) -> Run:
                        dynamics.load(folder, str(per_checkpoint.run_sha256)))
     if rank_by not in by_name:
         raise UserError(f"expected --rank_by to be one of the rankings of this run "
-                        f"({', '.join(by_name)}), found {rank_by}")
+                        f"({', '.join(by_name)}), found {rank_by}; "
+                        f"{nearest(rank_by, by_name) or 'give one of them'}")
     return Run(dataset, by_name, rank_by, per_checkpoint)
