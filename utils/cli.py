@@ -129,7 +129,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
         all(any(own.startswith(word) for own in words) for word in wrong)
         or [own[0] for own in words] == list("".join(wrong)))]
     if not found:
-        similar = difflib.get_close_matches(" ".join(wrong), map(" ".join, spelled.values()), 1)
+        similar = difflib.get_close_matches(" ".join(wrong), map(" ".join, spelled.values()), 1, 0.7)
         found = [other for other, words in spelled.items() if [" ".join(words)] == similar][:1]
     return f"did you mean {' or '.join(found[:3])}?" if found else ""
 

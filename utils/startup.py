@@ -25,8 +25,8 @@ def prepare():
     try:
         os.getcwd()
     except OSError as error:
-        print(f"{sys.argv[0]}: error: expected a working folder, found that it cannot be used "
-              f"({error.strerror}); change to a folder that exists", file=sys.stderr)
+        print(f"{sys.argv[0]}: error: expected a working folder that exists, found none "
+              f"({error.strerror}); change to another folder", file=sys.stderr)
         sys.exit(2)
 
 
@@ -43,7 +43,8 @@ def open_streams():
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None or getattr(stream, "closed", False):
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+            null = os.open(os.devnull, os.O_WRONLY)
+            setattr(sys, name, os.fdopen(null, "w", encoding="utf-8", closefd=False))
 
 
 def accept_interrupts():
