@@ -114,24 +114,29 @@ class _Version(argparse.Action):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint at the known names that are most like a wrong one, or nothing if none is like it.
+    """A hint at the known names that a wrong one resembles, or nothing if it resembles none.
 
-    They are those that differ in case, hyphens and underscores alone; else those that begin or contain
-    all its words (``--epochs``: ``--train_epochs``) or have it as initials (``--lr``); else the most
-    similar one.
+    They are those that differ in case, hyphens and underscores alone; else those with all its words or
+    their beginnings (``--epochs``: ``--train_epochs``); else those whose words it has or whose initials
+    it is (``--lr``); else the most similar one.
 
     Returns:
         Such as ``did you mean --train_epochs?``
     """
     wrong, spelled = _words(name), {other: _words(other) for other in known}
-    found = [other for other, words in spelled.items() if wrong and "".join(words) == "".join(wrong)]
-    found = found or [other for other, words in spelled.items() if wrong and (
-        all(any(own.startswith(word) for own in words) for word in wrong)
-        or [own[0] for own in words] == list("".join(wrong)))]
-    if not found:
-        similar = difflib.get_close_matches(" ".join(wrong), map(" ".join, spelled.values()), 1, 0.7)
-        found = [other for other, words in spelled.items() if [" ".join(words)] == similar][:1]
-    return f"did you mean {' or '.join(found[:3])}?" if found else ""
+    if not wrong:
+        return ""
+    similar = difflib.get_close_matches(" ".join(wrong), map(" ".join, spelled.values()), 1, 0.7)
+    rules: list[Callable[[list[str]], bool]] = [
+        lambda words: "".join(words) == "".join(wrong),
+        lambda words: all(any(own.startswith(word) for own in words) for word in wrong),
+        lambda words: set(words) <= set(wrong) or [own[0] for own in words] == list("".join(wrong)),
+        lambda words: [" ".join(words)] == similar]
+    for rule in rules:
+        found = [other for other, words in spelled.items() if words and rule(words)]
+        if found:
+            return f"did you mean {' or '.join(found[:3])}?"
+    return ""
 
 
 def _words(name: str) -> list[str]:
