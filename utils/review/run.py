@@ -54,7 +54,7 @@ def load_run(folder: Path, rank_by: str) -> Run:
     by_name = rankings(total, per_checkpoint, dataset.labels,
                        dynamics.load(folder, str(per_checkpoint.run_sha256)))
     if rank_by not in by_name:
+        hint = nearest(rank_by, by_name)
         raise UserError(f"expected --rank_by to be one of the rankings of this run "
-                        f"({', '.join(by_name)}), found {rank_by}; "
-                        f"{nearest(rank_by, by_name) or 'give one of them'}")
+                        f"({', '.join(by_name)}), found {rank_by}{hint and f'; {hint}'}")
     return Run(dataset, by_name, rank_by, per_checkpoint)
