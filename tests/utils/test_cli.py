@@ -179,8 +179,8 @@ def test_failures_of_the_disk_are_not_the_users(error, cause, code, capsys):
 def python(code: str, **options) -> subprocess.CompletedProcess:
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.run([sys.executable, "-c", code], **{
-        "cwd": ROOT, "env": buffered, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "check": False,
-        **options})
+        "cwd": ROOT, "env": buffered, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True,
+        "check": False, **options})
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
