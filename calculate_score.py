@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None):
                   finished=lambda result, left: save_epoch(settings, result, left))
     rates = [checkpoint.description.learning_rate if checkpoint.description else np.nan
              for checkpoint in checkpoints]
-    scores.save_total(settings.output, results, rates, digest, run_key(checkpoints[0].description))
+    scores.save_total(settings.output, results, rates, digest, run_key(checkpoints[0].description),
+                      dataset.annotations())
     if not settings.save_every_epoch:
         for result in results:
             result.remove()
@@ -116,6 +117,9 @@ def check(settings: ScoreSettings, first: Checkpoint, dataset: Dataset, classes:
     if first.description and first.description.data_sha256 != digest:
         raise UserError(f"the images and labels in {settings.input} are not those that "
                         f"{settings.checkpoint} was trained on; give that run's --output")
+    if first.description:
+        arrays.check_annotations(settings.input, dataset, first.description.annotations)
+    scores.check_unused(settings.output, digest, run_key(first.description))
     largest = int(dataset.labels.max())
     if largest >= classes:
         raise UserError(f"expected labels below {classes}, the number of classes of the network, "

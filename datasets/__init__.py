@@ -73,22 +73,20 @@ def make_dataset(source: Source, subset: int | None, shuffle_rate: float, rng: n
 
     Args:
         source: the images and their labels.
-        subset: keep this many training samples, drawn at random, in their order; None keeps all.
+        subset: keep this many training samples, drawn at random, in their order, and at least one of
+            every class; None keeps all.
         shuffle_rate: share of each class to mislabel; ``asymmetric`` noise spares some classes.
         rng: draws the samples, then the noise.
         noise: one of ``NOISES``; see `datasets.label_noise`.
         predict: returns a model's logits (N, C) for images (N, *IMAGE_SHAPE); for ``hardest``.
 
     Raises:
-        UserError: the source is smaller than `subset`.
+        UserError: the source is smaller than `subset`, or has more classes.
         ValueError: an unknown noise, or ``hardest`` without `predict`.
     """
     train, paths = source.train, source.paths
     if subset is not None:
-        if subset > len(train.images):
-            raise UserError(f"expected --subset of at most {len(train.images)}, the number "
-                            f"of training samples, found {subset}; lower it")
-        kept = np.sort(rng.choice(len(train.images), subset, replace=False))
+        kept = _draw_subset(train.labels[:, 0], subset, source.names, rng)
         train = Split(train.images[kept], train.labels[kept])
         paths = paths and [paths[index] for index in kept]
     if noise == "uniform":
@@ -103,3 +101,28 @@ def make_dataset(source: Source, subset: int | None, shuffle_rate: float, rng: n
     known = source.trusted or shuffle_rate
     return Dataset(train.images, labels, train.labels if known else None, source.test, source.names,
                    paths, source.skipped)
+
+
+def _draw_subset(labels: np.ndarray, count: int, names: list[str],
+                 rng: np.random.Generator) -> np.ndarray:
+    """The indices, in order, of `count` samples drawn at random with at least one of every class.
+
+    Raises:
+        UserError: there are fewer samples, or more classes.
+    """
+    if count > len(labels):
+        raise UserError(f"expected --subset of at most {len(labels)}, the number of training samples, "
+                        f"found {count}; lower it")
+    classes = len(np.unique(labels))
+    if count < classes:
+        raise UserError(f"expected --subset of at least {classes}, one sample of every class, found "
+                        f"{count}; raise it")
+    kept = rng.choice(len(labels), count, replace=False)
+    missed = np.setdiff1d(labels, labels[kept])
+    for label in missed:  # each takes a place of the class that has most
+        most = np.bincount(labels[kept]).argmax()
+        kept[np.flatnonzero(labels[kept] == most)[0]] = rng.choice(np.flatnonzero(labels == label))
+    if len(missed):
+        print(f"--subset {count} drew none of {', '.join(ascii(names[label]) for label in missed)}; one "
+              "of each takes the place of another sample", flush=True)
+    return np.sort(kept)

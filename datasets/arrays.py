@@ -88,6 +88,15 @@ class Dataset:
         digest.update(np.ascontiguousarray(self.labels, "<i8").data)
         return digest.hexdigest()
 
+    def annotations(self) -> dict[str, str]:
+        """SHA-256 of the names, true labels and paths, which `digest` leaves out, by file name."""
+        contents = {NAMES_FILE: _join(self.names).encode()}
+        if self.true_labels is not None:
+            contents[TRUE_LABELS] = np.ascontiguousarray(self.true_labels, "<i8").tobytes()
+        if self.paths:
+            contents[PATHS_FILE] = _join(self.paths).encode()
+        return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+
 
 def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
     """Write the files of a run, unless the data were read from them.
@@ -128,7 +137,28 @@ def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
 
 
 def _save_lines(path: Path, lines: list[str]):
-    save_text(path, "".join(f"{line}\n" for line in lines))
+    save_text(path, _join(lines))
+
+
+def _join(lines: list[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def check_annotations(folder: Path, dataset: Dataset, recorded: dict[str, str]):
+    """Check that the names, true labels and paths of a run are those that were recorded.
+
+    Args:
+        folder: the folder that `dataset` was read from.
+        dataset: the data.
+        recorded: `Dataset.annotations` of an earlier step; only files in both are compared.
+
+    Raises:
+        UserError: a file has changed.
+    """
+    for name, sha256 in dataset.annotations().items():
+        if recorded.get(name, sha256) != sha256:
+            raise UserError(f"expected {folder / name} as it was in the training, found another "
+                            "content; restore it, or train again")
 
 
 def load(folder: Path, test: bool = False) -> Dataset:

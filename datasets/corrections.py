@@ -120,9 +120,9 @@ def load(path: Path, dataset: Dataset) -> Corrections:
     rows = read_table(path, columns, "save it as CSV in UTF-8 with commas, or download it again from "
                       "the review page")
     result, seen = Corrections(), set()
-    for number, row in enumerate(rows, start=1):
-        where = f"row {number} of {path}"
-        if any(row[name] is None for name in columns):
+    for line, row in rows:
+        where = f"line {line} of {path}"
+        if any(name not in row for name in columns):
             raise UserError(f"expected {len(COLUMNS)} values in {where}, found fewer; fix or remove it")
         index = _index(row["index"], len(dataset.labels), where)
         given, new = dataset.names[dataset.labels[index, 0]], cell_text(row["new_label"])

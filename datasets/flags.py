@@ -9,7 +9,6 @@ import numpy as np
 
 from datasets import DATASETS, NOISES, arrays, corrections, load_source, make_dataset
 from datasets.arrays import Dataset, Split
-from datasets.own import VAL_FRACTION
 from utils.cli import Boolean, Parser, nearest, number
 from utils.errors import UserError
 
@@ -53,7 +52,8 @@ def add_data_flags(parser: Parser):
                            "(default: NNabla's data home, downloaded if necessary)")
     data.add_argument("--val_fraction", type=number(float, 0, 1), metavar="SHARE",
                       help="your own images: share of every class to test on instead of ranking it, "
-                           f"drawn at random; 0 ranks all (default: {VAL_FRACTION}, or the val folder)")
+                           "drawn at random (default: 0, which ranks all but the images in val and test "
+                           "folders)")
     data.add_argument("--strict", action=Boolean, default=False,
                       help="your own images: stop at a file that is not an image instead of skipping it")
     data.add_argument("--subset", type=number(int, 1), metavar="N",
@@ -113,6 +113,8 @@ def resolve(args: argparse.Namespace, resumed: bool = False) -> DataSettings:
     if args.shuffle_label is None:
         known = bool(args.input) or args.dataset in DATASETS
         values["shuffle_label"] = known or bool(args.given & {"shuffle_rate", "noise"})
+    if args.val_fraction is None and not (resumed or args.input or args.dataset in DATASETS):
+        values["val_fraction"] = 0.0  # None is what runs of older versions recorded, for 0.2
     if args.augmentation is None:
         entry = DATASETS.get(values["dataset"])
         values["augmentation"] = entry is None or entry.augmented

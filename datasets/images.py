@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 from tqdm import tqdm
 
 from datasets.arrays import IMAGE_SHAPE
@@ -14,17 +15,27 @@ from utils.errors import RunError
 from utils.processes import available_cores
 
 SIDE = IMAGE_SHAPE[-1]
+UNKNOWN_RANGE = ("I", "F")  # Pillow's modes of 32 bits
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, white: int | None = None) -> Image.Image:
     """The image in 8-bit RGB, transparent pixels on white.
 
-    16-bit values are divided by 257; values of other modes, whose range is unknown, are scaled so that
-    the smallest becomes 0 and the largest 255.
+    Depths above 8 bits: 16-bit gray values are divided by 257, so that 65535 becomes 255, whatever the
+    file format; Pillow itself keeps the upper 8 of the 16 bits of colours.  Files do not say how many of
+    their 16 bits are used, so 10- or 12-bit values in them come out nearly black.  32-bit values have no
+    known range: in each image alone, the smallest becomes 0 and the largest 255.
+
+    Args:
+        image: of any mode.
+        white: the largest value that gray of more than 8 bits can have; None for 65535 in 16 bits, and
+            for an unknown one in 32.
     """
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    elif image.mode in ("I", "F"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and white):
+        gray = np.asarray(image).astype(np.uint32) * 255 // (white or 65535)
+        image = Image.fromarray(gray.astype(np.uint8))
+    elif image.mode in UNKNOWN_RANGE:
         values = np.array(image, np.float32)
         finite = values[np.isfinite(values)]
         low, high = (finite.min(), finite.max()) if finite.size else (0, 0)
@@ -36,14 +47,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_array(image: Image.Image) -> np.ndarray:
-    """The image as uint8 IMAGE_SHAPE RGB, resized with Pillow's antialiased bicubic filter."""
-    resized = to_rgb(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+def to_array(image: Image.Image, white: int | None = None) -> np.ndarray:
+    """The image as uint8 IMAGE_SHAPE RGB, resized with Pillow's antialiased bicubic filter.
+
+    Args:
+        image, white: as for `to_rgb`.
+    """
+    resized = to_rgb(image, white).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return np.asarray(resized).transpose(2, 0, 1)
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, stretched: list[Path] | None = None) -> np.ndarray:
     """Read the first frame of an image file, upright, as `to_array` returns it.
+
+    Args:
+        path: the file.
+        stretched: gets `path` if the image's values, of unknown range, were scaled to the whole range.
 
     Raises:
         Exception: whatever Pillow raises for a damaged file, another file or a decompression bomb.
@@ -52,11 +71,27 @@ def read_image(path: Path) -> np.ndarray:
         raise ValueError("not a regular file")
     with Image.open(path, formats=_formats()) as image:
         image.load()
+        white, is_negative = _depth(image)
+        if white is None and image.mode in UNKNOWN_RANGE and stretched is not None:
+            stretched.append(path)
         try:
             upright = ImageOps.exif_transpose(image)
         except Exception:
             upright = image
-        return to_array(upright)
+        if white and is_negative:
+            upright = Image.fromarray(white - np.asarray(upright, np.uint16))
+        return to_array(upright, white)
+
+
+def _depth(image: Image.Image) -> tuple[int | None, bool]:
+    """The largest value that gray of more than 8 bits can have, if known, and whether 0 is its white."""
+    if image.mode == "I" and image.format == "PPM":
+        return 65535, False  # Pillow scales PGM files to 16 bits
+    if image.mode.startswith("I;16") and isinstance(image, TiffImageFile):
+        # Pillow neither scales 12 bits to 16 nor inverts more than 8.
+        bits = image.tag_v2.get(BITS_PER_SAMPLE, (16,))
+        return 2**bits[0] - 1, image.tag_v2.get(PHOTOMETRIC) == 0
+    return None, False
 
 
 @functools.cache

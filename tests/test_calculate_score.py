@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 import calculate_score
+import mislabel_analysis
 import train
 from datasets import arrays
 from models.registry import MODELS, Model
-from tests.conftest import ROOT, children, gone, make_dataset, numbers, refused
+from tests.conftest import ROOT, children, gone, make_dataset, numbers, refused, train_flags
 
 
 def score(run, output, *more):
@@ -273,6 +274,7 @@ def change_data(name, place):
         digest = arrays.load(run).digest()
         for path in run.glob("checkpoint_*.json"):
             path.write_text(json.dumps({**json.loads(path.read_text()), "data_sha256": digest}))
+        (run / "per_checkpoint.npz").unlink()  # as if scoring had been killed before its end
     return change
 
 
@@ -301,6 +303,36 @@ def test_kept_scores_of_something_else_are_recognized(run, tmp_path, capsys, cha
     nn.clear_parameters()
     score(run, tmp_path / "fresh", *more)
     np.testing.assert_allclose(total(run), total(tmp_path / "fresh"), rtol=0 if stale else 1e-6)
+
+
+@pytest.mark.parametrize("other", ["data", "training"])
+def test_scores_of_another_run_are_not_overwritten(run, tmp_path, other):
+    if other == "data":
+        save_data, flags = make_dataset(seed=1), []
+    else:
+        save_data, flags = make_dataset(), ["--seed", "5"]
+    arrays.save(tmp_path / "data", save_data)
+    nn.clear_parameters()
+    train.main(train_flags(tmp_path / "data", tmp_path / "other", "--train_epochs", "1", *flags))
+    nn.clear_parameters()
+    before = contents(run)
+    with refused(str(run), "--output"):
+        calculate_score.main(["--input", str(tmp_path / "other"), "--checkpoint",
+                              str(tmp_path / "other"), "--output", str(run), "-c", "cpu"])
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("name", ["label_names.txt", "y_train.npy"])
+@pytest.mark.parametrize("step", [
+    lambda run: score(run, run),
+    lambda run: mislabel_analysis.main(["--input", str(run), "--output", str(run / "report")])])
+def test_changed_names_and_true_labels_are_refused(run, name, step):
+    path = run / name
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1  # still a label below 3, or a name
+    path.write_bytes(content)
+    with refused(str(path)):
+        step(run)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from PIL import Image
 import mislabel_analysis
 from datasets import arrays, corrections
 from datasets.corrections import Corrections
-from tests.conftest import ROOT, make_dataset
+from tests.conftest import ROOT, forget_annotations, make_dataset
 from utils.errors import UserError
 from utils.review.suspects import count_label_issues, count_top_classes
 
@@ -124,6 +124,7 @@ def test_ranking_goes_without_two_kinds_of_labels(run, tmp_path, capsys, truth, 
         (run / "y_train.npy").unlink()
     else:
         labels = make_dataset().labels
+        forget_annotations(run)
         np.save(run / "y_train.npy", labels if truth == "clean" else (labels + 1) % 3)
     metrics = analyse(run, tmp_path / "figure", "--ckpt_analysis", "True", "--save_extracted", "True")
     assert metrics.pop("estimated_label_issues") in range(31)
@@ -152,6 +153,7 @@ def test_count_and_agreement_are_told(run, tmp_path, capsys, wrong, agreement):
 
 
 def test_names_like_formulas_are_text_in_the_table(run, tmp_path):
+    forget_annotations(run)
     (run / "label_names.txt").write_text("=a()\n-b\n-1\n")
     (run / "paths.txt").write_text("".join(f"+{number}.png\n" for number in range(30)))
     rows = suspects_of(run, tmp_path)
@@ -259,6 +261,7 @@ def test_extracting_again_replaces_the_images(run, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_untrusted_names_stay_inside_the_folder_and_break_nothing(run, tmp_path):
+    forget_annotations(run)
     (run / "label_names.txt").write_text("../../up\n$\\frac{$\n" + "\u4e9c" * 300 + "\n")
     analyse(run, tmp_path / "figure", "--save_extracted", "True", "--ckpt_analysis", "True")
     paths = [path for path in tmp_path.rglob("*.png") if "given" in path.name]

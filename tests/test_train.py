@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -243,7 +244,7 @@ def test_own_images_keep_their_labels_and_their_files(own_images, tmp_path):
     assert (run / "label_names.txt").read_text() == "cat\ndog\n"
     paths = (run / "paths.txt").read_text().splitlines()
     images, labels = np.load(run / "x_train.npy"), np.load(run / "y_shuffle_train.npy")[:, 0]
-    assert len(paths) == len(set(paths)) == len(images) == 32
+    assert len(paths) == len(set(paths)) == len(images) == 40  # all are ranked
     assert [path.split("/")[0] for path in paths] == [["cat", "dog"][label] for label in labels]
     for path, image in zip(paths, images, strict=True):
         assert np.array_equal(read_image(own_images / path), image)
@@ -259,6 +260,23 @@ def test_own_images_keep_their_labels_and_their_files(own_images, tmp_path):
     assert (again / "paths.txt").read_text().splitlines() == paths
 
 
+def test_own_images_with_the_older_default_resume(own_images, tmp_path):
+    """Older versions recorded no share to test on for the default of that time, a fifth."""
+    run = tmp_path / "run"
+    common = ["--output", str(run), "--monitor-path", str(run)]
+    train.main(["--dataset", str(own_images), *common, *OWN_FLAGS, "--val_fraction", "0.2"])
+    result = (run / "params_000002.h5").read_bytes()
+    for path in (*run.glob("*000002*"), run / "training_dynamics.npz"):
+        path.unlink()
+    description = json.loads((run / "checkpoint_000001.json").read_text())
+    description["arguments"]["val_fraction"] = None
+    (run / "checkpoint_000001.json").write_text(json.dumps(description))
+    nn.clear_parameters()
+    train.main(["--dataset", str(own_images), "--checkpoint", str(run), "-c", "cpu", *common])
+    assert (run / "params_000002.h5").read_bytes() == result
+    assert len(np.load(run / "x_train.npy")) == 32
+
+
 def test_folder_called_like_a_known_set_is_ones_own(own_images, tmp_path, monkeypatch):
     own_images.rename(tmp_path / "digits")
     (tmp_path / "digits" / "dog" / "a.txt").write_text("no image")
@@ -268,7 +286,7 @@ def test_folder_called_like_a_known_set_is_ones_own(own_images, tmp_path, monkey
         train.main(["--dataset", name, "--output", f"run{number}", "--monitor-path", f"run{number}",
                     *OWN_FLAGS])
         run = tmp_path / f"run{number}"
-        assert (len(np.load(run / "x_train.npy")), len(np.load(run / "x_val.npy"))) == (32, 8)
+        assert (len(np.load(run / "x_train.npy")), len(np.load(run / "x_val.npy"))) == (40, 40)
         assert (run / "label_names.txt").read_text() == "cat\ndog\n"
         assert not (run / "y_train.npy").exists()
         skipped, = (run / "skipped.txt").read_text().splitlines()
@@ -305,7 +323,7 @@ def test_own_images_are_corrected(own_images, tmp_path):
     """All three scripts on images without true labels, and once more on corrected ones."""
     run, analysis, again = (tmp_path / name for name in ("run", "analysis", "again"))
     train.main(["--dataset", f"{own_images}/../images/", "--output", str(run), "--monitor-path",
-                str(run), *OWN_FLAGS])
+                str(run), "--val_fraction", "0.2", *OWN_FLAGS])
     nn.clear_parameters()
     calculate_score.main(["--input", str(run), "--checkpoint", str(run), "--output", str(run),
                           "-c", "cpu"])

@@ -5,7 +5,7 @@ import json
 import mmap
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -148,31 +148,42 @@ def cell_text(cell: str) -> str:
     return cell.removeprefix("'")
 
 
-def read_table(path: Path, columns: Iterable[str], advice: str) -> list[dict[str, str]]:
-    """The rows of an untrusted CSV in UTF-8, without empty ones.
+def read_table(path: Path, columns: Sequence[str], advice: str) -> list[tuple[int, dict[str, str]]]:
+    """The rows of an untrusted CSV in UTF-8, without those that hold nothing but blanks.
 
     Args:
         path: the file.
         columns: the required columns, in any order; there may be others.
         advice: what to do if it cannot be read.
 
+    Returns:
+        For each row the number of the line it starts on, from 1, and its cells by column.  A row that
+        ends early lacks the last columns.
+
     Raises:
-        UserError: it cannot be read, lacks a column, or has one twice.
+        UserError: it cannot be read, lacks a column or has one twice, or a row exceeds the header.
     """
+    rows: list[tuple[int, list[str]]] = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            found = [name.strip() for name in reader.fieldnames or []]
-            reader.fieldnames = found
-            rows = [row for row in reader if any(row.values())]
+            reader, line = csv.reader(file), 1
+            for cells in reader:
+                if any(cell.strip() for cell in cells):
+                    rows.append((line, cells))
+                line = reader.line_num + 1
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; give the path of a table") from error
     except (ValueError, csv.Error) as error:
         raise UserError(f"cannot read {path} as a CSV in UTF-8: {error}; {advice}") from error
+    found = [name.strip() for name in rows[0][1]] if rows else []
     if any(found.count(name) != 1 for name in columns):
         raise UserError(f"expected the columns {', '.join(columns)} once each in {path}, found "
                         f"{', '.join(map(ascii, found)) or 'nothing'}; {advice}")
-    return rows
+    for line, cells in rows[1:]:
+        if any(cell.strip() for cell in cells[len(found):]):
+            raise UserError(f"expected {len(found)} values in line {line} of {path}, as in its header, "
+                            f"found {len(cells)}; put values with commas between quotation marks")
+    return [(line, dict(zip(found, cells, strict=False))) for line, cells in rows[1:]]
 
 
 def release(array: np.ndarray):

@@ -101,23 +101,23 @@ def test_bad_corrections_are_refused(dataset, tmp_path):
     path = tmp_path / "a.csv"
     other = make_dataset(seed=1)
     given = dataset.names[dataset.labels[3, 0]]
-    outside = r"\b0 .*\b29 .*\b1 .*/a\.csv\b.*"  # 30 samples, and the row that is wrong
+    outside = r"\b0 .*\b29 .*\b2 .*/a\.csv\b.*"  # 30 samples, and the line that is wrong
     for text, message in [
             ("index,decision\n", r"new_label.*/a\.csv\b.* 'index', 'decision'"),
-            (HEADER + "3,,class 0\n", r"\b6 .*\b1 .*/a\.csv\b"),
+            (HEADER + "3,,class 0\n", r"\b6 .*\b2 .*/a\.csv\b"),
             (HEADER + row(dataset, 3, "relabel", "class 7"),
-             r"\b3 .*new_label .*\b1 .*/a\.csv\b.* 'class 7'"),
-            (HEADER + row(dataset, 3, "relabel"), r"new_label .*\b1 .*/a\.csv\b.* ''"),
+             r"\b3 .*new_label .*\b2 .*/a\.csv\b.* 'class 7'"),
+            (HEADER + row(dataset, 3, "relabel"), r"new_label .*\b2 .*/a\.csv\b.* ''"),
             (HEADER + row(dataset, 3, "fine") + row(dataset, 4, "delete"),
-             r"relabel, remove, fine .*\b2 .*/a\.csv\b.* 'delete'"),
-            (HEADER + row(dataset, 3, "fine") * 2, r"\b3 .*\b2 .*/a\.csv\b"),
+             r"relabel, remove, fine .*\b3 .*/a\.csv\b.* 'delete'"),
+            (HEADER + row(dataset, 3, "fine") * 2, r"\b3 .*\b3 .*/a\.csv\b"),
             (HEADER + row(dataset, 3, "fine").replace("3", "30", 1), rf"{outside} '30'.*--input"),
             (HEADER + row(dataset, 3, "fine").replace("3", "-1", 1), rf"{outside} '-1'.*--input"),
             (HEADER + row(dataset, 3, "fine").replace("3", "9" * 30, 1), rf"{outside} '9{{30}}'"),
             (HEADER + row(dataset, 3, "fine").replace("3", "\u00b3", 1), rf"{outside} '\u00b3'"),
             (HEADER + row(dataset, 3, "fine", given="class 9"),
-             rf"'{given}' .*\b1 .*/a\.csv\b.* 'class 9'.*--input"),
-            (HEADER + row(other, 3, "fine", given=given), r"\b1 .*/a\.csv\b.*--input")]:
+             rf"'{given}' .*\b2 .*/a\.csv\b.* 'class 9'.*--input"),
+            (HEADER + row(other, 3, "fine", given=given), r"\b2 .*/a\.csv\b.*--input")]:
         path.write_text(text)
         with pytest.raises(UserError, match=message):
             corrections.load(path, dataset)

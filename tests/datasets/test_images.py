@@ -1,3 +1,4 @@
+import struct
 import threading
 import time
 
@@ -40,6 +41,61 @@ def test_32_bit_values_take_the_whole_range():
     assert np.asarray(to_rgb(Image.fromarray(values)))[0, :, 0].tolist() == [0, 128, 255]
     values = np.array([[np.inf, -5.0, np.nan, 5.0, -np.inf]], np.float32)
     assert np.asarray(to_rgb(Image.fromarray(values)))[0, :, 0].tolist() == [255, 0, 0, 255, 0]
+
+
+def write_tiff(path, values, bits, photometric):
+    """An uncompressed TIFF of gray values (32, 32), of 12 or 16 bits."""
+    flat = values.reshape(-1).astype(np.uint16)
+    pixels = flat.astype("<u2").tobytes()
+    if bits == 12:
+        pairs = flat.reshape(-1, 2).astype(np.uint32)
+        packed = pairs[:, 0] << 12 | pairs[:, 1]
+        pixels = b"".join(int(three).to_bytes(3, "big") for three in packed)
+    tags = [(256, 32), (257, 32), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1),
+            (278, 32), (279, len(pixels))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels
+                     + struct.pack("<H", len(tags)) + entries + bytes(4))
+
+
+def test_16_bit_picture_is_the_same_from_every_container(tmp_path):
+    values = (20000 + 300 * np.arange(32)[:, None] + 7 * np.arange(32)).astype(np.uint16)
+    expected = values // 257
+    for suffix in ("png", "tif", "jp2", "im"):
+        Image.fromarray(values).save(tmp_path / f"gray.{suffix}")
+    Image.fromarray(values.astype(">u2")).save(tmp_path / "big-endian.tif")
+    header = b"32 32\n65535\n"
+    (tmp_path / "gray.pgm").write_bytes(b"P5\n" + header + values.astype(">u2").tobytes())
+    (tmp_path / "plain.pgm").write_bytes(b"P2\n" + header + " ".join(map(str, values.flat)).encode())
+    write_tiff(tmp_path / "white-is-0.tif", 65535 - values, 16, 0)
+    stretched = []
+    for path in sorted(tmp_path.iterdir()):
+        assert np.array_equal(read_image(path, stretched), np.stack([expected] * 3)), path.name
+    assert stretched == []
+    rgb = np.repeat(values.astype(">u2")[:, :, None], 3, axis=2)
+    (tmp_path / "colour.ppm").write_bytes(b"P6\n" + header + rgb.tobytes())
+    found = read_image(tmp_path / "colour.ppm").astype(int)
+    assert np.abs(found - expected).max() <= 1  # Pillow converts colours itself
+
+
+def test_known_depth_of_10_or_12_bits_takes_the_whole_range(tmp_path):
+    values = (np.arange(1024).reshape(32, 32) * 4).astype(np.uint16)
+    for maximum, scaled in ((4095, values), (1023, values // 4)):
+        (tmp_path / "a.pgm").write_bytes(b"P5\n32 32\n%d\n" % maximum + scaled.astype(">u2").tobytes())
+        gray = read_image(tmp_path / "a.pgm")[0].astype(int)
+        assert np.abs(gray - scaled.astype(int) * 255 // maximum).max() <= 1
+    write_tiff(tmp_path / "a.tif", values, 12, 1)
+    assert np.array_equal(read_image(tmp_path / "a.tif")[0], values.astype(int) * 255 // 4095)
+
+
+def test_values_of_unknown_range_are_told(tmp_path):
+    values = np.arange(1024, dtype=np.int32).reshape(32, 32) * 1000
+    stretched = []
+    for name, array in (("i.tif", values), ("f.tif", values.astype(np.float32))):
+        Image.fromarray(array).save(tmp_path / name)
+        image = read_image(tmp_path / name, stretched)
+        assert (image.min(), image.max()) == (0, 255)
+    assert stretched == [tmp_path / "i.tif", tmp_path / "f.tif"]
 
 
 def test_edge_in_a_large_image_is_antialiased():

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import refused
 from utils.errors import UserError
 from utils.files import (
     check_folder,
     load_array,
+    read_table,
     release,
     save_array,
     save_json,
@@ -127,3 +129,24 @@ def test_released_pages_are_no_memory_in_use(tmp_path):
     assert before - resident() > 2**24
     assert array.sum() == 2**25
     release(np.ones(3))  # nothing to do
+
+
+def test_rows_of_a_table_have_the_lines_they_start_on(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes('\ufeff\n b ,a,c\n1,"x\r\ny",\r\n\n , ,\t\n2,3\n,,,,\n4,5,6,,\n'.encode())
+    assert read_table(path, ("a", "b"), "mend it") == [
+        (3, {"b": "1", "a": "x\r\ny", "c": ""}), (7, {"b": "2", "a": "3"}),
+        (9, {"b": "4", "a": "5", "c": "6"})]
+
+
+def test_bad_tables_are_told_in_one_line(tmp_path):
+    path = tmp_path / "a.csv"
+    for content, facts in [
+            (b"", ["a, b", "a.csv", "mend it"]), (b"a,c\n", ["a, b", "'a', 'c'"]),
+            (b"a,b,a\n", ["'a', 'b', 'a'"]), (b"a,b\n1,2\n1,2,3\n", ["line 3", "a.csv", " 2 ", " 3"]),
+            (b"\xff", ["a.csv", "mend it"]), (b"a,b\n" + b"x" * 200_000, ["a.csv", "mend it"])]:
+        path.write_bytes(content)
+        with refused(*facts):
+            read_table(path, ("a", "b"), "mend it")
+    with refused(f"{tmp_path}/nowhere.csv"):
+        read_table(tmp_path / "nowhere.csv", ("a", "b"), "mend it")

@@ -51,8 +51,9 @@ def load_run(folder: Path, rank_by: str) -> Run:
     dataset = arrays.load(folder)
     total = scores.load_total(folder, len(dataset.images))
     per_checkpoint = scores.load_per_checkpoint(folder, total, len(dataset.names), dataset.digest())
+    arrays.check_annotations(folder, dataset, per_checkpoint.annotations)
     by_name = rankings(total, per_checkpoint, dataset.labels,
-                       dynamics.load(folder, str(per_checkpoint.run_sha256)))
+                       dynamics.load(folder, per_checkpoint.run_sha256))
     if rank_by not in by_name:
         hint = nearest(rank_by, by_name)
         raise UserError(f"expected --rank_by to be one of the rankings of this run "

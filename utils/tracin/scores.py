@@ -3,7 +3,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ EPOCH = "{:06d}_influence.npy"
 CHECKPOINT = "{:06d}_scores.npz"
 PER_CHECKPOINT = "per_checkpoint.npz"
 # One number per sample each; `probability` has one per class.
-COLUMNS = tuple(field.name for field in fields(Scores) if field.name != "probability")
+COLUMNS = tuple(own.name for own in fields(Scores) if own.name != "probability")
 # Increase it when the same content gives other scores.
 VERSION = 2
 
@@ -35,7 +35,8 @@ class PerCheckpoint:
             suspicious.
         error_norm: norm of softmax(logits) - onehot(label), float (N, K); higher is more suspicious.
         probability: mean over the checkpoints of the probability of each class, float (N, C).
-        run_sha256: the key of the training run, a string, empty if unknown.
+        run_sha256: the key of the training run, empty if unknown.
+        annotations: `Dataset.annotations` of the run, empty if unknown.
     """
 
     epochs: np.ndarray
@@ -45,7 +46,8 @@ class PerCheckpoint:
     margin: np.ndarray
     error_norm: np.ndarray
     probability: np.ndarray
-    run_sha256: np.ndarray
+    run_sha256: str = ""
+    annotations: dict[str, str] = field(default_factory=dict)
 
 
 def content_key(**content: object) -> str:
@@ -145,8 +147,8 @@ class CheckpointScores:
 
 
 def save_total(folder: Path, checkpoints: list[CheckpointScores], learning_rates: list[float],
-               digest: str, run: str):
-    """Write ``per_checkpoint.npz``, with the digest of the data and the key of the run, then the sums.
+               digest: str, run: str, annotations: dict[str, str]):
+    """Write ``per_checkpoint.npz``, with what identifies the data and the run, then the sums.
 
     Raises:
         RunError: a file cannot be written.
@@ -163,8 +165,30 @@ def save_total(folder: Path, checkpoints: list[CheckpointScores], learning_rates
         yield "probability", probability / len(checkpoints)
         yield "data_sha256", digest
         yield "run_sha256", run
+        yield "annotations", json.dumps(annotations)
     _save_archive(folder / PER_CHECKPOINT, arrays())
     save_array(folder / TOTAL, total)
+
+
+def check_unused(folder: Path, digest: str, run: str):
+    """Refuse to overwrite the scores of another run.
+
+    Args:
+        folder: where the new scores will go.
+        digest: the digest of the data to score.
+        run: the key of the training run, empty if unknown.
+
+    Raises:
+        UserError: `folder` holds others.
+    """
+    try:
+        with open_npz(folder / PER_CHECKPOINT) as file:
+            other = str(file["data_sha256"]), str(file["run_sha256"])
+    except Exception:  # nothing there, or nothing that can be read
+        return
+    if other[0] != digest or (run and other[1] and other[1] != run):
+        raise UserError(f"{folder} holds the scores of another run; give another --output, or remove "
+                        f"{PER_CHECKPOINT} there")
 
 
 def _save_archive(path: Path, arrays: Iterable[tuple[str, object]]):
@@ -206,8 +230,11 @@ def load_per_checkpoint(folder: Path, total: np.ndarray, classes: int,
     path = folder / PER_CHECKPOINT
     try:
         with open_npz(path) as file:
-            arrays = {field.name: file[field.name] for field in fields(PerCheckpoint)}
-            scored = str(file["data_sha256"])
+            arrays = {own.name: file[own.name] for own in fields(PerCheckpoint)
+                      if own.type is np.ndarray}
+            scored, run = str(file["data_sha256"]), str(file["run_sha256"])
+            # Earlier versions did not record them.
+            annotations = json.loads(str(file["annotations"])) if "annotations" in file else {}
     except FileNotFoundError:
         raise UserError(f"expected {path}, found nothing; run calculate_score.py first") from None
     except Exception as error:  # a damaged archive raises almost anything
@@ -215,7 +242,7 @@ def load_per_checkpoint(folder: Path, total: np.ndarray, classes: int,
     if scored != digest:
         raise UserError(f"{path} holds the scores of other images or labels than those beside it; "
                         "run calculate_score.py again")
-    result = PerCheckpoint(**arrays)
+    result = PerCheckpoint(**arrays, run_sha256=run, annotations=dict(annotations))
     if result.epochs.ndim != 1 or result.epochs.dtype.kind not in "iu":
         raise UserError(f"expected integers (K,) as epochs in {path}, found {result.epochs.dtype} "
                         f"{result.epochs.shape}; run calculate_score.py again")
@@ -223,9 +250,9 @@ def load_per_checkpoint(folder: Path, total: np.ndarray, classes: int,
         _check(path, getattr(result, name), (len(total), len(result.epochs)))
     _check(path, np.nan_to_num(result.learning_rate), result.epochs.shape)
     _check(path, result.probability, (len(total), classes))
-    if not np.allclose(result.influence.sum(axis=1), total):
-        raise UserError(f"{path} and {folder / TOTAL} are of different runs; run "
-                        "calculate_score.py again")
+    if not np.allclose(sum_over_checkpoints(result.influence.T), total, rtol=1e-9, atol=0):
+        raise UserError(f"expected the sums over the checkpoints of {path} in {folder / TOTAL}, found "
+                        "others; run calculate_score.py again")
     return result
 
 

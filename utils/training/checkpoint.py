@@ -51,6 +51,7 @@ class Description:
         data_sha256: digest of the images and labels trained on (`Dataset.digest`).
         arguments: arguments of train.py that a resumed run must share, by name.
         history: per completed epoch a dictionary with the keys of ``log.NAMES``.
+        annotations: digests of names, true labels and paths (`Dataset.annotations`); empty if unknown.
         parameters_sha256, states_sha256: digests of the checkpoint's files, once they are written.
 
     Raises:
@@ -67,6 +68,7 @@ class Description:
     data_sha256: str
     arguments: dict
     history: list[dict]
+    annotations: dict[str, str] = field(default_factory=dict)
     parameters_sha256: str = ""
     states_sha256: str = ""
 
@@ -83,6 +85,8 @@ class Description:
             "history": isinstance(self.history, list) and len(self.history) == self.epoch and all(
                 isinstance(record, dict) and all(_is_number(record.get(name)) for name in NAMES)
                 for record in self.history),
+            "annotations": isinstance(self.annotations, dict) and all(
+                isinstance(text, str) for item in self.annotations.items() for text in item),
             "parameters_sha256": isinstance(self.parameters_sha256, str),
             "states_sha256": isinstance(self.states_sha256, str)}
         wrong = [name for name, is_valid in valid.items() if not is_valid]
@@ -91,12 +95,12 @@ class Description:
 
     @classmethod
     def from_json(cls, content: object) -> "Description":
-        """The description in parsed JSON, which must hold all fields but `nmaps`.
+        """The description in parsed JSON, which must hold all fields but `nmaps` and `annotations`.
 
         Raises:
             ValueError: it is not a description.
         """
-        found = content if isinstance(content, dict) else {}
+        found = {"annotations": {}, **content} if isinstance(content, dict) else {}
         values: dict[str, Any] = {own.name: found.get(own.name) for own in fields(cls)}
         return cls(**values)
 

@@ -113,4 +113,4 @@ class RunSettings(TrainSettings):
         arguments = {name: getattr(self if name in own else self.data, name) for name in RUN}
         return Description(epoch=0, model=self.model, nmaps=self.nmaps, classes=len(dataset.names),
                            learning_rate=0.0, seed=self.seed, data_sha256=dataset.digest(),
-                           arguments=arguments, history=[])
+                           arguments=arguments, history=[], annotations=dataset.annotations())

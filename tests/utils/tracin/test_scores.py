@@ -53,6 +53,14 @@ def test_damaged_details_are_refused(run, content):
         load(run)
 
 
+def test_a_sum_that_is_off_by_little_is_refused(run):
+    total = np.load(run / "influence_all_epoch.npy")
+    total[3] *= 1 + 1e-6
+    np.save(run / "influence_all_epoch.npy", total)
+    with refused(str(run / "influence_all_epoch.npy")):
+        load(run)
+
+
 def test_missing_details_and_other_arrays_are_refused(run):
     np.savez(run / "per_checkpoint.npz", epochs=np.arange(3))
     with refused(str(run / "per_checkpoint.npz")):
