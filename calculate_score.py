@@ -44,9 +44,9 @@ def get_args(argv: Sequence[str] | None = None) -> ScoreSettings:
 def main(argv: Sequence[str] | None = None):
     settings = get_args(argv)
     check_folder(settings.output)
+    dataset = arrays.load(settings.input)
     available = find_checkpoints(settings.checkpoint)
     checkpoints = select(available, settings.epochs, settings.checkpoint)
-    dataset = arrays.load(settings.input)
     digest, samples = dataset.digest(), len(dataset.images)
     model, classes, nmaps = network_of(settings, checkpoints[0])
     check(settings, checkpoints[0], dataset, classes, digest)

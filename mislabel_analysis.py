@@ -13,7 +13,7 @@ import numpy as np
 from datasets import corrections
 from datasets.corrections import Corrections
 from utils import cli
-from utils.cli import Parser, boolean, number
+from utils.cli import Boolean, Parser, number
 from utils.files import check_folder, save_json
 from utils.review import figures
 from utils.review.detection import PERCENTAGES, bootstrap_intervals, detection_metrics, rank
@@ -43,28 +43,34 @@ class Settings:
 
 def get_args(argv: Sequence[str] | None = None) -> Settings:
     parser = Parser(description=__doc__, epilog=describe_rankings())
-    parser.add_argument("--input", type=Path, default=Path("output"), metavar="DIR",
-                        help="folder with the files of train.py and calculate_score.py "
-                             "(default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("figure"), metavar="DIR",
-                        help="folder for figures and tables (default: %(default)s)")
-    parser.add_argument("--ckpt_analysis", type=boolean, default=False,
-                        help="draw one more figure per checkpoint: the classes in its most suspicious "
-                             "tenth (default: %(default)s)")
-    parser.add_argument("--save_extracted", type=boolean, default=False,
-                        help="write the images into ten folders, by score (default: %(default)s)")
-    parser.add_argument("--rank_by", metavar="NAME", default="tracin",
+    review = parser.group("ranking and review")
+    review.add_argument("--rank_by", metavar="NAME", default="tracin",
                         help="ranking that orders the suspects, one of those below "
                              "(default: %(default)s)")
-    parser.add_argument("--review", type=number(int, 0), default=1000, metavar="N",
+    review.add_argument("--review", type=number(int, 0), default=1000, metavar="N",
                         help="number of suspects on the review page; 0 for no page "
                              "(default: %(default)s)")
-    either = parser.add_mutually_exclusive_group()
+    either = review.add_mutually_exclusive_group()
     either.add_argument("--drop", type=number(float, 0, 1), metavar="SHARE",
                         help=f"write {DROP}: corrections that remove this most suspicious share")
     either.add_argument("--relabel", type=number(float, 0, 1), metavar="SHARE",
                         help=f"write {RELABEL}: corrections that give this most suspicious share the "
                              "suggested labels")
+    pictures = parser.group("figures")
+    pictures.add_argument("--ckpt_analysis", action=Boolean, default=False,
+                          help="draw one more figure per checkpoint: the classes in its most "
+                               "suspicious tenth (default: %(default)s)")
+    pictures.add_argument("--save_extracted", action=Boolean, default=False,
+                          help="write the images into ten folders, by score (default: %(default)s)")
+    parser.add_run_flag({"input": ".", "output": "report"},
+                        "the folder of the run: --input, with --output in its folder report, unless "
+                        "they are given")
+    files = parser.group("files")
+    files.add_argument("--input", type=Path, default=Path("output"), metavar="DIR",
+                       help="folder with the files of train.py and calculate_score.py "
+                            "(default: %(default)s)")
+    files.add_argument("--output", type=Path, default=Path("figure"), metavar="DIR",
+                       help="folder for figures and tables (default: %(default)s)")
     args = parser.parse_args(argv)
     return Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
 

@@ -55,7 +55,10 @@ def build_parser() -> Parser:
 
 
 def get_args(argv=None) -> argparse.Namespace:
-    return build_parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
+    if "checkpoint" in args.given and args.checkpoint is None:
+        args.checkpoint = args.model_save_path or args.monitor_path
+    return args
 
 
 def resolve(args: argparse.Namespace) -> TrainSettings:
@@ -191,6 +194,21 @@ def train_epoch(settings: RunSettings, trainer: Trainer, dataset: Dataset, log: 
     return rate(updates - 1)
 
 
+def how_to_resume() -> str:
+    """What to do after an interrupt, with the command to paste."""
+    args = get_args()
+    source = args.checkpoint
+    folder = (args.model_save_path or (source.parent if source and source.is_file() else source)
+              or args.monitor_path)
+    try:
+        newest_complete(folder)
+    except (UserError, OSError):
+        folder = source
+    if folder is None:
+        return f"no checkpoint was written yet; to start over: {cli.typed_command()}"
+    more = [] if folder == source else ["--checkpoint", str(folder)]
+    return f"to resume: {cli.typed_command(*more)}"
+
+
 if __name__ == "__main__":
-    cli.run(main, "to resume: the same command with --checkpoint and the folder of checkpoints, or "
-                  "without it if there are none yet")
+    cli.run(main, how_to_resume)

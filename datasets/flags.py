@@ -8,7 +8,7 @@ import numpy as np
 
 from datasets import DATASETS, NOISES, arrays, corrections, load_source, make_dataset
 from datasets.arrays import Dataset, Split
-from utils.cli import Parser, boolean, number
+from utils.cli import Boolean, Parser, nearest, number
 from utils.errors import UserError
 
 # Arguments that a resumed run must share with the run it resumes.
@@ -41,7 +41,7 @@ class DataSettings:
 
 
 def add_data_flags(parser: Parser):
-    data = parser.add_argument_group("data")
+    data = parser.group("data")
     data.add_argument("--dataset", type=_dataset, default="cifar10", metavar="NAME|PATH",
                       help=f"images to train on: {', '.join(DATASETS)}; or your own: a folder with one "
                            "folder per class (or train and val folders of them), a .csv with columns "
@@ -53,7 +53,7 @@ def add_data_flags(parser: Parser):
                       help="your own images: share of every class to test on instead of ranking it, "
                            "drawn at random (default: 0, which ranks all but the images in val and test "
                            "folders)")
-    data.add_argument("--strict", type=boolean, nargs="?", const=True, default=False,
+    data.add_argument("--strict", action=Boolean, default=False,
                       help="your own images: stop at a file that is not an image instead of skipping it")
     data.add_argument("--subset", type=number(int, 1), metavar="N",
                       help="train on N samples drawn at random")
@@ -63,7 +63,7 @@ def add_data_flags(parser: Parser):
     data.add_argument("--corrections", type=Path, metavar="CSV",
                       help="with --input: relabel and remove samples as a review or "
                            "mislabel_analysis.py --drop decided")
-    data.add_argument("--shuffle_label", type=boolean, default=None,
+    data.add_argument("--shuffle_label", action=Boolean, default=None,
                       help="mislabel some training samples; False keeps the labels (default: True for "
                            "known sets; for your own images only with --shuffle_rate or --noise)")
     data.add_argument("--shuffle_rate", type=number(float, 0, 1), default=0.1,
@@ -75,7 +75,7 @@ def add_data_flags(parser: Parser):
                       help="for --noise hardest: checkpoints of an earlier run, or one "
                            "checkpoint_<epoch>.json")
     plain = ", ".join(name for name, known in DATASETS.items() if not known.augmented)
-    data.add_argument("--augmentation", type=boolean, default=None,
+    data.add_argument("--augmentation", action=Boolean, default=None,
                       help="scale and mirror training images at random (default: True, but False for "
                            f"{plain})")
 
@@ -142,7 +142,8 @@ def _check(args: argparse.Namespace):
         return
     if not Path(args.dataset).exists():
         raise UserError(f"expected {', '.join(DATASETS)} or the path of your own images as --dataset, "
-                        f"found nothing at {args.dataset}; give one of them")
+                        f"found nothing at {args.dataset}; "
+                        f"{nearest(args.dataset, DATASETS) or 'give one of them'}")
     if args.data:
         raise UserError(f"--data is for {_with_files()}, found --dataset {args.dataset}; leave it out")
 

@@ -5,5 +5,8 @@ trains it, `review` shows the result; the modules beside these folders serve all
 """
 import logging
 
+from utils.startup import prepare
+
+prepare()
 # NNabla logs every extension it loads and every file it writes.
 logging.getLogger("nnabla").setLevel(logging.WARNING)

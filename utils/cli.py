@@ -1,47 +1,150 @@
 """Command lines of the three scripts: shared flags, errors in one line, exit codes."""
 import argparse
+import difflib
 import io
+import os
+import re
+import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from utils.errors import RunError, UserError
+from utils.errors import UserError, exit_code
+from utils.startup import ROOT, accept_interrupts, open_streams
 
 UNSET = object()
+BROKEN_PIPE, INTERRUPTED = 141, 130  # as shells report SIGPIPE and SIGINT
+BOOLEANS = "A flag with [True|False] may stand alone for True, or be negated: --no-flag."
 
 
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that accepts long flags with hyphens and with underscores.
 
+    It has --version, flags in named groups (`group`), booleans (`Boolean`) and --run (`add_run_flag`).
     Its namespaces have one more attribute, `given`: the names of the arguments on the command line.
 
     Raises:
         UserError: the command line cannot be parsed.
     """
 
-    def __init__(self, **options):
+    def __init__(self, epilog: str | None = None, **options):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-                         **options)
+                         epilog=f"{BOOLEANS}\n\n{epilog}" if epilog else BOOLEANS, **options)
+        self._groups: dict[str, argparse._ArgumentGroup] = {}
+        self._folders: dict[str, str] = {}
+        self.add_argument("--version", action=_Version, help="show the version and exit")
+
+    def group(self, title: str) -> argparse._ArgumentGroup:
+        """The group of flags with this title in the help; the scripts share the titles."""
+        if title not in self._groups:
+            self._groups[title] = self.add_argument_group(title)
+        return self._groups[title]
+
+    def add_run_flag(self, folders: Mapping[str, str], help: str):
+        """Add --run DIR, from which the `folders` follow that are not on the command line.
+
+        Args:
+            folders: by argument, such as ``output``, its path relative to DIR.
+            help: what is in the folder.
+        """
+        self.group("files").add_argument("--run", type=Path, metavar="DIR", help=help)
+        self._folders = dict(folders)
 
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
-        flags = {flag.replace("-", "_"): flag for flag in self._option_string_actions
-                 if flag.startswith("--")}
-        words = []
-        for word in sys.argv[1:] if args is None else args:
-            name, equals, value = word.partition("=")
-            if name.startswith("--"):
-                word = flags.get(name.replace("-", "_"), name) + equals + value
-            words.append(word)
+        flags = {_plain(flag): flag for flag in self._option_string_actions if flag.startswith("--")}
+        words = [self._known_word(word, flags) for word in (sys.argv[1:] if args is None else args)]
         result, unknown = self.parse_known_args(words, namespace)
         if unknown:
-            self.error(f"unknown argument {unknown[0]}; known: {', '.join(flags.values())}")
+            hint = nearest(unknown[0].partition("=")[0], flags.values())
+            self.error(f"unknown argument {unknown[0]}; {hint or '--help lists the known ones'}")
         unset = argparse.Namespace(**{action.dest: UNSET for action in self._actions})
         given, _ = self.parse_known_args(words, unset)
         result.given = {name for name, value in vars(given).items() if value is not UNSET}
+        if "run" in result.given:
+            for name in self._folders.keys() - result.given:
+                setattr(result, name, result.run / self._folders[name])
         return result
+
+    def _known_word(self, word: str, flags: Mapping[str, str]) -> str:
+        """A word of the command line with its flag, if it is one, as `argparse` knows it."""
+        name, equals, value = word.partition("=")
+        if not name.startswith("--"):
+            return word
+        negated = flags.get(f"--{_plain(name).removeprefix('--no_')}", "")
+        if _plain(name) not in flags and isinstance(self._option_string_actions.get(negated), Boolean):
+            if equals:
+                self.error(f"argument {name}: expected no value, found {value!r}; leave it out")
+            return f"{negated}=False"
+        return flags.get(_plain(name), name) + equals + value
+
+    def _check_value(self, action: argparse.Action, value: Any):
+        if action.choices is not None and value not in action.choices:
+            choices = ", ".join(map(str, action.choices))
+            hint = nearest(str(value), action.choices) or "give one of them"
+            raise argparse.ArgumentError(action, f"expected one of {choices}, found {value!r}; {hint}")
 
     def error(self, message: str):
         raise UserError(message)
+
+
+class Boolean(argparse.Action):
+    """A flag that takes True or False, stands alone for True, and is negated by --no-FLAG."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options):
+        super().__init__(option_strings, dest, **{"nargs": "?", "const": True, "type": boolean,
+                                                  "metavar": "True|False", **options})
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values)
+
+
+class _Version(argparse.Action):
+    """Prints the version, which stands in ``pyproject.toml``."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options):
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **options)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        found = dict(re.findall(r'^(name|version) = "(.+)"$', text, re.MULTILINE))
+        print(found["name"], found["version"])
+        parser.exit()
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint at the known names that a wrong one resembles, or nothing if it resembles none.
+
+    They are those that differ in case, hyphens and underscores alone; else those with all its words or
+    their beginnings (``--epochs``: ``--train_epochs``); else those whose words it has or whose initials
+    it is (``--lr``); else the most similar one.
+
+    Returns:
+        Such as ``did you mean --train_epochs?``
+    """
+    wrong, spelled = _words(name), {other: _words(other) for other in known}
+    if not wrong:
+        return ""
+    similar = difflib.get_close_matches(" ".join(wrong), map(" ".join, spelled.values()), 1, 0.7)
+    rules: list[Callable[[list[str]], bool]] = [
+        lambda words: "".join(words) == "".join(wrong),
+        lambda words: all(any(own.startswith(word) for own in words) for word in wrong),
+        lambda words: set(words) <= set(wrong) or [own[0] for own in words] == list("".join(wrong)),
+        lambda words: [" ".join(words)] == similar]
+    for rule in rules:
+        found = [other for other, words in spelled.items() if words and rule(words)]
+        if found:
+            return f"did you mean {' or '.join(found[:3])}?"
+    return ""
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[^\W_]+", name.lower())
+
+
+def _plain(flag: str) -> str:
+    return flag.replace("-", "_").replace("__", "--", 1)
 
 
 def boolean(text: str) -> bool:
@@ -71,12 +174,13 @@ def number(kind: type, low: float, high: float | None = None, above: bool = Fals
 
 def add_context_flags(parser: Parser):
     """Add the flags of `utils.context.set_context`."""
-    parser.add_argument("-c", "--context", choices=["cpu", "cudnn"],
-                        help="where to compute (default: cudnn if a GPU works, else cpu; the first "
-                             "line of output says which)")
-    parser.add_argument("-d", "--device-id", type=number(int, 0), default=0,
+    device = parser.group("device")
+    device.add_argument("-c", "--context", choices=["cpu", "cudnn"],
+                        help="where to compute (default: cudnn if a GPU works, else cpu; the line that "
+                             "names the network says which)")
+    device.add_argument("-d", "--device-id", type=number(int, 0), default=0,
                         help="number of the GPU (default: %(default)s)")
-    parser.add_argument("-t", "--type-config", choices=["float", "half"], default="float",
+    device.add_argument("-t", "--type-config", choices=["float", "half"], default="float",
                         help="precision (default: %(default)s; half needs a GPU)")
 
 
@@ -106,26 +210,71 @@ def take_recorded(args: argparse.Namespace, parser: Parser, names: Sequence[str]
         setattr(args, name, made_with)
 
 
-def run(main: Callable[[], object], after_interrupt: str = "run it again"):
+def typed_command(*more: str) -> str:
+    """The command line of this process as it was typed, with `more` words, ready to paste."""
+    return shlex.join([*sys.orig_argv, *more])
+
+
+def run_again() -> str:
+    """What to do after an interrupt where the same command continues."""
+    return f"to resume: {typed_command()}"
+
+
+def run(main: Callable[[], object], after_interrupt: Callable[[], str] = run_again):
     """Run `main` and exit: 0, or 2 after a wrong call or bad input, 1 after a failure, 130 after Ctrl-C.
+
+    When nobody reads the output any more (``... | head``), the exit is 141, without a message.
 
     Args:
         main: a script's main function.
-        after_interrupt: what the user can do after an interrupt.
+        after_interrupt: returns what the user can do after an interrupt.
     """
+    open_streams()
+    accept_interrupts()
     for stream in (sys.stdout, sys.stderr):  # a terminal may lack the letters of some names
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    code: Any = 0
     try:
         main()
+    except SystemExit as end:  # after --help and --version
+        code = end.code
     # OSError: a full disk or a folder without permission that no other function turned into an error.
-    except (UserError, OSError) as error:
-        message = " ".join(str(error).split())
-        sys.exit(_fail(f"error: {message}", getattr(error, "code", RunError.code)))
+    except (UserError, OSError, MemoryError) as error:
+        code = _report(error)
     except KeyboardInterrupt:
-        sys.exit(_fail(f"interrupted; {after_interrupt}", 130))
+        code = _fail(f"interrupted; {after_interrupt()}", INTERRUPTED)
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # else the interpreter would complain, at its end
+        _discard(sys.stdout)
+        code = code or _report(error)
+    except ValueError:  # `main` closed it
+        pass
+    if code:
+        sys.exit(code)
+
+
+def _report(error: UserError | OSError | MemoryError) -> int:
+    if isinstance(error, BrokenPipeError):
+        return BROKEN_PIPE
+    message = str(error)
+    if isinstance(error, MemoryError):
+        message = f"out of memory; free some, or give fewer images ({message or 'Python'})"
+    return _fail(f"error: {' '.join(message.split())}", exit_code(error))
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"{sys.argv[0]}: {message}", file=sys.stderr, flush=True)
+    try:
+        print(f"{sys.argv[0]}: {message}", file=sys.stderr, flush=True)
+    except OSError:  # the code is all that can be said
+        _discard(sys.stderr)
     return code
+
+
+def _discard(stream: Any):
+    """Send what a stream still holds, which cannot be written, nowhere."""
+    with suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)

@@ -6,6 +6,7 @@ import numpy as np
 
 from datasets import arrays
 from datasets.arrays import Dataset
+from utils.cli import nearest
 from utils.errors import UserError
 from utils.review.rankings import rankings
 from utils.tracin import scores
@@ -54,6 +55,7 @@ def load_run(folder: Path, rank_by: str) -> Run:
     by_name = rankings(total, per_checkpoint, dataset.labels,
                        dynamics.load(folder, per_checkpoint.run_sha256))
     if rank_by not in by_name:
+        hint = nearest(rank_by, by_name)
         raise UserError(f"expected --rank_by to be one of the rankings of this run "
-                        f"({', '.join(by_name)}), found {rank_by}")
+                        f"({', '.join(by_name)}), found {rank_by}{hint and f'; {hint}'}")
     return Run(dataset, by_name, rank_by, per_checkpoint)

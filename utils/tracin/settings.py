@@ -4,38 +4,55 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from models.registry import MODELS
-from utils.cli import Parser, add_context_flags, boolean, number
+from utils.cli import Boolean, Parser, add_context_flags, number
 from utils.tracin.engines import ENGINES
+from utils.training.checkpoint import DESCRIPTION_PATTERN, PARAMETERS_PATTERN
+
+MONITOR_PATH = Path("tmp.monitor")  # train.py's default
 
 
 def add_scoring_flags(parser: Parser):
-    parser.add_argument("--input", type=Path, default=Path("output"), metavar="DIR",
-                        help="the .npy files of the run: train.py's --output (default: "
-                             "%(default)s)")
-    parser.add_argument("--checkpoint", type=Path, default=Path("tmp.monitor"), metavar="PATH",
-                        help="the checkpoints of the run: train.py's --model_save_path, or one "
-                             "checkpoint_<epoch>.json (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("output"), metavar="DIR",
-                        help="folder for the scores (default: %(default)s)")
-    parser.add_argument("--model", choices=list(MODELS), default="resnet56",
-                        help="network, for checkpoints without a description (default: %(default)s)")
-    parser.add_argument("--layers", choices=["last", "all"], default="last",
-                        help="layers whose gradient counts (default: %(default)s)")
-    parser.add_argument("--engine", choices=sorted(ENGINES),
-                        help="library that computes the features (default: the first of "
-                             f"{', '.join(ENGINES)} that supports --layers and --context)")
-    parser.add_argument("--epochs", type=number(int, 0), nargs="+", metavar="E",
-                        help="score the checkpoints of these epochs (default: all)")
-    parser.add_argument("--batch_size", type=number(int, 1),
-                        help="samples per pass (default: a fast size for the device)")
-    parser.add_argument("--workers", type=number(int, 1, 256), metavar="N",
-                        help="processes, or threads of onnxruntime (default: one per core on the "
-                             "CPU, 1 on a GPU)")
-    parser.add_argument("--save_every_epoch", type=boolean, default=True,
-                        help="also keep the scores of each checkpoint (default: %(default)s)")
-    parser.add_argument("-s", "--seed", type=number(int, 0, 2**31 - 1), default=0,
-                        help="accepted for compatibility with train.py; nothing here is random")
+    parser.group("network").add_argument(
+        "--model", choices=list(MODELS), default="resnet56",
+        help="network, for checkpoints without a description (default: %(default)s)")
+    scoring = parser.group("scoring")
+    scoring.add_argument("--layers", choices=["last", "all"], default="last",
+                         help="layers whose gradient counts (default: %(default)s)")
+    scoring.add_argument("--epochs", type=number(int, 0), nargs="+", metavar="E",
+                         help="score the checkpoints of these epochs (default: all)")
+    scoring.add_argument("--engine", choices=sorted(ENGINES),
+                         help="library that computes the features (default: the first of "
+                              f"{', '.join(ENGINES)} that supports --layers and --context)")
+    scoring.add_argument("--batch_size", type=number(int, 1),
+                         help="samples per pass (default: a fast size for the device)")
+    scoring.add_argument("--workers", type=number(int, 1, 256), metavar="N",
+                         help="processes, or threads of onnxruntime (default: one per core on the "
+                              "CPU, 1 on a GPU)")
+    scoring.add_argument("-s", "--seed", type=number(int, 0, 2**31 - 1), default=0,
+                         help="accepted for compatibility with train.py; nothing here is random")
     add_context_flags(parser)
+    parser.add_run_flag({"input": ".", "checkpoint": ".", "output": "."},
+                        "the folder of the run: --input, --checkpoint and --output, unless they are "
+                        "given")
+    files = parser.group("files")
+    files.add_argument("--input", type=Path, default=Path("output"), metavar="DIR",
+                       help="the .npy files of the run: train.py's --output (default: %(default)s)")
+    files.add_argument("--checkpoint", type=Path, metavar="PATH",
+                       help="the checkpoints of the run: train.py's --model_save_path, or one "
+                            "checkpoint_<epoch>.json (default: the input folder if it holds "
+                            f"checkpoints, else {MONITOR_PATH})")
+    files.add_argument("--output", type=Path, default=Path("output"), metavar="DIR",
+                       help="folder for the scores (default: %(default)s)")
+    files.add_argument("--save_every_epoch", action=Boolean, default=True,
+                       help="also keep the scores of each checkpoint (default: %(default)s)")
+
+
+def default_checkpoint(folder: Path) -> Path:
+    """Where the checkpoints are if --checkpoint does not say: the run's `folder` if it holds any."""
+    names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    held = any(pattern.fullmatch(name) for name in names
+               for pattern in (DESCRIPTION_PATTERN, PARAMETERS_PATTERN))
+    return folder if held else MONITOR_PATH
 
 
 @dataclass(frozen=True)
@@ -68,5 +85,6 @@ class ScoreSettings:
         """The settings in the namespace of a `Parser` with the flags of `add_scoring_flags`."""
         values = {own.name: getattr(args, own.name) for own in fields(cls)
                   if own.name != "model_given"}
+        values["checkpoint"] = args.checkpoint or default_checkpoint(args.input)
         values["epochs"] = None if args.epochs is None else tuple(args.epochs)
         return cls(**values, model_given="model" in args.given)

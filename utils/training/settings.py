@@ -30,11 +30,12 @@ TEST_BATCH = 500
 
 
 def add_training_flags(parser: Parser):
-    training = parser.add_argument_group("training")
-    training.add_argument("--model", choices=list(MODELS), default="resnet56",
-                          help="network (default: %(default)s)")
-    training.add_argument("--nmaps", type=number(int, 2), default=None,
-                          help="feature maps of resnet23 (default: 64)")
+    network = parser.group("network")
+    network.add_argument("--model", choices=list(MODELS), default="resnet56",
+                         help="network (default: %(default)s)")
+    network.add_argument("--nmaps", type=number(int, 2), default=None,
+                         help="feature maps of resnet23 (default: 64)")
+    training = parser.group("training")
     training.add_argument("--train_epochs", type=number(int, 1), default=270,
                           help="epochs (default: %(default)s)")
     training.add_argument("--train_batch_size", type=number(int, 1), default=None,
@@ -48,7 +49,10 @@ def add_training_flags(parser: Parser):
                           help="determines subset, label noise, initial parameters, order and "
                                "augmentation (default: %(default)s)")
     add_context_flags(parser)
-    files = parser.add_argument_group("files")
+    parser.add_run_flag({"output": ".", "monitor_path": ".", "model_save_path": "."},
+                        "one folder for all files of the run: --output, --monitor-path and "
+                        "--model_save_path, unless they are given")
+    files = parser.group("files")
     files.add_argument("--output", type=Path, default=Path("output"), metavar="DIR",
                        help="folder for the .npy files (default: %(default)s)")
     files.add_argument("-m", "--monitor-path", type=Path, default=Path("tmp.monitor"),
@@ -57,9 +61,9 @@ def add_training_flags(parser: Parser):
                        help="folder for the checkpoints (default: the monitor path)")
     files.add_argument("--model_save_interval", type=number(int, 1), default=None, metavar="E",
                        help="epochs between checkpoints (default: a ninth of all)")
-    files.add_argument("--checkpoint", type=Path, default=None, metavar="PATH",
+    files.add_argument("--checkpoint", type=Path, nargs="?", default=None, metavar="PATH",
                        help="resume from the newest checkpoint in this folder, or from this "
-                            "checkpoint_<epoch>.json")
+                            "checkpoint_<epoch>.json; without PATH, where the checkpoints are written")
 
 
 def take_resumed(args: argparse.Namespace, parser: Parser) -> DescribedCheckpoint:
