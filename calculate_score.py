@@ -70,7 +70,14 @@ def main(argv: Sequence[str] | None = None):
     if not settings.save_every_epoch:
         for result in results:
             result.remove()
-    print(f"scored: {settings.output / scores.TOTAL}", flush=True)
+    print(f"scored: {settings.output / scores.TOTAL}\n{next_step(settings)}", flush=True)
+
+
+def next_step(settings: ScoreSettings) -> str:
+    if settings.input.resolve() != settings.output.resolve():
+        return ("mislabel_analysis.py reads data and scores from one folder: score again with "
+                f"--output {settings.input}")
+    return "next: " + cli.other_script("mislabel_analysis.py", "--run", settings.output)
 
 
 def select(checkpoints: list[Checkpoint], epochs: Sequence[int] | None, path: Path) -> list[Checkpoint]:

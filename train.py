@@ -30,6 +30,7 @@ from utils.training.checkpoint import (
     check_unused,
     find_checkpoints,
     load_checkpoint,
+    newest_complete,
     run_key,
     save_checkpoint,
 )
@@ -116,7 +117,15 @@ def train_and_evaluate(chosen: TrainSettings):
                 description, epoch=epoch + 1, learning_rate=rate, history=log.history))
     save_networks(settings.model_save_path, settings.model, network)
     print(f"trained: the data are in {settings.output}, the checkpoints in "
-          f"{settings.model_save_path}", flush=True)
+          f"{settings.model_save_path}\nnext: {scoring_command(settings)}", flush=True)
+
+
+def scoring_command(settings: TrainSettings) -> str:
+    folders = ["--run", settings.output]
+    if settings.model_save_path != settings.output:
+        folders = ["--input", settings.output, "--checkpoint", settings.model_save_path,
+                   "--output", settings.output]
+    return cli.other_script("calculate_score.py", *folders, *cli.device_words(settings))
 
 
 def noise_logits(dataset: str | None, noise_model: Path, images: np.ndarray,

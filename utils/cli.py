@@ -215,6 +215,21 @@ def typed_command(*more: str) -> str:
     return shlex.join([*sys.orig_argv, *more])
 
 
+def other_script(name: str, *words: object) -> str:
+    """The command line of another of the scripts, started as this one was, ready to paste."""
+    program, interpreter = Path(sys.argv[0]), sys.orig_argv[:-len(sys.argv)]
+    if program.parent.resolve() != ROOT or not interpreter:  # imported by another program
+        program, interpreter = Path(name), ["python"]
+    return shlex.join([*interpreter, str(program.with_name(name)), *map(str, words)])
+
+
+def device_words(settings: Any) -> list[str]:
+    """The flags of `add_context_flags` that differ from their defaults."""
+    words = ["-c", settings.context] if settings.context else []
+    words += ["-d", str(settings.device_id)] if settings.device_id else []
+    return words + (["-t", settings.type_config] if settings.type_config != "float" else [])
+
+
 def run_again() -> str:
     """What to do after an interrupt where the same command continues."""
     return f"to resume: {typed_command()}"
