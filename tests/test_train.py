@@ -296,7 +296,12 @@ def test_corrected_data_are_trained_on(run, tmp_path, capsys):
     with refused(str(again), "--corrections"):
         train.main(train_flags(run, again, "--checkpoint", str(again)))
     nn.clear_parameters()
+    # What was decided before the reviewed run stays known.
+    earlier = corrections.Decision(9, "", "class x", "fine", "", "sha256:0123456789abcdef")
+    corrections.save_decisions(run / "applied_corrections.csv", [earlier])
     train.main(train_flags(run, again, "--checkpoint", str(again), *common))
+    carried = corrections.load_applied(again)
+    assert carried[0] == earlier and len(carried) == 7
     with refused("--corrections", str(run / "y_shuffle_train.npy"), "--output"):
         train.main([*train_flags(run, run, *common), "--monitor-path", str(tmp_path / "m")])
 

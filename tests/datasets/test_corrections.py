@@ -117,10 +117,10 @@ def test_last_sample_of_a_class_is_left_alone(dataset):
 
 
 def test_class_that_loses_the_sample_it_was_given_is_kept_too(dataset):
-    """All samples move on by one class; the one that stays is missing in the next."""
+    """The samples move on by one class; the one that stays is missing in the next."""
     dataset = replace(dataset, images=dataset.images[:3], labels=np.arange(3)[:, None], paths=None)
     left, kept = Corrections({0: 1, 1: 2}, [2]).keep_classes(dataset, [0, 1, 2])
-    assert (left, kept) == (Corrections(removed=[2], relabelled={}), [0, 1]) or kept == [0, 1, 2]
+    assert (left, kept) == (Corrections(), [0, 1, 2])
 
 
 def applied_to(folder, *rows):
