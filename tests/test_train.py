@@ -153,7 +153,10 @@ def test_cifar10_from_an_archive_with_noise_and_without(tmp_path):
 
 
 def test_training_on_earlier_files_without_their_noise(dataset_folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "applied_corrections.csv").touch()  # of a training that was not finished
     train.main(train_flags(dataset_folder, tmp_path / "run", "--shuffle_label", "False"))
+    assert not (tmp_path / "run" / "applied_corrections.csv").exists()
     dataset = arrays.load(tmp_path / "run")
     assert np.array_equal(dataset.labels, make_dataset().true_labels)
     with refused("--shuffle_label False", str(dataset_folder / "y_shuffle_train.npy"), "--output"):
