@@ -4,6 +4,7 @@
 
 The last of three steps, after train.py and calculate_score.py.
 """
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,11 +21,20 @@ from utils.review.detection import PERCENTAGES, bootstrap_intervals, detection_m
 from utils.review.page import save_review
 from utils.review.rankings import RANKINGS, describe_rankings
 from utils.review.run import Run, load_run
-from utils.review.suspects import count_label_issues, count_top_classes, save_extracted, save_suspects
+from utils.review.suspects import (
+    Facts,
+    count_label_issues,
+    count_top_classes,
+    gather_facts,
+    save_extracted,
+    save_suspects,
+)
 
 DISTRIBUTION, CURVE, METRICS = "score_distribution.png", "score_curve.png", "metrics.json"
 SUSPECTS, REVIEW, DROP, RELABEL = "suspects.csv", "review.html", "drop.csv", "relabel.csv"
 TOP_CLASSES, EXTRACTED = "{}_top_influence_sample.png", "extracted_samples"
+
+SPARED_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -79,41 +89,54 @@ def main(argv: Sequence[str] | None = None):
     settings = get_args(argv)
     check_folder(settings.output)
     run = load_run(settings.input, settings.rank_by)
-    chosen = choose_corrections(run, settings.drop, settings.relabel)
-    write_tables(settings, run, chosen)
+    facts = gather_facts(run.dataset, corrections.load_applied(settings.input))
+    issues = count_label_issues(run.per_checkpoint.probability, run.dataset.labels)
+    write_tables(settings, run, facts, issues)
     write_figures(settings, run)
-    metrics = measure(run)
+    metrics = measure(run, issues)
     report(settings.output, run, metrics)
     save_json(settings.output / METRICS, metrics)
 
 
 def choose_corrections(run: Run, drop: float | None, relabel: float | None) -> Corrections:
-    """The corrections for --drop or --relabel, before anything is written.
-
-    Raises:
-        UserError: a class would have no sample left.
-    """
-    labels, suggested = run.dataset.labels[:, 0], run.per_checkpoint.probability.argmax(axis=1)
-    first = rank(run.score)[:round((drop or relabel or 0) * len(labels))].tolist()
+    """The corrections for --drop or --relabel; prints which of the share are left alone, and why."""
+    dataset, names = run.dataset, run.dataset.names
+    labels, suggested = dataset.labels[:, 0], run.per_checkpoint.probability.argmax(axis=1)
+    order = rank(run.score)
+    first = order[:round((drop or relabel or 0) * len(labels))]
     if relabel is None:
-        chosen = Corrections(removed=first)
+        chosen = Corrections(removed=first.tolist())
     else:
-        chosen = Corrections(relabelled={index: int(suggested[index]) for index in first
-                                         if suggested[index] != labels[index]})
-    chosen.new_labels(run.dataset)
+        differ = first[suggested[first] != labels[first]]
+        chosen = Corrections(relabelled={index: int(suggested[index]) for index in differ.tolist()})
+        print(f"--relabel {relabel:g}: {len(first) - len(differ)} of the first {len(first)} samples are "
+              "left alone: the suggestion is their label")
+    chosen, kept = chosen.keep_classes(dataset, order.tolist())
+    if kept:
+        spared = [f"sample {index} of {names[labels[index]]!a}" for index in kept[:SPARED_SHOWN]]
+        print("left alone, as the least suspicious of a class that would have no sample left: "
+              + ", ".join(spared + ["..."] * (len(kept) > SPARED_SHOWN)))
     return chosen
 
 
-def write_tables(settings: Settings, run: Run, chosen: Corrections):
-    """Write the suspects, the review page and the chosen corrections."""
-    output = settings.output
-    save_suspects(output / SUSPECTS, run.dataset, run.rankings, run.rank_by, run.per_checkpoint)
+def write_tables(settings: Settings, run: Run, facts: Facts, issues: int):
+    """Write the suspects, the review page and the corrections for --drop or --relabel."""
+    output, twice = settings.output, int((facts.other_labels >= 0).sum())
+    save_suspects(output / SUSPECTS, run.dataset, run.rankings, run.rank_by, run.per_checkpoint, facts)
+    if twice:
+        print(f"{twice} samples have the same image as one with another label: see duplicate_of in "
+              f"{output / SUSPECTS}")
     if settings.review:
+        folder = shlex.quote(str(settings.input))
+        following = shlex.quote(f"{settings.input}_2")
         save_review(output / REVIEW, run.dataset, run.score, run.rank_by, run.per_checkpoint,
-                    settings.review)
+                    settings.review, facts, likely=issues,
+                    next_command=f"python -u train.py --run {following} --input {folder} "
+                                 "--corrections ~/Downloads/corrections.csv")
     else:
         (output / REVIEW).unlink(missing_ok=True)  # from an earlier analysis
     if settings.drop is not None or settings.relabel is not None:
+        chosen = choose_corrections(run, settings.drop, settings.relabel)
         path = output / (DROP if settings.relabel is None else RELABEL)
         corrections.save(path, run.dataset, chosen)
         print(f"{path}: {chosen.describe(run.dataset)}")
@@ -143,7 +166,7 @@ def write_figures(settings: Settings, run: Run):
         save_extracted(output / EXTRACTED, run.dataset, run.score)
 
 
-def measure(run: Run) -> dict:
+def measure(run: Run, issues: int) -> dict:
     """The content of ``metrics.json``: counts, and metrics of all rankings with 95 % intervals."""
     mislabelled, measured = run.mislabelled, {}
     if mislabelled is not None and mislabelled.any() and not mislabelled.all():
@@ -153,8 +176,7 @@ def measure(run: Run) -> dict:
                               **{f"{metric}_interval": ends for metric, ends in intervals[name].items()}}
     return {"samples": len(run.score),
             "mislabelled": None if mislabelled is None else int(mislabelled.sum()),
-            "estimated_label_issues": count_label_issues(run.per_checkpoint.probability,
-                                                         run.dataset.labels),
+            "estimated_label_issues": issues,
             "scores": measured}
 
 

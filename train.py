@@ -15,13 +15,13 @@ import numpy as np
 
 from datasets import arrays, flags
 from datasets.arrays import Dataset
-from datasets.corrections import APPLIED_FILE
+from datasets.corrections import APPLIED_FILE, carry_forward, save_decisions
 from models.registry import MODELS, build_network, is_network
 from utils import cli
 from utils.cli import Parser
 from utils.context import current_context, memory_for, set_context
 from utils.errors import UserError
-from utils.files import check_folder, save_bytes
+from utils.files import check_folder
 from utils.tracin.engines import predict
 from utils.tracin.self_influence import loss_and_margin
 from utils.training import dynamics
@@ -148,10 +148,14 @@ def save_data(settings: TrainSettings, dataset: Dataset, description: Descriptio
         raise UserError(f"expected the images and labels that {resumed.parameters} was trained on, "
                         "found others; give the same --dataset, --data, --input and --corrections, or "
                         "leave --checkpoint out to start over")
-    arrays.save(settings.output, dataset, read_from=settings.data.input)
+    source, corrections = settings.data.input, settings.data.corrections
+    applied = carry_forward(source, corrections) if source else []
+    arrays.save(settings.output, dataset, read_from=source)
     dynamics.check_unused(settings.output, run_key(description))
-    if settings.data.corrections:
-        save_bytes(settings.output / APPLIED_FILE, settings.data.corrections.read_bytes())
+    if applied:
+        save_decisions(settings.output / APPLIED_FILE, applied)
+    else:
+        (settings.output / APPLIED_FILE).unlink(missing_ok=True)  # from an earlier training
 
 
 def start_or_resume(settings: RunSettings, trainer: Trainer, dataset: Dataset,

@@ -73,7 +73,7 @@ def test_suspects_are_ranked_by_any_score_and_carry_all(run, tmp_path, name):
     assert [row["score"] for row in rows] == [row[name] for row in rows]
     values = [float(row["score"]) for row in rows]
     assert values == sorted(values, reverse=True)
-    assert list(rows[0])[9:] == RANKINGS
+    assert list(rows[0])[11:] == RANKINGS
 
 
 def test_dynamics_of_another_training_are_refused(run, tmp_path):
@@ -327,7 +327,7 @@ def test_drop_removes_the_most_suspicious(run, tmp_path, capsys, rank_by):
     assert {"0", "6"} <= set(words(told))
 
 
-def test_relabel_takes_the_suggestions(run, tmp_path):
+def test_relabel_takes_the_suggestions(run, tmp_path, capsys):
     analyse(run, tmp_path, "--relabel", "0.5")
     dataset, rows = arrays.load(run), suspects(tmp_path)[:15]
     found = corrections.load(tmp_path / "relabel.csv", dataset)
@@ -335,6 +335,69 @@ def test_relabel_takes_the_suggestions(run, tmp_path):
                                  for row in rows if row["suggested_label"] != row["given_label"]})
     with pytest.raises(UserError, match=r"--drop.*--relabel"):
         analyse(run, tmp_path, "--relabel", "0.5", "--drop", "0.1")
-    with pytest.raises(UserError, match="'class 0'"):
-        analyse(run, tmp_path / "none", "--drop", "1")
-    assert not list((tmp_path / "none").glob("*"))
+    told = next(line for line in capsys.readouterr().out.splitlines() if "--relabel" in line)
+    same = sum(row["suggested_label"] == row["given_label"] for row in rows)
+    assert {str(same), "15"} <= set(words(told))
+
+
+def test_dropping_keeps_the_least_suspicious_sample_of_every_class(run, tmp_path, capsys):
+    analyse(run, tmp_path, "--drop", "1")
+    rows, dataset = suspects(tmp_path), arrays.load(run)
+    last = {row["given_label"]: int(row["index"]) for row in rows}
+    removed = corrections.load(tmp_path / "drop.csv", dataset).removed
+    assert sorted(removed) == sorted({*range(30)} - set(last.values())) and len(last) == 3
+    lines = capsys.readouterr().out.splitlines()
+    told = next(line for line in lines if "'class 0'" in line)
+    assert all(repr(name) in told and str(index) in words(told) for name, index in last.items())
+    assert (tmp_path / "review.html").exists() and (tmp_path / "metrics.json").exists()
+    analyse(run, tmp_path, "--drop", "0.1")
+    assert "'class 0'" not in capsys.readouterr().out
+
+
+def test_same_image_with_another_label_is_told(run, tmp_path, capsys):
+    analyse(run, tmp_path / "none")
+    assert "duplicate_of" not in capsys.readouterr().out
+    assert {row["duplicate_of"] for row in suspects(tmp_path / "none")} == {""}
+    labels = np.load(run / "y_shuffle_train.npy")[:, 0]
+    same, = np.flatnonzero(labels[6:] == labels[5])[:1] + 6
+    other, = np.flatnonzero(labels[6:] != labels[5])[:1] + 6
+    facts = with_images(run, {same: 5, other: 5})
+    rows = {int(row["index"]): row["duplicate_of"] for row in suspects_of(facts, tmp_path / "twins")}
+    assert rows[other] in (str(5), str(same)) and rows[5] == rows[same] == str(other)
+    assert sum(value != "" for value in rows.values()) == 3
+    told = next(line for line in capsys.readouterr().out.splitlines() if "duplicate_of" in line)
+    assert "3" in words(told)
+
+
+def with_images(run, copies):
+    """A run where some samples have the images of others: {index: other}."""
+    images = np.array(np.load(run / "x_train.npy"))
+    for index, other in copies.items():
+        images[index] = images[other]
+    np.save(run / "x_train.npy", images)
+    with np.load(run / "per_checkpoint.npz") as file:
+        arrays_of = dict(file)
+    arrays_of["data_sha256"] = np.array(arrays.load(run).digest())
+    np.savez(run / "per_checkpoint.npz", **arrays_of)
+    return run
+
+
+def test_decisions_of_earlier_rounds_are_in_the_table(run, tmp_path):
+    dataset = arrays.load(run)
+    given = dataset.names[dataset.labels[4, 0]]
+
+    def made(index, label, decision, new=""):
+        return corrections.Decision(0, "", label, decision, new,
+                                    corrections.sample_digest(dataset, index))
+
+    corrections.save_decisions(run / "applied_corrections.csv", [
+        made(4, "class x", "relabel", given), made(7, dataset.names[dataset.labels[7, 0]], "fine"),
+        made(8, dataset.names[dataset.labels[8, 0]], "remove")])
+    rows = {int(row["index"]): row["decided"] for row in suspects_of(run, tmp_path / "a")}
+    assert {index: text for index, text in rows.items() if text} == {4: "relabel", 7: "fine"}
+    shown = {one["index"]: one["decided"] for one in shown_on(tmp_path / "a" / "review.html")}
+    assert shown[4] == {"decision": "relabel", "given_label": "class x", "new_label": given}
+    (run / "applied_corrections.csv").write_text("index\n3\n")
+    with pytest.raises(UserError, match=f"{run}/applied_corrections.csv"):
+        analyse(run, tmp_path / "b")
+    assert not (tmp_path / "b").exists()

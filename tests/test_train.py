@@ -169,7 +169,10 @@ def test_cifar10_from_an_archive_with_noise_and_without(tmp_path):
 
 
 def test_training_on_earlier_files_without_their_noise(dataset_folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "applied_corrections.csv").touch()  # of a training that was not finished
     train.main(train_flags(dataset_folder, tmp_path / "run", "--shuffle_label", "False"))
+    assert not (tmp_path / "run" / "applied_corrections.csv").exists()
     dataset = arrays.load(tmp_path / "run")
     assert np.array_equal(dataset.labels, make_dataset().true_labels)
     with refused("--shuffle_label False", str(dataset_folder / "y_shuffle_train.npy"), "--output"):
@@ -325,7 +328,12 @@ def test_corrected_data_are_trained_on(run, tmp_path, capsys):
     with refused(str(again), "--corrections"):
         train.main(train_flags(run, again, "--checkpoint", str(again)))
     nn.clear_parameters()
+    # What was decided before the reviewed run stays known.
+    earlier = corrections.Decision(9, "", "class x", "fine", "", "sha256:0123456789abcdef")
+    corrections.save_decisions(run / "applied_corrections.csv", [earlier])
     train.main(train_flags(run, again, "--checkpoint", str(again), *common))
+    carried = corrections.load_applied(again)
+    assert carried[0] == earlier and len(carried) == 7
     with refused("--corrections", str(run / "y_shuffle_train.npy"), "--output"):
         train.main([*train_flags(run, run, *common), "--monitor-path", str(tmp_path / "m")])
 

@@ -8,17 +8,20 @@ import numpy as np
 from PIL import Image
 
 from datasets.arrays import Dataset
-from datasets.corrections import COLUMNS, sample_digest
+from datasets.corrections import COLUMNS, DECISIONS, DIGEST_PREFIX, digest_text
+from datasets.duplicates import copy_numbers
 from utils.files import save_text
-from utils.review.suspects import ranked_suspects
+from utils.review.suspects import Facts, Suspect, ranked_suspects
 from utils.tracin.scores import PerCheckpoint
 
 TEMPLATE = "page.html"
+CHECK = 4  # how many digits of every sample's digest the page has, for those that it does not show
 
 
 def save_review(path: Path, dataset: Dataset, score: np.ndarray, rank_by: str,
-                per_checkpoint: PerCheckpoint, limit: int):
-    """Write the page with the first `limit` suspects.
+                per_checkpoint: PerCheckpoint, limit: int, facts: Facts, *, likely: int | None = None,
+                reason: str = "", next_command: str = ""):
+    """Write the page with the first suspects.
 
     Args:
         path: HTML file to write.
@@ -26,17 +29,40 @@ def save_review(path: Path, dataset: Dataset, score: np.ndarray, rank_by: str,
         score: float (N,); higher is more suspicious.
         rank_by: the score's name.
         per_checkpoint: the scores of the N samples at each checkpoint.
-        limit: number of suspects.
+        limit: number of suspects that were not decided earlier; see `ranked_suspects`.
+        facts: what else is known of the samples.
+        likely: number of wrong labels by estimate, which a line marks in the order of rank; None for no
+            line.
+        reason: why the samples are ranked by this score, if there is something to say.
+        next_command: what to run with the corrections, if there is something to say.
     """
-    suspects = [{**vars(suspect), "image_sha256": sample_digest(dataset, suspect.index),
-                 "image": _png(dataset.images[suspect.index])}
-                for suspect in ranked_suspects(dataset, score, per_checkpoint, limit)]
+    copies = copy_numbers(facts.digests, dataset.labels)
+    suspects = [_entry(suspect, dataset, facts, int(copies[suspect.index]))
+                for suspect in ranked_suspects(dataset, score, per_checkpoint, facts, limit)]
     # Class and file names are untrusted: autoescape protects the page, tojson the script.
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent),
                                      autoescape=True, undefined=jinja2.StrictUndefined)
-    save_text(path, environment.get_template(TEMPLATE).render(
-        suspects=suspects, names=dataset.names, rank_by=rank_by, samples=len(dataset.images),
-        run=dataset.digest(), columns=COLUMNS))
+    start = len(DIGEST_PREFIX)
+    save_text(path, environment.get_template(TEMPLATE).render(rank_by=rank_by, reason=reason, data={
+        "suspects": suspects, "names": dataset.names, "run": dataset.digest(),
+        "samples": len(dataset.images), "columns": COLUMNS, "kinds": DECISIONS,
+        "checkpoints": len(per_checkpoint.epochs), "likely": likely, "nextCommand": next_command,
+        "applied": [[one.image_sha256, one.given_label, one.decision, one.new_label]
+                    for one in facts.applied],
+        "checks": {"length": CHECK, "start": start, "digits": "".join(
+            digest_text(digest)[start:start + CHECK] for digest in facts.digests)}}))
+
+
+def _entry(suspect: Suspect, dataset: Dataset, facts: Facts, copy: int) -> dict:
+    """A suspect as the page's script knows it."""
+    twin, decided = suspect.duplicate_of, suspect.decided
+    return {**vars(suspect), "image_sha256": digest_text(facts.digests[suspect.index]), "copy": copy,
+            "image": _png(dataset.images[suspect.index]),
+            "decided": decided and {"decision": decided.decision, "given_label": decided.given_label,
+                                    "new_label": decided.new_label},
+            "twin": None if twin is None else {
+                "index": twin, "path": dataset.paths[twin] if dataset.paths else None,
+                "given_label": int(dataset.labels[twin, 0])}}
 
 
 def _png(image: np.ndarray) -> str:

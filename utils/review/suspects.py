@@ -1,7 +1,7 @@
 """The ranked samples as a table, as counts and as images."""
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -10,6 +10,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.arrays import Dataset
+from datasets.corrections import Decision, decided_earlier
+from datasets.duplicates import image_digests, other_labels
 from utils.files import text_cell, whole_file, whole_folder
 from utils.review.detection import rank
 from utils.tracin.scores import PerCheckpoint
@@ -42,6 +44,35 @@ def count_label_issues(probability: np.ndarray, labels: np.ndarray) -> int:
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What is known of the N samples beside their scores.
+
+    Attributes:
+        digests: of their images, uint64 (N,); see `datasets.duplicates.image_digests`.
+        other_labels: the index of a sample with the same image and another label, or -1, integers (N,).
+        applied: the decisions that made these data, oldest first.
+        decided: by index, the newest of them that gave or left a sample its label.
+    """
+
+    digests: np.ndarray
+    other_labels: np.ndarray
+    applied: Sequence[Decision]
+    decided: dict[int, Decision]
+
+
+def gather_facts(dataset: Dataset, applied: Sequence[Decision] = ()) -> Facts:
+    """Look for identical images, and for what was decided about the images in earlier rounds.
+
+    Args:
+        dataset: N samples.
+        applied: from `datasets.corrections.load_applied`.
+    """
+    digests = image_digests(dataset.images)
+    return Facts(digests, other_labels(digests, dataset.labels), applied,
+                 decided_earlier(dataset, digests, applied))
+
+
+@dataclass(frozen=True)
 class Suspect:
     """One row of ``suspects.csv`` and one tile of the review page.
 
@@ -54,6 +85,9 @@ class Suspect:
             largest probability; the true one is None where unknown.
         given_probability, suggested_probability: means over the checkpoints.
         disagreement: share of the checkpoints where another logit exceeds the given label's.
+        duplicate_of: the index of a sample with the same image and another label, None if there is
+            none.  Identical images with the same label do not count: they are redundant, not wrong.
+        decided: the decision of an earlier round that gave or left the sample its label, if any.
     """
 
     rank: int
@@ -66,9 +100,11 @@ class Suspect:
     given_probability: float
     suggested_probability: float
     disagreement: float
+    duplicate_of: int | None
+    decided: Decision | None
 
 
-def ranked_suspects(dataset: Dataset, score: np.ndarray, per_checkpoint: PerCheckpoint,
+def ranked_suspects(dataset: Dataset, score: np.ndarray, per_checkpoint: PerCheckpoint, facts: Facts,
                     limit: int | None = None) -> Iterator[Suspect]:
     """The samples, most suspicious first.
 
@@ -76,25 +112,43 @@ def ranked_suspects(dataset: Dataset, score: np.ndarray, per_checkpoint: PerChec
         dataset: N samples.
         score: float (N,); higher is more suspicious.
         per_checkpoint: the scores of the N samples at each checkpoint.
-        limit: number of samples; None for all.
+        facts: what else is known of the samples.
+        limit: number of samples that were not decided earlier.  Up to `limit` of those that were are
+            among them, and up to `limit` with the same image under two labels follow.  None for all.
     """
     probability, true = per_checkpoint.probability, dataset.true_labels
     suggested = probability.argmax(axis=1)
     disagreement = (per_checkpoint.margin < 0).mean(axis=1)
-    for place, index in enumerate(rank(score)[:limit].tolist(), start=1):
+    order = rank(score)
+    for place in _shown(order, facts, len(order) if limit is None else limit).tolist():
+        index = int(order[place])
         given = int(dataset.labels[index, 0])
         yield Suspect(
-            rank=place, index=index, path=dataset.paths[index] if dataset.paths else None,
+            rank=place + 1, index=index, path=dataset.paths[index] if dataset.paths else None,
             score=float(score[index]), given_label=given, suggested_label=int(suggested[index]),
             true_label=None if true is None else int(true[index, 0]),
             given_probability=float(probability[index, given]),
             suggested_probability=float(probability[index, suggested[index]]),
-            disagreement=float(disagreement[index]))
+            disagreement=float(disagreement[index]),
+            duplicate_of=int(facts.other_labels[index]) if facts.other_labels[index] >= 0 else None,
+            decided=facts.decided.get(index))
+
+
+def _shown(order: np.ndarray, facts: Facts, limit: int) -> np.ndarray:
+    """The places in `order` of the samples that `ranked_suspects` returns, in order."""
+    decided = np.zeros(len(order), bool)
+    decided[list(facts.decided)] = True
+    decided, twice = decided[order], facts.other_labels[order] >= 0
+    first = np.cumsum(~decided) <= limit
+    first &= ~decided | (np.cumsum(decided) <= limit)
+    return np.flatnonzero(first | twice & (np.cumsum(twice & ~first) <= limit))
 
 
 def save_suspects(path: Path, dataset: Dataset, scores: dict[str, np.ndarray], rank_by: str,
-                  per_checkpoint: PerCheckpoint):
+                  per_checkpoint: PerCheckpoint, facts: Facts):
     """Write all samples, most suspicious first: the fields of `Suspect`, then all scores.
+
+    `duplicate_of` and `decided` ("relabel" or "fine") are empty where there is none.
 
     Args:
         path: CSV file to write.
@@ -102,6 +156,7 @@ def save_suspects(path: Path, dataset: Dataset, scores: dict[str, np.ndarray], r
         scores: by name, float (N,); higher is more suspicious.
         rank_by: the name of the score that orders the samples.
         per_checkpoint: the scores of the N samples at each checkpoint.
+        facts: what else is known of the samples.
     """
     unknown = {"path": dataset.paths, "true_label": dataset.true_labels}
     columns = [field.name for field in fields(Suspect) if unknown.get(field.name, ...) is not None]
@@ -109,11 +164,12 @@ def save_suspects(path: Path, dataset: Dataset, scores: dict[str, np.ndarray], r
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*columns, *scores])
-        for suspect in ranked_suspects(dataset, scores[rank_by], per_checkpoint):
+        for suspect in ranked_suspects(dataset, scores[rank_by], per_checkpoint, facts):
             row = {column: getattr(suspect, column) for column in columns}
             row |= {column: names[row[column]] for column in columns if column.endswith("_label")}
             if suspect.path is not None:
                 row["path"] = text_cell(suspect.path)
+            row["decided"] = suspect.decided and suspect.decided.decision
             writer.writerow([*row.values(), *(score[suspect.index] for score in scores.values())])
 
 

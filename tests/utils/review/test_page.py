@@ -1,8 +1,4 @@
-"""The review page in a real browser, headless Chromium."""
-import csv
-import os
-import re
-import shutil
+"""Decisions on the review page, by keys and mouse, and how it shows its suspects."""
 from dataclasses import replace
 
 import numpy as np
@@ -10,105 +6,18 @@ import pytest
 
 from datasets import corrections
 from tests.conftest import make_dataset
-from utils.review.page import save_review
-from utils.tracin.scores import PerCheckpoint
-
-playwright_api = pytest.importorskip("playwright.sync_api")
-expect, sync_playwright = playwright_api.expect, playwright_api.sync_playwright
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(not CHROMIUM and "CI" not in os.environ, reason="needs Chromium")
-EVIL = "<script>document.title='owned'</script>"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM,
-                                             args=["--no-sandbox", "--disable-background-networking"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def dataset():
-    """200 samples of three classes; the more suspicious, the smaller their index."""
-    paths = [f'{number}, "{EVIL}".png' for number in range(200)]
-    paths[2] = "2, a.png"
-    return replace(make_dataset(200), names=[EVIL, "</script>", "dog, \"big\""], paths=paths)
-
-
-@pytest.fixture
-def make_page(dataset):
-    def make(path, dataset=dataset, limit=150):
-        save_review(path, dataset, -np.arange(len(dataset.labels), dtype=float), "tracin",
-                    per_checkpoint(dataset), limit)
-        return path
-    return make
-
-
-@pytest.fixture
-def page_file(make_page, tmp_path):
-    return make_page(tmp_path / "review.html")
-
-
-def per_checkpoint(dataset):
-    samples = len(dataset.labels)
-    suggested = (dataset.labels[:, 0] + 1) % 3
-    probability = np.full((samples, 3), 0.1)
-    probability[np.arange(samples), suggested] = 0.8
-    column = np.ones((samples, 2))
-    margin = np.stack([np.full(samples, -1.0), np.where(np.arange(samples) % 2, 1.0, -1.0)], axis=1)
-    return PerCheckpoint(np.array([1, 2]), np.array([0.1, 0.1]), column, column, margin, column,
-                         probability, np.array(""))
-
-
-@pytest.fixture
-def page(browser, page_file):
-    context = browser.new_context(accept_downloads=True)
-    page = context.new_page()
-    problems = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda message: problems.append(message.text))
-    page.on("request", lambda request: request.url.startswith(("file:", "data:", "blob:"))
-            or problems.append(request.url))
-    page.goto(page_file.as_uri())
-    yield page
-    assert problems == []
-    context.close()
-
-
-def download(page, target):
-    with page.expect_download() as download:
-        page.click("#download")
-    assert download.value.suggested_filename == "corrections.csv"
-    download.value.save_as(target)
-    with target.open(newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))
-
-
-def numbers(text):
-    return [int(number) for number in re.findall(r"\d+", text)]
-
-
-def decided(page):
-    """How many suspects are decided, of how many on the page, and perhaps how many elsewhere."""
-    return numbers(page.inner_text("#count"))
-
-
-def paging(page):
-    """Number of this page, of all pages, of the suspects shown and of all samples."""
-    return numbers(page.inner_text("#page"))
-
-
-def decision(page, number):
-    """The decision that the tile of this number on the page shows."""
-    return page.locator("article").nth(number).get_attribute("data-decision")
-
-
-def press(page, keys):
-    for key in keys.split():
-        page.keyboard.press(key)
+from tests.utils.review.conftest import (
+    EVIL,
+    decided,
+    decision,
+    download,
+    focused,
+    numbers,
+    paging,
+    per_checkpoint,
+    press,
+    shown,
+)
 
 
 def test_decisions_by_key_alone_become_corrections(page, dataset, tmp_path):
@@ -171,51 +80,23 @@ def test_escape_leaves_the_chooser_without_a_decision(page, dataset):
         (dataset.labels[0, 0] + 1) % 3)
 
 
+def test_suggestion_that_is_the_label_cannot_be_accepted(page, dataset, make_page, tmp_path):
+    evidence = per_checkpoint(dataset)
+    evidence.probability[1] = np.eye(3)[dataset.labels[1, 0]]
+    page.goto(make_page(tmp_path / "same.html", evidence=evidence).as_uri())
+    buttons = [page.locator("article").nth(number).locator("button").count() for number in (0, 1)]
+    assert buttons == [4, 3] and page.locator("article").nth(1).locator(".accept").count() == 0
+    press(page, "ArrowRight a")
+    assert decided(page) == [0, 150] and numbers(page.inner_text("#message")) == [2]
+    press(page, "f")
+    assert decision(page, 1) == "fine"
+
+
 def test_keys_of_the_browser_are_its_own(page):
     press(page, "Control+r")
     page.wait_for_load_state()
     press(page, "Alt+a Meta+f")
     assert decided(page) == [0, 150]
-
-
-def test_full_storage_loses_no_decision(page, tmp_path):
-    press(page, "a ArrowRight r ArrowRight")
-    page.evaluate("""() => {
-        let text = "x".repeat(1 << 20);
-        for (let number = 0; text.length; number++) {
-            try { localStorage.setItem("full" + number, text); }
-            catch { text = text.slice(text.length / 2 + 1); }
-        }
-    }""")
-    press(page, "r ArrowRight f")
-    warned = page.inner_text("#message")
-    rows = download(page, tmp_path / "a.csv")
-    assert [(row["index"], row["decision"]) for row in rows] == [
-        ("0", "relabel"), ("1", "remove"), ("2", "remove"), ("3", "fine")]
-    page.evaluate("localStorage.clear()")
-    page.locator("article").nth(3).focus()
-    press(page, "f")
-    told = page.inner_text("#message")
-    assert told in warned and told != warned  # with a warning
-
-
-def test_emptied_storage_loses_no_decision(page, tmp_path):
-    press(page, "a ArrowRight r")
-    page.evaluate("localStorage.clear()")
-    assert len(download(page, tmp_path / "a.csv")) == 2
-
-
-def test_decision_in_another_tab_replaces_one_that_was_not_kept(page, page_file, tmp_path):
-    other = page.context.new_page()
-    other.goto(page_file.as_uri())
-    page.evaluate("""() => {
-        const keep = Storage.prototype.setItem;
-        Storage.prototype.setItem = () => { Storage.prototype.setItem = keep; throw Error("full"); };
-    }""")
-    press(page, "r")
-    press(other, "f")
-    expect(page.locator("article").first).to_have_attribute("data-decision", "fine")
-    assert [row["decision"] for row in download(page, tmp_path / "a.csv")] == ["fine"]
 
 
 def test_names_like_formulas_come_back_from_the_download(dataset, make_page, page, tmp_path):
@@ -228,34 +109,6 @@ def test_names_like_formulas_come_back_from_the_download(dataset, make_page, pag
     assert {row["new_label"] for row in rows} <= {"'=cmd()", "'-x", "''b"}
     assert corrections.load(tmp_path / "a.csv", dataset).relabelled == {
         index: (dataset.labels[index, 0] + 1) % 3 for index in range(3)}
-
-
-def test_progress_is_kept(page, tmp_path):
-    press(page, "r ArrowRight f")
-    page.reload()
-    assert decided(page) == [2, 150]
-    assert [decision(page, number) for number in range(3)] == ["remove", "fine", ""]
-    assert [row["decision"] for row in download(page, tmp_path / "a.csv")] == ["remove", "fine"]
-
-
-def test_decisions_of_an_older_page_are_kept(page, dataset, tmp_path):
-    """Older pages stored {kind, row}, with the cells of the row by position."""
-    names, given = dataset.names, dataset.labels[:, 0]
-    old = {index: {"kind": kind, "row": [index, dataset.paths[index], names[given[index]], kind, new,
-                                         corrections.sample_digest(dataset, index)]}
-           for index, kind, new in [(0, "relabel", names[(given[0] + 2) % 3]), (1, "remove", "")]}
-    page.evaluate("""([run, old]) => {
-        for (const [index, decision] of Object.entries(old))
-            localStorage.setItem(`tracin-review-${run}-${index}`, JSON.stringify(decision));
-        for (const [index, text] of ["5", "{}", '{"kind": "fine", "row": [4]}', "x"].entries())
-            localStorage.setItem(`tracin-review-${run}-${index + 2}`, text);
-    }""", [dataset.digest(), old])
-    page.reload()
-    assert decided(page) == [2, 150] and [decision(page, 0), decision(page, 1)] == ["relabel", "remove"]
-    press(page, "ArrowRight ArrowRight f")
-    download(page, tmp_path / "a.csv")
-    assert corrections.load(tmp_path / "a.csv", dataset) == corrections.Corrections(
-        {0: (given[0] + 2) % 3}, [1], [2])
 
 
 def test_pages_filter_and_order(page, dataset):
@@ -291,6 +144,126 @@ def test_pages_filter_and_order(page, dataset):
         page.select_option("#sort", order)
         labels = [(dataset.labels[index, 0] + shift) % 3 for index in shown(page)]
         assert labels == sorted(labels)
+
+
+def test_pager_below_turns_pages_too(page):
+    below = page.locator("footer")
+    assert below.locator(".previous").is_disabled()
+    below.locator(".next").click()
+    below.locator(".next").click()
+    assert paging(page)[:2] == [3, 3] == numbers(below.inner_text())[:2] and focused(page) == 120
+    assert below.locator(".next").is_disabled() and not below.locator(".previous").is_disabled()
+    assert page.evaluate("scrollY") == 0
+    below.locator(".previous").click()
+    assert paging(page)[:2] == [2, 3]
+
+
+def test_controls_are_large_enough_for_a_thumb(browser, page_file):
+    context = browser.new_context(viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(page_file.as_uri())
+    sizes = page.eval_on_selector_all("button, select", """all => all.map(one => {
+        const box = one.getBoundingClientRect();
+        return [box.width, box.height];
+    })""")
+    assert len(sizes) > 300 and np.min(sizes) >= 44
+    width = page.evaluate("document.documentElement.scrollWidth")
+    assert width <= 360
+    context.close()
+
+
+@pytest.mark.parametrize(("likely", "above"), [(3, 3), (62, 2), (60, 60)])
+def test_line_marks_where_wrong_labels_are_unlikely(page, make_page, tmp_path, likely, above):
+    page.goto(make_page(tmp_path / "line.html", likely=likely).as_uri())
+    if likely > 60:
+        assert page.locator("#likely").count() == 0
+        press(page, "n")
+    assert page.evaluate(BEFORE_LINE) == above
+    page.locator("article").nth(above - 1).focus()
+    press(page, "ArrowRight")
+    assert focused(page) == likely
+    page.select_option("#sort", "given_label")
+    assert page.locator("#likely").count() == 0
+
+
+BEFORE_LINE = """[...document.querySelectorAll("main > *")].findIndex(one => one.id === "likely")"""
+
+
+@pytest.mark.parametrize("likely", [None, 0, 150, 5000])
+def test_no_line_where_nothing_is_on_one_side(page, make_page, tmp_path, likely):
+    page.goto(make_page(tmp_path / "line.html", likely=likely).as_uri())
+    for _ in range(3):
+        assert page.locator("#likely").count() == 0
+        press(page, "n")
+
+
+def test_line_is_among_the_suspects_that_are_shown(page, dataset, make_page, tmp_path):
+    page.goto(make_page(tmp_path / "line.html", likely=10).as_uri())
+    page.select_option("#class", "1")
+    assert page.evaluate(BEFORE_LINE) == (dataset.labels[:10, 0] == 1).sum()
+
+
+def test_up_and_down_keep_the_column_across_the_line(page, make_page, tmp_path):
+    page.set_viewport_size({"width": 1000, "height": 600})  # five tiles a row
+    page.goto(make_page(tmp_path / "line.html", likely=7).as_uri())
+    press(page, "ArrowRight ArrowDown")
+    assert focused(page) == 6
+    press(page, "ArrowDown")
+    assert focused(page) == 8
+    press(page, "ArrowUp ArrowUp ArrowRight ArrowRight ArrowDown")
+    assert focused(page) == 6  # the row is short
+    press(page, "ArrowUp ArrowUp")
+    assert focused(page) == 0
+    press(page, "ArrowDown " * 14)
+    assert paging(page)[0] == 2
+
+
+def test_same_image_with_another_label_is_shown(page, dataset, make_page, tmp_path):
+    """Also beyond the first suspects by rank."""
+    images, labels = dataset.images.copy(), dataset.labels.copy()
+    images[190], images[8], images[170] = images[5], images[180], images[6]
+    labels[5], labels[190], labels[180], labels[8] = 0, 1, 1, 2
+    labels[170] = labels[6]  # the same label: nothing to decide
+    twins = replace(dataset, images=images, labels=labels)
+    page.goto(make_page(tmp_path / "twins.html", twins).as_uri())
+    assert decided(page) == [0, 152] and shown(page)[:3] == [0, 1, 2]
+    page.select_option("#sort", "twin")
+    assert shown(page)[:6] == [5, 190, 8, 180, 0, 1]
+    tiles = page.locator("article")
+    assert page.locator(".twin").count() == 4
+    for number, other in enumerate([190, 5, 180, 8]):
+        for told in (tiles.nth(number).locator(".twin").inner_text(),
+                     tiles.nth(number).get_attribute("aria-label")):
+            assert twins.paths[other] in told and twins.names[labels[other, 0]] in told
+    page.goto(make_page(tmp_path / "few.html", replace(twins, paths=None), limit=1).as_uri())
+    assert decided(page) == [0, 2] and shown(page) == [0, 5]  # as many more, at most
+    assert numbers(page.locator(".twin").inner_text())[0] == 190
+
+
+def test_decided_suspects_leave_room_for_others(page, dataset, make_page, tmp_path):
+    applied = [corrections.Decision(0, "", dataset.names[dataset.labels[index, 0]], "fine", "",
+                                    corrections.sample_digest(dataset, index)) for index in range(7)]
+    page.goto(make_page(tmp_path / "few.html", limit=5, applied=applied).as_uri())
+    assert decided(page) == [0, 5, 5] and shown(page) == [7, 8, 9, 10, 11]
+    page.select_option("#show", "all")
+    assert shown(page) == [0, 1, 2, 3, 4, 7, 8, 9, 10, 11]
+
+
+def test_nothing_left_to_decide_is_said(page, make_page, tmp_path):
+    page.goto(make_page(tmp_path / "few.html", limit=1).as_uri())
+    press(page, "f")
+    page.reload()
+    assert shown(page) == [] and page.inner_text("main") != ""
+    page.select_option("#show", "decided")
+    assert shown(page) == [0]
+
+
+@pytest.mark.parametrize("reason", ["", f"half learned {EVIL}"])
+def test_reason_for_the_ranking_is_shown(page, make_page, tmp_path, reason):
+    without = page.inner_text("h1")
+    page.goto(make_page(tmp_path / "why.html", reason=reason).as_uri())
+    heading = page.inner_text("h1")
+    assert heading.startswith(without) and heading.endswith(reason or without)
 
 
 def test_arrows_cross_pages(page):
@@ -367,40 +340,6 @@ def test_focused_tile_is_not_under_the_header(page):
     assert top >= header
 
 
-def test_two_tabs_and_two_pages_of_a_run_share_their_decisions(page, page_file, make_page, tmp_path):
-    make_page(page_file.with_name("short.html"), limit=2)
-    other = page.context.new_page()
-    other.goto(page_file.with_name("short.html").as_uri())
-    press(page, "r ArrowRight ArrowRight ArrowRight f")
-    press(other, "ArrowRight a")
-    rows = download(page, tmp_path / "a.csv")
-    assert {(row["index"], row["decision"]) for row in rows} == {
-        ("0", "remove"), ("1", "relabel"), ("3", "fine")}
-    assert decided(other) == [2, 2, 1]
-    expect(page.locator("article").nth(1)).to_have_attribute("data-decision", "relabel")
-    page.locator("article").nth(1).focus()
-    press(page, "u")
-    expect(other.locator("article").nth(1)).to_have_attribute("data-decision", "")
-
-
-def test_another_run_has_decisions_of_its_own(page, dataset, make_page, tmp_path):
-    press(page, "r")
-    labels = dataset.labels.copy()
-    labels[50] = (labels[50] + 1) % 3
-    make_page(tmp_path / "other.html", replace(dataset, labels=labels))
-    page.goto((tmp_path / "other.html").as_uri())
-    assert decided(page) == [0, 150]
-
-
-def focused(page):
-    return int(page.evaluate("document.activeElement.dataset.index"))
-
-
-def shown(page):
-    return [int(value) for value in page.eval_on_selector_all(
-        "article", "tiles => tiles.map(tile => tile.dataset.index)")]
-
-
 def test_untrusted_names_show_as_text(page, dataset):
     assert numbers(page.title()) == [150]
     assert EVIL in page.locator("article").first.inner_text()
@@ -411,11 +350,11 @@ def test_untrusted_names_show_as_text(page, dataset):
 def test_tile_says_all_that_is_known(page, dataset):
     given, suggested = [dataset.names[(dataset.labels[0, 0] + shift) % 3] for shift in (0, 1)]
     lines = page.locator("article").first.inner_text().split("\n\n")
-    expected = [(given, "10\xa0%"), (suggested, "80\xa0%"), ("100\xa0%",), ("#1", "0.000"),
+    expected = [(given, "10\xa0%"), (suggested, "80\xa0%"), ("2 of 2",), ("#1", "0.000"),
                 (dataset.paths[0],)]
     for line, values in zip(lines[:5], expected, strict=True):
         assert all(value in line for value in values), line
-    assert "50\xa0%" in page.locator("article").nth(1).inner_text()
+    assert "1 of 2" in page.locator("article").nth(1).inner_text()
     assert decided(page) == [0, 150] and "tracin" in page.inner_text("h1")
 
 
