@@ -16,7 +16,7 @@ from utils.files import check_folder, save_json
 from utils.review import figures
 from utils.review.detection import PERCENTAGES, bootstrap_intervals, detection_metrics, rank
 from utils.review.page import save_review
-from utils.review.rankings import RANKINGS, describe_rankings
+from utils.review.rankings import AUTO, DEFAULT, RANKINGS, describe_rankings
 from utils.review.run import Run, load_run
 from utils.review.suspects import count_label_issues, count_top_classes, save_extracted, save_suspects
 
@@ -33,7 +33,7 @@ class Settings:
     output: Path
     ckpt_analysis: bool
     save_extracted: bool
-    rank_by: str
+    rank_by: str | None
     review: int
     drop: float | None
     relabel: float | None
@@ -51,9 +51,10 @@ def get_args(argv: Sequence[str] | None = None) -> Settings:
                              "tenth (default: %(default)s)")
     parser.add_argument("--save_extracted", type=boolean, default=False,
                         help="write the images into ten folders, by score (default: %(default)s)")
-    parser.add_argument("--rank_by", metavar="NAME", default="tracin",
-                        help="ranking that orders the suspects, one of those below "
-                             "(default: %(default)s)")
+    parser.add_argument("--rank_by", metavar="NAME",
+                        help=f"ranking that orders the suspects, one of those below, or {AUTO} for the "
+                             f"one that suits the run (default: {AUTO} where the true labels are "
+                             f"unknown, else {DEFAULT})")
     parser.add_argument("--review", type=number(int, 0), default=1000, metavar="N",
                         help="number of suspects on the review page; 0 for no page "
                              "(default: %(default)s)")
@@ -159,6 +160,8 @@ def report(output: Path, run: Run, metrics: dict):
     else:
         kind = "true labels unknown" if mislabelled is None else f"{mislabelled or 'none'} mislabelled"
         print(f"{samples} samples, {kind}: ranked by {run.rank_by}, without metrics and curve")
+    if run.reason:
+        print(f"why {run.rank_by}: {run.reason}")
     drawn = [DISTRIBUTION, CURVE] if metrics["scores"] else [DISTRIBUTION]
     print("figures: " + ", ".join(str(output / name) for name in drawn))
     print(f"suspects, most suspicious first: {output / SUSPECTS}")

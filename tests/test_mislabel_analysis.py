@@ -13,6 +13,7 @@ from datasets import arrays, corrections
 from datasets.corrections import Corrections
 from tests.conftest import ROOT, make_dataset
 from utils.errors import UserError
+from utils.review.run import load_run
 from utils.review.suspects import count_label_issues, count_top_classes
 
 RANKINGS = ["tracin", "tracin_weighted", "tracin_norms", "tracin_late", "loss", "margin", "error_norm",
@@ -64,6 +65,14 @@ def test_the_chosen_ranking_is_the_one_that_is_told(run, tmp_path, capsys):
     told = next(line for line in map(words, out.splitlines()) if precision["forgetting"] in line)
     assert f"{scores['forgetting']['auroc']:.3f}" in told
     assert precision["tracin"] not in words(out)
+
+
+def test_ranking_of_unknown_labels_and_its_reason_are_told(run, tmp_path, capsys):
+    (run / "y_train.npy").unlink()
+    analyse(run, tmp_path)
+    chosen, rows, out = load_run(run), suspects(tmp_path), capsys.readouterr().out
+    assert [row["score"] for row in rows] == [row[chosen.rank_by] for row in rows]
+    assert any(chosen.rank_by in words(line) and chosen.reason in line for line in out.splitlines())
 
 
 @pytest.mark.parametrize("name", RANKINGS)

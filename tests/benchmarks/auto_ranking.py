@@ -8,7 +8,6 @@ others too.
 """
 import argparse
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -56,28 +55,30 @@ class Regime:
     rate: float = 0.06
 
     def __str__(self) -> str:
-        noise = "" if self.noise == "uniform" else f", {self.noise}"
-        return (f"{self.source}, {len(self.classes)} classes, {self.samples} images, nmaps {self.nmaps}, "
-                f"{self.epochs} epochs{', augmented' if self.augmentation else ''}{noise}")
+        kind = (", augmented" if self.augmentation else "") + (
+            "" if self.noise == "uniform" else f", {self.noise}")
+        return (f"{self.source}, {len(self.classes)} classes, {self.samples} images, "
+                f"nmaps {self.nmaps}, {self.epochs} epochs{kind}")
 
 
 REGIMES = (
-    Regime("cifar10", SEVEN, 650, 30),
+    Regime("digits", TEN, 700, 2),
+    Regime("digits", TEN, 700, 5),
     Regime("digits", TEN, 700, 12),
     Regime("digits", TEN, 700, 12, noise="hardest"),
-    Regime("cifar10", EASY, 600, 30),
-    Regime("cifar10", SEVEN, 650, 60),
-    Regime("digits", TEN, 700, 5),
-    Regime("digits", TEN, 700, 2),
-    Regime("cifar10", TEN, 1500, 20, noise="asymmetric"),
+    Regime("digits", TEN, 400, 30),
+    Regime("cifar10", TEN, 2000, 5, nmaps=8),
     Regime("cifar10", SEVEN, 650, 10),
-    Regime("digits", TEN, 700, 30),
+    Regime("cifar10", SEVEN, 600, 20, nmaps=8, noise="hardest", rate=0.1),
+    Regime("cifar10", TEN, 800, 20, nmaps=8, noise="asymmetric", rate=0.1),
+    Regime("cifar10", SEVEN, 210, 100, rate=0.1),
+    Regime("cifar10", TEN, 3000, 6, nmaps=8),
     Regime("cifar10", SEVEN, 650, 30, nmaps=8),
-    Regime("cifar10", TEN, 2000, 20, nmaps=8),
-    Regime("cifar10", SEVEN, 650, 60, nmaps=8, augmentation=True),
-    Regime("cifar10", SEVEN, 1000, 30, nmaps=8, noise="hardest"),
-    Regime("cifar10", TEN, 2000, 5),
-    Regime("cifar10", TEN, 5000, 8, nmaps=8),
+    Regime("cifar10", SEVEN, 400, 40, nmaps=8, augmentation=True),
+    Regime("cifar10", TEN, 1500, 15, nmaps=8),
+    Regime("cifar10", EASY, 600, 30),
+    Regime("cifar10", SEVEN, 650, 30),
+    Regime("cifar10", SEVEN, 650, 60),
 )
 
 
@@ -124,8 +125,8 @@ def measure(regime: Regime, seed: int, folder: Path, data: Path | None) -> dict:
     train(run_folder, "--input", folder / "data", "--model", "resnet23", "--nmaps", regime.nmaps,
           "--train_epochs", regime.epochs, "--augmentation", regime.augmentation, "--seed", seed,
           "-c", "cpu")
-    script("calculate_score.py", "--input", run_folder, "--checkpoint", run_folder, "--output", run_folder,
-           "-c", "cpu", "--workers", 1)
+    script("calculate_score.py", "--input", run_folder, "--checkpoint", run_folder, "--output",
+           run_folder, "-c", "cpu", "--workers", 1)
     run = load_run(run_folder, "tracin")
     wrong = (dataset.labels != dataset.true_labels)[:, 0]
     scores = {name: {**detection_metrics(score, wrong), "first": int(wrong[rank(score)[:SHOWN]].sum())}
