@@ -4,9 +4,11 @@
 
 The last of three steps, after train.py and calculate_score.py.
 """
+import itertools
+import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,21 @@ from utils import cli
 from utils.cli import Boolean, Parser, number
 from utils.files import check_folder, save_json
 from utils.review import figures
-from utils.review.detection import PERCENTAGES, bootstrap_intervals, detection_metrics, rank
+from utils.review.detection import rank
 from utils.review.page import save_review
-from utils.review.rankings import RANKINGS, describe_rankings
-from utils.review.run import Run, load_run
+from utils.review.rankings import AUTO, DEFAULT, RANKINGS, describe_rankings
+from utils.review.report import (
+    CURVE,
+    DISTRIBUTION,
+    DROP,
+    METRICS,
+    RELABEL,
+    REVIEW,
+    SUSPECTS,
+    measure,
+    print_report,
+)
+from utils.review.run import Run, load_run, trustworthy
 from utils.review.suspects import (
     Facts,
     count_label_issues,
@@ -30,8 +43,6 @@ from utils.review.suspects import (
     save_suspects,
 )
 
-DISTRIBUTION, CURVE, METRICS = "score_distribution.png", "score_curve.png", "metrics.json"
-SUSPECTS, REVIEW, DROP, RELABEL = "suspects.csv", "review.html", "drop.csv", "relabel.csv"
 TOP_CLASSES, EXTRACTED = "{}_top_influence_sample.png", "extracted_samples"
 
 SPARED_SHOWN = 5
@@ -45,7 +56,7 @@ class Settings:
     output: Path
     ckpt_analysis: bool
     save_extracted: bool
-    rank_by: str
+    rank_by: str | None
     review: int
     drop: float | None
     relabel: float | None
@@ -54,9 +65,10 @@ class Settings:
 def get_args(argv: Sequence[str] | None = None) -> Settings:
     parser = Parser(description=__doc__, epilog=describe_rankings())
     review = parser.group("ranking and review")
-    review.add_argument("--rank_by", metavar="NAME", default="tracin",
-                        help="ranking that orders the suspects, one of those below "
-                             "(default: %(default)s)")
+    review.add_argument("--rank_by", metavar="NAME",
+                        help=f"ranking that orders the suspects, one of those below, or {AUTO} for the "
+                             f"one that suits the run (default: {AUTO} where the true labels are "
+                             f"unknown, else {DEFAULT})")
     review.add_argument("--review", type=number(int, 0), default=1000, metavar="N",
                         help="number of suspects on the review page; 0 for no page "
                              "(default: %(default)s)")
@@ -94,8 +106,22 @@ def main(argv: Sequence[str] | None = None):
     write_tables(settings, run, facts, issues)
     write_figures(settings, run)
     metrics = measure(run, issues)
-    report(settings.output, run, metrics)
+    print_report(settings.output, run, metrics)
     save_json(settings.output / METRICS, metrics)
+    print(f"next, after the review: {training_command(settings)}")
+
+
+def training_command(settings: Settings) -> str:
+    """The command that trains on the corrected data, in a folder that is not there yet."""
+    start = re.sub(r"_\d+$", "", str(settings.input))
+    following = next(f"{start}_{number}" for number in itertools.count(2)
+                     if not Path(f"{start}_{number}").exists())
+    command = cli.other_script("train.py", "--run", following, "--input", settings.input,
+                               "--corrections")
+    if settings.drop is None and settings.relabel is None:
+        return f"{command} ~/Downloads/corrections.csv"
+    path = settings.output / (DROP if settings.relabel is None else RELABEL)
+    return f"{command} {shlex.quote(str(path))}"
 
 
 def choose_corrections(run: Run, drop: float | None, relabel: float | None) -> Corrections:
@@ -127,12 +153,10 @@ def write_tables(settings: Settings, run: Run, facts: Facts, issues: int):
         print(f"{twice} samples have the same image as one with another label: see duplicate_of in "
               f"{output / SUSPECTS}")
     if settings.review:
-        folder = shlex.quote(str(settings.input))
-        following = shlex.quote(f"{settings.input}_2")
         save_review(output / REVIEW, run.dataset, run.score, run.rank_by, run.per_checkpoint,
-                    settings.review, facts, likely=issues,
-                    next_command=f"python -u train.py --run {following} --input {folder} "
-                                 "--corrections ~/Downloads/corrections.csv")
+                    settings.review, facts, likely=issues if trustworthy(run) else None,
+                    reason=run.reason, next_command=training_command(
+                        replace(settings, drop=None, relabel=None)))
     else:
         (output / REVIEW).unlink(missing_ok=True)  # from an earlier analysis
     if settings.drop is not None or settings.relabel is not None:
@@ -164,57 +188,6 @@ def write_figures(settings: Settings, run: Run):
                                 count_top_classes(dataset, influence), totals)
     if settings.save_extracted:
         save_extracted(output / EXTRACTED, run.dataset, run.score)
-
-
-def measure(run: Run, issues: int) -> dict:
-    """The content of ``metrics.json``: counts, and metrics of all rankings with 95 % intervals."""
-    mislabelled, measured = run.mislabelled, {}
-    if mislabelled is not None and mislabelled.any() and not mislabelled.all():
-        intervals = bootstrap_intervals(run.rankings, mislabelled)
-        for name, score in run.rankings.items():
-            measured[name] = {**detection_metrics(score, mislabelled),
-                              **{f"{metric}_interval": ends for metric, ends in intervals[name].items()}}
-    return {"samples": len(run.score),
-            "mislabelled": None if mislabelled is None else int(mislabelled.sum()),
-            "estimated_label_issues": issues,
-            "scores": measured}
-
-
-def report(output: Path, run: Run, metrics: dict):
-    """Print the metrics and where the results are."""
-    samples, mislabelled, issues = (metrics[name] for name in (
-        "samples", "mislabelled", "estimated_label_issues"))
-    if metrics["scores"]:
-        print(f"{samples} samples, {mislabelled} mislabelled, ranked by {run.rank_by}")
-        print_metrics(metrics["scores"], run.rank_by)
-    else:
-        kind = "true labels unknown" if mislabelled is None else f"{mislabelled or 'none'} mislabelled"
-        print(f"{samples} samples, {kind}: ranked by {run.rank_by}, without metrics and curve")
-    drawn = [DISTRIBUTION, CURVE] if metrics["scores"] else [DISTRIBUTION]
-    print("figures: " + ", ".join(str(output / name) for name in drawn))
-    print(f"suspects, most suspicious first: {output / SUSPECTS}")
-    if (output / REVIEW).exists():
-        print(f"to review them, open in a browser: {output / REVIEW}")
-    advice = f"; start with the first {issues}" if issues else ""
-    print(f"estimated number of wrong labels (confident joint): {issues or 'none'} of {samples}{advice}")
-    agreement = (run.per_checkpoint.probability.argmax(axis=1) == run.dataset.labels[:, 0]).mean()
-    print(f"the networks agree with {100 * agreement:.1f} % of the labels (if this is low, they have "
-          "not learned the task: train longer before trusting count or ranking)")
-
-
-def print_metrics(metrics: dict[str, dict], rank_by: str):
-    """Print the metrics of one ranking in words and those of all rankings in a table."""
-    chosen = metrics[rank_by]
-    for percentage in PERCENTAGES:
-        print(f"checking {percentage} % of the samples finds {chosen[f'recall_at_{percentage}']:.3f} of "
-              "the mislabelled ones")
-    print(f"AUROC {chosen['auroc']:.3f}, average precision {chosen['average_precision']:.3f}")
-    print(f"\n{'found at':16}" + "".join(f"{f'{percentage} %':>7}" for percentage in PERCENTAGES)
-          + f"{'AUROC':>8}")
-    for name, values in metrics.items():
-        recalls = "".join(f"{values[f'recall_at_{percentage}']:7.3f}" for percentage in PERCENTAGES)
-        print(f"{name:16}{recalls}{values['auroc']:8.3f}")
-    print()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from datasets import arrays, corrections
 from datasets.corrections import Corrections
 from tests.conftest import ROOT, forget_annotations, make_dataset
 from utils.errors import UserError
+from utils.review.run import load_run
 from utils.review.suspects import count_label_issues, count_top_classes
 
 RANKINGS = ["tracin", "tracin_weighted", "tracin_norms", "tracin_late", "loss", "margin", "error_norm",
@@ -66,6 +67,14 @@ def test_the_chosen_ranking_is_the_one_that_is_told(run, tmp_path, capsys):
     assert precision["tracin"] not in words(out)
 
 
+def test_ranking_of_unknown_labels_and_its_reason_are_told(run, tmp_path, capsys):
+    (run / "y_train.npy").unlink()
+    analyse(run, tmp_path)
+    chosen, rows, out = load_run(run), suspects(tmp_path), capsys.readouterr().out
+    assert [row["score"] for row in rows] == [row[chosen.rank_by] for row in rows]
+    assert any(chosen.rank_by in words(line) and chosen.reason in line for line in out.splitlines())
+
+
 @pytest.mark.parametrize("name", RANKINGS)
 def test_suspects_are_ranked_by_any_score_and_carry_all(run, tmp_path, name):
     analyse(run, tmp_path, "--rank_by", name)
@@ -73,7 +82,7 @@ def test_suspects_are_ranked_by_any_score_and_carry_all(run, tmp_path, name):
     assert [row["score"] for row in rows] == [row[name] for row in rows]
     values = [float(row["score"]) for row in rows]
     assert values == sorted(values, reverse=True)
-    assert list(rows[0])[11:] == RANKINGS
+    assert list(rows[0])[11:] == ["ranked_by", *RANKINGS]
 
 
 def test_dynamics_of_another_training_are_refused(run, tmp_path):
@@ -128,7 +137,11 @@ def test_ranking_goes_without_two_kinds_of_labels(run, tmp_path, capsys, truth, 
         np.save(run / "y_train.npy", labels if truth == "clean" else (labels + 1) % 3)
     metrics = analyse(run, tmp_path / "figure", "--ckpt_analysis", "True", "--save_extracted", "True")
     assert metrics.pop("estimated_label_issues") in range(31)
-    assert metrics == {"samples": 30, "mislabelled": count, "scores": {}}
+    # Without true labels `auto` ranks, with them `tracin`; the run has three epochs.
+    ranked_by = "error_norm" if truth == "unknown" else "tracin"
+    assert 0 < metrics.pop("agreement") < 1
+    assert metrics == {"samples": 30, "ranked_by": ranked_by, "mislabelled": count, "scores": {}}
+    assert {row["ranked_by"] for row in suspects(tmp_path / "figure")} == {ranked_by}
     out = capsys.readouterr().out
     assert "score_distribution.png" in out and "score_curve.png" not in out
     assert (tmp_path / "figure" / "score_distribution.png").exists()

@@ -12,6 +12,12 @@ import numpy as np
 from utils.tracin.scores import PerCheckpoint
 from utils.training.dynamics import TrainingDynamics
 
+AUTO = "auto"
+# Where --rank_by names none and the true labels are known.
+DEFAULT = "tracin"
+# tests/benchmarks/README.md, "Which ranking suits a run", has the evidence.
+FEW_EPOCHS = 20
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -131,3 +137,25 @@ def rankings(total: np.ndarray, per_checkpoint: PerCheckpoint, labels: np.ndarra
     run = Evidence(total, per_checkpoint, labels, dynamics)
     scores = {name: ranking.score(run) for name, ranking in RANKINGS.items()}
     return {name: np.asarray(score, float) for name, score in scores.items() if score is not None}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The name of a ranking, and in words why it was chosen."""
+
+    name: str
+    reason: str
+
+
+def choose_ranking(epochs: int, dynamics: bool) -> Choice:
+    """The ranking that suits a run, by what is known without the true labels.
+
+    Args:
+        epochs: of the newest checkpoint.
+        dynamics: whether the training statistics of all epochs are there.
+    """
+    if epochs < FEW_EPOCHS:
+        return Choice("error_norm", f"aum needs at least {FEW_EPOCHS} epochs, found {epochs}")
+    if dynamics:
+        return Choice("aum", f"the run has the training statistics of all {epochs} epochs")
+    return Choice("loss", "aum needs the training statistics of all epochs, which the run lacks")

@@ -8,10 +8,14 @@ from datasets import arrays
 from datasets.arrays import Dataset
 from utils.cli import nearest
 from utils.errors import UserError
-from utils.review.rankings import rankings
+from utils.review.rankings import AUTO, DEFAULT, Choice, choose_ranking, rankings
 from utils.tracin import scores
 from utils.tracin.scores import PerCheckpoint
 from utils.training import dynamics
+
+# Below this agreement, most of the estimated wrong labels are samples that were not learned:
+# tests/benchmarks/README.md, "Which ranking suits a run".
+LEARNED = 0.75
 
 
 @dataclass(frozen=True)
@@ -22,12 +26,14 @@ class Run:
         dataset: the N samples.
         rankings: by name, float (N,); higher is more suspicious.
         rank_by: the name of the ranking to use.
+        reason: why that one, in words; empty where the user named it.
         per_checkpoint: the scores at each checkpoint.
     """
 
     dataset: Dataset
     rankings: dict[str, np.ndarray]
     rank_by: str
+    reason: str
     per_checkpoint: PerCheckpoint
 
     @property
@@ -42,8 +48,24 @@ class Run:
         return None if true is None else (true != self.dataset.labels)[:, 0]
 
 
-def load_run(folder: Path, rank_by: str) -> Run:
+def agreement(run: Run) -> float:
+    """Share of the labels that the networks' mean probabilities agree with, from 0 to 1."""
+    suggested = run.per_checkpoint.probability.argmax(axis=1)
+    return float((suggested == run.dataset.labels[:, 0]).mean())
+
+
+def trustworthy(run: Run) -> bool:
+    """Whether the networks have learned enough for the estimated number of wrong labels to mean much."""
+    return agreement(run) >= LEARNED
+
+
+def load_run(folder: Path, rank_by: str | None = None) -> Run:
     """Read the data and the scores of a run.
+
+    Args:
+        folder: ``calculate_score.py --output``, with the data and the training statistics.
+        rank_by: the name of a ranking, or ``AUTO`` for the one that suits the run; None for ``AUTO``
+            where the true labels are unknown, else for `tracin`.
 
     Raises:
         UserError: a file is missing, damaged or of another run, or the run has no such ranking.
@@ -54,8 +76,11 @@ def load_run(folder: Path, rank_by: str) -> Run:
     arrays.check_annotations(folder, dataset, per_checkpoint.annotations)
     by_name = rankings(total, per_checkpoint, dataset.labels,
                        dynamics.load(folder, per_checkpoint.run_sha256))
-    if rank_by not in by_name:
-        hint = nearest(rank_by, by_name)
-        raise UserError(f"expected --rank_by to be one of the rankings of this run "
+    choice = Choice(rank_by or DEFAULT, "" if rank_by else "the default where the true labels are known")
+    if rank_by == AUTO or (rank_by is None and dataset.true_labels is None):
+        choice = choose_ranking(int(per_checkpoint.epochs.max()), dynamics="aum" in by_name)
+    if choice.name not in by_name:
+        hint = nearest(choice.name, [AUTO, *by_name])
+        raise UserError(f"expected --rank_by to be {AUTO} or one of the rankings of this run "
                         f"({', '.join(by_name)}), found {rank_by}{hint and f'; {hint}'}")
-    return Run(dataset, by_name, rank_by, per_checkpoint)
+    return Run(dataset, by_name, choice.name, choice.reason, per_checkpoint)

@@ -146,7 +146,7 @@ def _shown(order: np.ndarray, facts: Facts, limit: int) -> np.ndarray:
 
 def save_suspects(path: Path, dataset: Dataset, scores: dict[str, np.ndarray], rank_by: str,
                   per_checkpoint: PerCheckpoint, facts: Facts):
-    """Write all samples, most suspicious first: the fields of `Suspect`, then all scores.
+    """Write all samples, most suspicious first: the fields of `Suspect`, `rank_by`, then all scores.
 
     `duplicate_of` and `decided` ("relabel" or "fine") are empty where there is none.
 
@@ -163,14 +163,14 @@ def save_suspects(path: Path, dataset: Dataset, scores: dict[str, np.ndarray], r
     names = [text_cell(name) for name in dataset.names]
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*columns, *scores])
+        writer.writerow([*columns, "ranked_by", *scores])
         for suspect in ranked_suspects(dataset, scores[rank_by], per_checkpoint, facts):
             row = {column: getattr(suspect, column) for column in columns}
             row |= {column: names[row[column]] for column in columns if column.endswith("_label")}
             if suspect.path is not None:
                 row["path"] = text_cell(suspect.path)
             row["decided"] = suspect.decided and suspect.decided.decision
-            writer.writerow([*row.values(), *(score[suspect.index] for score in scores.values())])
+            writer.writerow([*row.values(), rank_by, *(score[suspect.index] for score in scores.values())])
 
 
 def count_top_classes(dataset: Dataset, influence: np.ndarray) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from utils.review.rankings import RANKINGS, Ranking, forgetting, rankings
+from utils.review.rankings import RANKINGS, Ranking, choose_ranking, forgetting, rankings
 from utils.tracin.scores import PerCheckpoint
 from utils.training.dynamics import TrainingDynamics
 
@@ -53,3 +53,11 @@ def test_ranking_is_one_entry(monkeypatch):
     monkeypatch.setitem(RANKINGS, "first", Ranking("", lambda run: run.per_checkpoint.loss[:, 0]))
     scores = rankings(TOTAL, PER_CHECKPOINT, LABELS, None)
     assert scores["first"].tolist() == [1, 4] and list(scores)[-1] == "first"
+
+
+@pytest.mark.parametrize(("epochs", "dynamics", "expected"), [
+    (2, True, "error_norm"), (19, True, "error_norm"), (20, True, "aum"), (270, True, "aum"),
+    (19, False, "error_norm"), (20, False, "loss")])
+def test_choice_suits_epochs_and_statistics(epochs, dynamics, expected):
+    choice = choose_ranking(epochs, dynamics)
+    assert choice.name == expected and choice.name in RANKINGS and choice.reason

@@ -1,0 +1,202 @@
+"""Which ranking suits which run: the evidence behind ``--rank_by auto``.
+
+    python -m tests.benchmarks.auto_ranking --data cifar-10-python.tar.gz
+
+It trains, scores and measures run after run, a line of ``runs.jsonl`` each, resumes where it was
+interrupted, and ends with the tables in README.md beside this file.  The rule was chosen on seed 0.
+"""
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from sklearn.svm import SVC
+
+from datasets import DATASETS, arrays, load_source
+from datasets.arrays import Dataset, Source, Split
+from datasets.label_noise import asymmetric_labels, hardest_labels, shuffle_labels
+from tests.benchmarks.experiment import script, train
+from utils.review.detection import detection_metrics, rank
+from utils.review.rankings import AUTO, choose_ranking
+from utils.review.run import agreement, load_run
+from utils.review.suspects import count_label_issues
+
+# The rule was chosen on the first.
+SEEDS = (0, 1)
+RESULTS = "runs.jsonl"
+FIRST = 30
+SHOWN = ("tracin", "tracin_norms", "loss", "margin", "error_norm", "self_confidence", "aum",
+         "forgetting")
+METRICS = {"recall_at_10": "10 %", "recall_at_20": "20 %", "recall_at_30": "30 %", "auroc": "AUROC"}
+# By their number; the three are easy to tell apart.
+CLASSES = {3: (0, 1, 6), 7: (0, 1, 2, 4, 6, 7, 8), 10: tuple(range(10))}
+
+
+@dataclass(frozen=True)
+class Regime:
+    """A set of images as users bring them, and a training as they run it.
+
+    Attributes:
+        source: "digits" or "cifar10".
+        classes: how many of the source's are kept, numbered anew.
+        samples, epochs, nmaps, augmentation: as for train.py.
+        noise: "uniform", "asymmetric" (next class, or the one CIFAR-10's resembles) or "hardest" (the
+            one that a support vector machine trained on other images finds likeliest).
+        rate: share of each class that is mislabelled.
+    """
+
+    source: str
+    classes: int
+    samples: int
+    epochs: int
+    nmaps: int = 16
+    noise: str = "uniform"
+    augmentation: bool = False
+    rate: float = 0.06
+
+    def __str__(self) -> str:
+        kind = (", augmented" if self.augmentation else "") + (
+            "" if self.noise == "uniform" else f", {self.noise}")
+        return (f"{self.source}, {self.classes} classes, {self.samples} images, "
+                f"nmaps {self.nmaps}, {self.epochs} epochs{kind}")
+
+    @property
+    def folder(self) -> str:
+        return str(self).replace(", ", "_").replace(" ", "_")
+
+
+REGIMES = (
+    Regime("digits", 10, 700, 2),
+    Regime("digits", 10, 700, 5),
+    Regime("digits", 10, 700, 12),
+    Regime("digits", 10, 700, 12, noise="hardest"),
+    Regime("digits", 10, 400, 30),
+    Regime("cifar10", 10, 2000, 5, nmaps=8),
+    Regime("cifar10", 7, 650, 10),
+    Regime("cifar10", 7, 600, 20, nmaps=8, noise="hardest", rate=0.1),
+    Regime("cifar10", 10, 800, 20, nmaps=8, noise="asymmetric", rate=0.1),
+    Regime("cifar10", 7, 210, 100, rate=0.1),
+    Regime("cifar10", 10, 3000, 6, nmaps=8),
+    Regime("cifar10", 7, 650, 30, nmaps=8),
+    Regime("cifar10", 7, 400, 40, nmaps=8, augmentation=True),
+    Regime("cifar10", 10, 1500, 15, nmaps=8),
+    Regime("cifar10", 3, 600, 30),
+    Regime("cifar10", 7, 650, 30),
+    Regime("cifar10", 7, 650, 60),
+)
+
+
+@cache
+def load(name: str, data: Path | None) -> Source:
+    """A known set of images, read once."""
+    return load_source(name, data if DATASETS[name].reads_files else None, None, False,
+                       np.random.default_rng(0))
+
+
+def make_data(regime: Regime, seed: int, data: Path | None) -> Dataset:
+    """The images of a run with noisy labels and the true ones, and a few images to test on."""
+    rng = np.random.default_rng(seed)
+    source = load(regime.source, data)
+    known = source.train
+    classes = CLASSES[regime.classes]
+    members = rng.permutation(np.flatnonzero(np.isin(known.labels[:, 0], classes)))
+    chosen, others = np.split(members, [regime.samples])
+    renumber = np.full(10, -1)
+    renumber[list(classes)] = np.arange(len(classes))
+    images, true = known.images[chosen], renumber[known.labels[chosen]]
+    if regime.noise == "hardest":
+        others = others[:3000]
+        machine = SVC().fit(known.images[others].reshape(len(others), -1) / 255,
+                            renumber[known.labels[others, 0]])
+        logits = machine.decision_function(images.reshape(len(images), -1) / 255)
+        noisy = hardest_labels(true, regime.rate, logits, rng)
+    elif regime.noise == "asymmetric":
+        noisy = asymmetric_labels(true, regime.rate, source.confusable, rng)
+    else:
+        noisy = shuffle_labels(true, regime.rate, len(classes), rng)
+    return Dataset(images, noisy, true, Split(images[:50], true[:50]),
+                   [str(label) for label in classes])
+
+
+def measure(regime: Regime, seed: int, folder: Path, data: Path | None) -> dict:
+    """Train, score and rank what is not done yet; returns facts and metrics.
+
+    The run itself never sees the true labels.
+    """
+    dataset = make_data(regime, seed, data)
+    hidden = Dataset(dataset.images, dataset.labels, None, dataset.test, dataset.names)
+    arrays.save(folder / "data", hidden)
+    run_folder = folder / "run"
+    train(run_folder, "--input", folder / "data", "--model", "resnet23", "--nmaps", regime.nmaps,
+          "--train_epochs", regime.epochs, "--augmentation", regime.augmentation, "--seed", seed,
+          "-c", "cpu")
+    script("calculate_score.py", "--input", run_folder, "--checkpoint", run_folder, "--output",
+           run_folder, "-c", "cpu", "--workers", 1)
+    run = load_run(run_folder, "tracin")
+    wrong = (dataset.labels != dataset.true_labels)[:, 0]
+    scores = {name: {**detection_metrics(score, wrong), "first": int(wrong[rank(score)[:FIRST]].sum())}
+              for name, score in run.rankings.items()}
+    return {"regime": asdict(regime), "seed": seed, "wrong": int(wrong.sum()),
+            "agreement": agreement(run), "scores": scores,
+            "estimated": count_label_issues(run.per_checkpoint.probability, dataset.labels)}
+
+
+def choice(run: dict) -> str:
+    return choose_ranking(run["regime"]["epochs"], dynamics=True).name
+
+
+def runs_table(runs: list[dict]) -> str:
+    """Markdown: the wrong labels among the first 30 of each run, by ranking; ``auto``'s in bold."""
+    head = ["run", "wrong", "estimated", "agreement", *(f"`{name}`" for name in SHOWN)]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for run in runs:
+        cells = [f"**{run['scores'][name]['first']}**" if name == choice(run)
+                 else str(run["scores"][name]["first"]) for name in SHOWN]
+        cells = [str(Regime(**run["regime"])), str(run["wrong"]), str(run["estimated"]),
+                 f"{run['agreement']:.2f}", *cells]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def means_table(runs: list[dict]) -> str:
+    """Markdown: means over the runs, and how far AUROC stays behind that of each run's best ranking."""
+    lines = ["| " + " | ".join(["ranking", f"first {FIRST}", *METRICS.values(), "AUROC behind the best"])
+             + " |", "|---" * (3 + len(METRICS)) + "|"]
+    for name in (*SHOWN, AUTO):
+        scores = [run["scores"][choice(run) if name == AUTO else name] for run in runs]
+        behind = [max(run["scores"][other]["auroc"] for other in SHOWN) - score["auroc"]
+                  for run, score in zip(runs, scores, strict=True)]
+        lines.append(f"| `{name}` | {np.mean([score['first'] for score in scores]):.1f} | " + " | ".join(
+            f"{np.mean([score[metric] for score in scores]):.3f}" for metric in METRICS)
+            + f" | {np.mean(behind):.3f}, at most {max(behind):.3f} |")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="as for train.py")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--output", type=Path, default=Path("auto_ranking"))
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    results = args.output / RESULTS
+    runs = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    done = {(Regime(**run["regime"]), run["seed"]): run for run in runs}
+    for seed in args.seeds:
+        for regime in REGIMES:
+            if (regime, seed) in done:
+                continue
+            run = measure(regime, seed, args.output / f"{regime.folder}_{seed}", args.data)
+            with results.open("a") as file:
+                file.write(json.dumps(run) + "\n")
+            done[regime, seed] = run
+    for seed in args.seeds:
+        chosen = [done[regime, seed] for regime in REGIMES]
+        print(f"\nseed {seed}\n\n{runs_table(chosen)}\n\n{means_table(chosen)}")
+
+
+if __name__ == "__main__":
+    main()
