@@ -161,7 +161,7 @@ def report(output: Path, run: Run, metrics: dict):
         kind = "true labels unknown" if mislabelled is None else f"{mislabelled or 'none'} mislabelled"
         print(f"{samples} samples, {kind}: ranked by {run.rank_by}, without metrics and curve")
     if run.reason:
-        print(f"why {run.rank_by}: {run.reason}")
+        print(f"ranking {run.rank_by}: {run.reason}")
     drawn = [DISTRIBUTION, CURVE] if metrics["scores"] else [DISTRIBUTION]
     print("figures: " + ", ".join(str(output / name) for name in drawn))
     print(f"suspects, most suspicious first: {output / SUSPECTS}")
