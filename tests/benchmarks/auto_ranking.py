@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.auto_ranking --data cifar-10-python.tar.gz
 
-It trains, scores and measures run after run, a line of ``runs.jsonl`` each, resumes where it was
-interrupted, and ends with the tables in README.md beside this file.  The rule was chosen on seed 0.
+It trains, scores and measures run after run, as many at a time as there are cores, writes a line of
+``runs.jsonl`` for each, resumes where it was interrupted, and ends with the tables in README.md beside
+this file.  The rule was chosen on seed 0.
 """
 import argparse
 import json
@@ -17,7 +18,7 @@ from sklearn.svm import SVC
 from datasets import DATASETS, arrays, load_source
 from datasets.arrays import Dataset, Source, Split
 from datasets.label_noise import asymmetric_labels, hardest_labels, shuffle_labels
-from tests.benchmarks.experiment import script, train
+from tests.benchmarks.experiment import runs_at_a_time, script, train
 from utils.review.detection import detection_metrics, rank
 from utils.review.rankings import AUTO, choose_ranking
 from utils.review.run import agreement, load_run
@@ -147,15 +148,16 @@ def choice(run: dict) -> str:
     return choose_ranking(run["regime"]["epochs"], dynamics=True).name
 
 
-def runs_table(runs: list[dict]) -> str:
-    """Markdown: the wrong labels among the first 30 of each run, by ranking; ``auto``'s in bold."""
+def runs_table(runs: dict[Regime, list[dict]]) -> str:
+    """Markdown: the wrong labels among the first 30 with each seed, by ranking; ``auto``'s in bold."""
     head = ["run", "wrong", "estimated", "agreement", *(f"`{name}`" for name in SHOWN)]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for run in runs:
-        cells = [f"**{run['scores'][name]['first']}**" if name == choice(run)
-                 else str(run["scores"][name]["first"]) for name in SHOWN]
-        cells = [str(Regime(**run["regime"])), str(run["wrong"]), str(run["estimated"]),
-                 f"{run['agreement']:.2f}", *cells]
+    for regime, seeds in runs.items():
+        cells = [str(regime)] + [" / ".join(str(round(run[name], 2)) for run in seeds)
+                                 for name in ("wrong", "estimated", "agreement")]
+        for name in SHOWN:
+            found = " / ".join(str(run["scores"][name]["first"]) for run in seeds)
+            cells.append(f"**{found}**" if name == choice(seeds[0]) else found)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -178,24 +180,25 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="as for train.py")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="default: %(default)s")
     parser.add_argument("--output", type=Path, default=Path("auto_ranking"))
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     results = args.output / RESULTS
     runs = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     done = {(Regime(**run["regime"]), run["seed"]): run for run in runs}
-    for seed in args.seeds:
-        for regime in REGIMES:
-            if (regime, seed) in done:
-                continue
-            run = measure(regime, seed, args.output / f"{regime.folder}_{seed}", args.data)
+    load("cifar10", args.data)  # downloads it, if need be, before several would at once
+    with runs_at_a_time() as pool:
+        futures = {(regime, seed): pool.submit(
+            measure, regime, seed, args.output / f"{regime.folder}_{seed}", args.data)
+            for seed in args.seeds for regime in REGIMES if (regime, seed) not in done}
+        for key, future in futures.items():
+            done[key] = future.result()
             with results.open("a") as file:
-                file.write(json.dumps(run) + "\n")
-            done[regime, seed] = run
+                file.write(json.dumps(done[key]) + "\n")
+    print(runs_table({regime: [done[regime, seed] for seed in args.seeds] for regime in REGIMES}))
     for seed in args.seeds:
-        chosen = [done[regime, seed] for regime in REGIMES]
-        print(f"\nseed {seed}\n\n{runs_table(chosen)}\n\n{means_table(chosen)}")
+        print(f"\nmeans of seed {seed}:\n\n{means_table([done[regime, seed] for regime in REGIMES])}")
 
 
 if __name__ == "__main__":

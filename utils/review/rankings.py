@@ -16,7 +16,7 @@ AUTO = "auto"
 # Where --rank_by names none and the true labels are known.
 DEFAULT = "tracin"
 # tests/benchmarks/README.md, "Which ranking suits a run", has the evidence.
-FEW_EPOCHS = 20
+ENOUGH_EPOCHS = 20
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,8 @@ def choose_ranking(epochs: int, dynamics: bool) -> Choice:
         epochs: of the newest checkpoint.
         dynamics: whether the training statistics of all epochs are there.
     """
-    if epochs < FEW_EPOCHS:
-        return Choice("error_norm", f"aum needs at least {FEW_EPOCHS} epochs, found {epochs}")
-    if dynamics:
+    if dynamics and epochs >= ENOUGH_EPOCHS:
         return Choice("aum", f"the run has the training statistics of all {epochs} epochs")
-    return Choice("loss", "aum needs the training statistics of all epochs, which the run lacks")
+    if dynamics:
+        return Choice("self_confidence", f"aum needs at least {ENOUGH_EPOCHS} epochs, found {epochs}")
+    return Choice("self_confidence", "aum needs training statistics of all epochs, which the run lacks")

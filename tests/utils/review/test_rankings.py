@@ -56,8 +56,8 @@ def test_ranking_is_one_entry(monkeypatch):
 
 
 @pytest.mark.parametrize(("epochs", "dynamics", "expected"), [
-    (2, True, "error_norm"), (19, True, "error_norm"), (20, True, "aum"), (270, True, "aum"),
-    (19, False, "error_norm"), (20, False, "loss")])
+    (2, True, "self_confidence"), (19, True, "self_confidence"), (20, True, "aum"), (270, True, "aum"),
+    (19, False, "self_confidence"), (270, False, "self_confidence")])
 def test_choice_suits_epochs_and_statistics(epochs, dynamics, expected):
     choice = choose_ranking(epochs, dynamics)
     assert choice.name == expected and choice.name in RANKINGS and choice.reason

@@ -16,7 +16,7 @@ def with_epochs(run, epochs):
     return run
 
 
-@pytest.mark.parametrize(("epochs", "expected"), [(3, "error_norm"), (30, "aum")])
+@pytest.mark.parametrize(("epochs", "expected"), [(3, "self_confidence"), (30, "aum")])
 def test_ranking_is_chosen_where_the_true_labels_are_unknown(run, epochs, expected):
     with_epochs(run, epochs)
     known = load_run(run)
@@ -41,7 +41,7 @@ def test_choice_goes_without_training_statistics(run, lacking):
             content = dict(file)
         content["margin"][3, 1] = np.nan
         np.savez(run / dynamics.FILE, **content)
-    assert load_run(run, AUTO).rank_by == "loss"
+    assert load_run(run, AUTO).rank_by == "self_confidence"
     with refused("--rank_by", "aum", "tracin"):
         load_run(run, "aum")
 
