@@ -170,7 +170,8 @@ def save_suspects(path: Path, dataset: Dataset, scores: dict[str, np.ndarray], r
             if suspect.path is not None:
                 row["path"] = text_cell(suspect.path)
             row["decided"] = suspect.decided and suspect.decided.decision
-            writer.writerow([*row.values(), rank_by, *(score[suspect.index] for score in scores.values())])
+            row["ranked_by"] = rank_by
+            writer.writerow([*row.values(), *(score[suspect.index] for score in scores.values())])
 
 
 def count_top_classes(dataset: Dataset, influence: np.ndarray) -> dict[str, np.ndarray]:
