@@ -9,7 +9,7 @@
 PYTHON = .venv/bin/python
 
 # Where the results of `make photos` go: beside the images.
-RUN = $(PHOTOS:%/=%)_run
+RUN = $(patsubst %/,%,$(patsubst %/,%,$(PHOTOS)))_run
 
 .PHONY: setup demo photos test bench experiment
 
@@ -26,12 +26,14 @@ photos: .venv/installed
 	@test -e "$(PHOTOS)" || { echo "error: expected your images at PHOTOS, found nothing at '$(PHOTOS)';" \
 	  "give them: make photos PHOTOS=folder" >&2; exit 2; }
 	@if $(PYTHON) -c 'import sys; from utils.cuda import cudnn_problem; sys.exit(cudnn_problem(0) is not None)'; \
-	then settings="--train_epochs 60"; \
+	then settings="--model resnet23 --train_epochs 60"; \
 	elif [ $$(find "$(PHOTOS)" -type f | wc -l) -le 5000 ]; \
-	then settings="--nmaps 16 --train_epochs 30 --no-augmentation"; \
-	else settings="--nmaps 16 --train_epochs 20 --no-augmentation"; fi; \
-	if ls "$(RUN)"/checkpoint_*.json >/dev/null 2>&1; then settings="$$settings --checkpoint"; fi; \
-	set -x; $(PYTHON) -u train.py --dataset "$(PHOTOS)" --run "$(RUN)" --model resnet23 $$settings
+	then settings="--model resnet23 --nmaps 16 --train_epochs 30 --no-augmentation"; \
+	else settings="--model resnet23 --nmaps 16 --train_epochs 20 --no-augmentation"; fi; \
+	if ls "$(RUN)"/checkpoint_*.json >/dev/null 2>&1; then settings=--checkpoint; fi; \
+	set -x; $(PYTHON) -u train.py --dataset "$(PHOTOS)" --run "$(RUN)" $$settings || { code=$$?; set +x; \
+	if [ "$$settings" = --checkpoint ]; then echo "to start over in another folder: make photos" \
+	  "PHOTOS=\"$(PHOTOS)\" RUN=folder" >&2; fi; exit $$code; }
 	$(PYTHON) -u calculate_score.py --run "$(RUN)"
 	$(PYTHON) mislabel_analysis.py --run "$(RUN)"
 

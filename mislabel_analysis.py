@@ -108,12 +108,17 @@ def main(argv: Sequence[str] | None = None):
     metrics = measure(run, issues)
     print_report(settings.output, run, metrics)
     save_json(settings.output / METRICS, metrics)
-    print(f"next, after the review: {training_command(settings)}")
+    if settings.drop is not None or settings.relabel is not None:
+        print(f"next: {training_command(settings)}")
+    elif settings.review:
+        print(f"next, after the review: {training_command(settings)}")
 
 
 def training_command(settings: Settings) -> str:
     """The command that trains on the corrected data, in a folder that is not there yet."""
-    start = re.sub(r"_\d+$", "", str(settings.input))
+    folder = settings.input if settings.input.name else settings.input.resolve()
+    first = folder.with_name(re.sub(r"_\d+$", "", folder.name))
+    start = first if first.name and first.is_dir() else folder  # the run whose rounds these are
     following = next(f"{start}_{number}" for number in itertools.count(2)
                      if not Path(f"{start}_{number}").exists())
     command = cli.other_script("train.py", "--run", following, "--input", settings.input,

@@ -9,26 +9,24 @@ import argparse
 import math
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from datasets import arrays, flags
 from datasets.arrays import Dataset
 from datasets.corrections import APPLIED_FILE, carry_forward, save_decisions
-from models.registry import MODELS, build_network, is_network
+from models.registry import MODELS, build_network
 from utils import cli
 from utils.cli import Parser
 from utils.context import current_context, memory_for, set_context
 from utils.errors import UserError
 from utils.files import check_folder
-from utils.tracin.engines import predict
+from utils.tracin.engines import noise_logits
 from utils.tracin.self_influence import loss_and_margin
 from utils.training import dynamics
 from utils.training.checkpoint import (
     Description,
     check_unused,
-    find_checkpoints,
     load_checkpoint,
     newest_complete,
     run_key,
@@ -71,7 +69,7 @@ def resolve(args: argparse.Namespace) -> TrainSettings:
     args, resumed = argparse.Namespace(**vars(args)), None
     if args.checkpoint:
         resumed = take_resumed(args, build_parser())
-    elif args.input and args.corrections:
+    elif args.input and args.corrections and args.shuffle_label is not False:
         take_corrected(args, build_parser())
     data = flags.resolve(args, resumed=resumed is not None)
     values = {name: getattr(args, name) for name in TrainSettings.__dataclass_fields__
@@ -128,19 +126,6 @@ def scoring_command(settings: TrainSettings) -> str:
     return cli.other_script("calculate_score.py", *folders, *cli.device_words(settings))
 
 
-def noise_logits(dataset: str | None, noise_model: Path, images: np.ndarray,
-                 classes: int) -> np.ndarray:
-    """The logits (N, C) of the newest checkpoint of --noise_model."""
-    checkpoint = find_checkpoints(noise_model)[-1]
-    made_by = checkpoint.description
-    if not made_by or made_by.classes != classes or not is_network(made_by.model, made_by.nmaps):
-        found = f"{made_by.model} with {made_by.classes}" if made_by else "no description"
-        raise UserError(f"expected a checkpoint_<epoch>.json of a network of {classes} classes in "
-                        f"{noise_model}, found {found}; give the --model_save_path of a run with "
-                        f"--dataset {dataset}")
-    return predict(checkpoint, build_network(made_by.model, classes, made_by.nmaps), images)
-
-
 def save_data(settings: TrainSettings, dataset: Dataset, description: Description):
     """Write the data to the output, unless that would mix two runs."""
     resumed = settings.resumed
@@ -152,6 +137,8 @@ def save_data(settings: TrainSettings, dataset: Dataset, description: Descriptio
     applied = carry_forward(source, corrections) if source else []
     arrays.save(settings.output, dataset, read_from=source)
     dynamics.check_unused(settings.output, run_key(description))
+    if resumed:
+        return  # the decisions of the run are there; --corrections need not be given again
     if applied:
         save_decisions(settings.output / APPLIED_FILE, applied)
     else:

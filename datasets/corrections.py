@@ -101,11 +101,11 @@ class Corrections:
         return labels, kept
 
     def keep_classes(self, dataset: Dataset, ranked: Iterable[int]) -> tuple["Corrections", list[int]]:
-        """These corrections, but where a class would have no sample left, its last one is left alone.
+        """These corrections without those that would leave a class without a sample.
 
         Args:
             dataset: N samples.
-            ranked: all their indices; of each class that would be empty, the last one here is kept.
+            ranked: all their indices; the last one of a class that would be empty is kept.
 
         Returns:
             The corrections, and the indices of the samples that they leave alone for this reason.
@@ -132,7 +132,7 @@ class Corrections:
                              for index, label in self.relabelled.items())
         removed = Counter(f"of {names[given[index]]}" for index in self.removed)
         return (f"{len(self.relabelled)} relabelled{_counts(relabelled)}, {len(self.removed)} removed"
-                f"{_counts(removed)}, {len(self.fine)} fine")
+                f"{_counts(removed)}, {len(self.fine)} with the right label")
 
 
 def _relabel(labels: np.ndarray, relabelled: dict[int, int]) -> np.ndarray:

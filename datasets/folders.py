@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from datasets.names import is_line
 from utils.errors import UserError
 
 # What file managers, network storages and operating systems make, in any case, beside names that start
@@ -141,8 +142,8 @@ def _check_level(path: Path, outer: dict[str, _Outer]):
                 inner = [folder.name for folder in _entries(root)[0]]
         if inner:
             raise UserError(f"expected one folder per class in {path}, found one folder alone, and in "
-                            f"{root} the folders {_some(map(ascii, inner))}; if these are the classes, "
-                            f"give {root} as --dataset")
+                            f"{_shown(root)} the folders {_some(map(ascii, inner))}; if these are the "
+                            f"classes, give {_shown(root)} as --dataset")
     elif outer and not any(one.has_files for one in outer.values()):
         inner = sorted(set.intersection(*({folder.name for folder in one.folders}
                                           for one in outer.values())))
@@ -161,17 +162,18 @@ def _some(words: Iterable[str]) -> str:
 def _add_classes(path: Path, part: Path, held: bool, found: Found):
     folders, beside = _entries(part, None if part == path else found.system)
     if not folders:
-        raise UserError(f"expected one folder of images per class in {part}, found none; sort the "
-                        "images into folders named for their classes, or give a .csv"
-                        f"{f', or remove {part.name}' if held else ''}")
+        raise UserError(f"expected one folder of images per class in {_shown(part)}, found none; sort "
+                        "the images into folders named for their classes, or give a .csv"
+                        f"{f', or remove {part.name!a}' if held else ''}")
     if beside:
         more = f" and {len(beside) - 1} more" if len(beside) > 1 else ""
-        print(f"left out, beside the class folders of {part}: {beside[0].name!a}{more}", flush=True)
+        print(f"left out, beside the class folders of {_shown(part)}: {beside[0].name!a}{more}",
+              flush=True)
     found.expected += [folder.name for folder in folders if not held]
     for folder in folders:
         files = _walk(folder, found)
         if not files:
-            raise UserError(f"expected images in every class folder of {part}, found none in "
+            raise UserError(f"expected images in every class folder of {_shown(part)}, found none in "
                             f"{folder.name!a}; add some or remove it")
         found.files += files
         found.classes += [folder.name] * len(files)
@@ -230,7 +232,13 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:
-    return UserError(f"cannot read the folder {path}: {error.strerror}; change that, or remove it")
+    return UserError(f"cannot read the folder {_shown(path)}: {error.strerror}; change that, or "
+                     "remove it")
+
+
+def _shown(path: Path) -> str:
+    """A path that may end in untrusted names, for messages."""
+    return str(path) if is_line(str(path)) else ascii(str(path))
 
 
 def is_system(name: str) -> bool:

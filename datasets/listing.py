@@ -14,7 +14,7 @@ from datasets.names import is_missing
 from utils.errors import UserError
 from utils.files import open_npz, read_table
 
-BACKSLASHES = "; folders are separated by / here, and with that there is none either"
+BACKSLASHES = "; folders are separated by / here, but there is no file at that path either"
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def _list_folder(path: Path) -> Listing:
 
 
 def _list_table(path: Path) -> Listing:
-    rows = read_table(path, ("path", "label"), "write the columns path,label, with commas, and a row an "
-                      "image")
+    rows = read_table(path, ("path", "label"), "write the columns path,label, with commas, and a row "
+                      "per image")
     files, labels, unknown = [], [], []
     seen: dict[str, int] = {}
     for line, row in rows:

@@ -17,7 +17,7 @@ from utils.errors import UserError
 
 EARLIER_VAL_FRACTION = 0.2  # the default of runs that recorded none
 SKIPPED_SHOWN, CLASSES_SHOWN = 10, 20
-DARK = 32  # 12-bit values in 16 bits become 15 at most
+DARK = 64  # 14-bit values in 16 bits become 63 at most
 
 
 def load_own(path: Path, val_fraction: float | None, strict: bool, rng: np.random.Generator) -> Source:
@@ -131,9 +131,9 @@ def _report(listing: Listing, errors: dict[int, Exception], strict: bool) -> lis
     lines += [_skipped(listing.paths[number] if listing.paths else f"image {number}", error)
               for number, error in sorted(errors.items())]
     if lines and (strict or not listing.paths):
-        raise UserError(f"{len(errors)} of {len(listing.sources)} files are no images that can be read, "
-                        f"and {len(listing.unread)} folders are not read, the first {lines[0]}; remove "
-                        f"them{', or leave --strict out' if strict else ''}")
+        raise UserError(f"expected images that can be read, found {len(lines):,} files or folders that "
+                        f"are not, the first {lines[0]}; remove them"
+                        f"{', or leave --strict out' if strict else ''}")
     for line in lines[:SKIPPED_SHOWN]:
         print(f"skipped {line}", flush=True)
     if len(lines) > SKIPPED_SHOWN:

@@ -11,6 +11,7 @@ import mislabel_analysis
 import train
 from datasets import arrays, corrections
 from datasets.arrays import Dataset, Split
+from datasets.corrections import Corrections
 from datasets.images import read_image
 from models.registry import build_network
 from tests.conftest import (
@@ -328,14 +329,28 @@ def test_corrected_data_are_trained_on(run, tmp_path, capsys):
     with refused(str(again), "--corrections"):
         train.main(train_flags(run, again, "--checkpoint", str(again)))
     nn.clear_parameters()
+    train.main(train_flags(run, again, "--checkpoint", str(again), *common))
+    assert len(corrections.load_applied(again)) == 6
     # What was decided before the reviewed run stays known.
     earlier = corrections.Decision(9, "", "class x", "fine", "", "sha256:0123456789abcdef")
     corrections.save_decisions(run / "applied_corrections.csv", [earlier])
-    train.main(train_flags(run, again, "--checkpoint", str(again), *common))
-    carried = corrections.load_applied(again)
+    nn.clear_parameters()
+    train.main(train_flags(run, tmp_path / "third", *common))
+    carried = corrections.load_applied(tmp_path / "third")
     assert carried[0] == earlier and len(carried) == 7
     with refused("--corrections", str(run / "y_shuffle_train.npy"), "--output"):
         train.main([*train_flags(run, run, *common), "--monitor-path", str(tmp_path / "m")])
+
+
+def test_decisions_that_change_no_data_survive_a_resume_without_them(run, tmp_path):
+    dataset = arrays.load(run)
+    corrections.save(tmp_path / "right.csv", dataset, Corrections(fine=[4, 7]))
+    flags = train_flags(run, tmp_path / "again", "--train_epochs", "1")
+    train.main([*flags, "--corrections", str(tmp_path / "right.csv")])
+    applied = (tmp_path / "again" / "applied_corrections.csv").read_bytes()
+    nn.clear_parameters()
+    train.main([*flags, "--checkpoint", str(tmp_path / "again")])
+    assert (tmp_path / "again" / "applied_corrections.csv").read_bytes() == applied
 
 
 def test_corrected_data_are_trained_on_as_the_run_was(run, tmp_path):
@@ -356,9 +371,11 @@ def test_corrected_data_are_trained_on_as_the_run_was(run, tmp_path):
     assert settings("--nmaps", "6", "--train_epochs", "9", "--seed", "0") == (
         "resnet23", 6, 0, False, 9, 8, 0.25)
     assert settings("--model", "resnet56") == ("resnet56", None, 7, False, 3, 8, 0.25)
-    # Without corrections, and where the run's checkpoints are elsewhere, the defaults hold.
+    # Where the run's checkpoints are elsewhere, the flags must say what to train.
     path.unlink()
-    assert settings() == ("resnet56", None, 0, True, 270, None, 0.5)
+    with refused("--model", str(run)):
+        settings()
+    assert settings("--model", "resnet23") == ("resnet23", 64, 0, True, 270, None, 0.5)
 
 
 def test_record_of_the_corrected_run_is_read_like_a_command_line(run, tmp_path):

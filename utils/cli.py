@@ -199,8 +199,11 @@ def take_recorded(args: argparse.Namespace, parser: Parser, names: Sequence[str]
     Raises:
         UserError: an argument contradicts its record, or the record cannot be read.
     """
-    known = parser.parse_args([f"--{name}={value}" for name, value in recorded.items()
-                               if value is not None])
+    try:
+        known = parser.parse_args([f"--{name}={value}" for name, value in recorded.items()
+                                   if value is not None])
+    except UserError as error:
+        raise UserError(f"cannot use what {source} says of its training: {error}") from error
     for name in names:
         made_with = None if recorded.get(name, ...) is None else getattr(known, name)
         found = getattr(args, name)

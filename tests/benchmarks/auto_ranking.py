@@ -41,7 +41,7 @@ class Regime:
 
     Attributes:
         source: "digits" or "cifar10".
-        classes: how many of the source's are kept, numbered anew.
+        classes: how many of the source's classes are kept; they are renumbered.
         samples, epochs, nmaps, augmentation: as for train.py.
         noise: "uniform", "asymmetric" (next class, or the one CIFAR-10's resembles) or "hardest" (the
             one that a support vector machine trained on other images finds likeliest).

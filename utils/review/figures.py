@@ -113,7 +113,7 @@ def spread(values: np.ndarray, distance: float, low: float, high: float) -> np.n
     """The places nearest to `values`, in their order, `distance` apart and from `low` to `high`.
 
     Args:
-        values: float (N,); of equal ones the first gets the highest place.
+        values: float (N,); the first of equal values gets the highest place.
     """
     order = np.argsort(-values, kind="stable")[::-1]
     steps = np.arange(len(values)) * distance

@@ -40,9 +40,8 @@ def print_report(output: Path, run: Run, metrics: dict):
     print(f"suspects, most suspicious first: {output / SUSPECTS}")
     agree = f"the networks agree with {100 * metrics['agreement']:.1f} % of the labels"
     if trustworthy(run):
-        advice = f"; start with the first {issues}" if issues else ""
-        print(f"estimated number of wrong labels (confident joint): {issues or 'none'} of {samples}"
-              f"{advice}; {agree}")
+        print(f"estimated number of wrong labels (confident joint, often too low): {issues} of "
+              f"{samples}; {agree}")
     else:
         print(f"{agree}: too few to estimate the number of wrong labels; a longer training, a wider "
               "network or more images would rank better")

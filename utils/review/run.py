@@ -74,11 +74,12 @@ def load_run(folder: Path, rank_by: str | None = None) -> Run:
     total = scores.load_total(folder, len(dataset.images))
     per_checkpoint = scores.load_per_checkpoint(folder, total, len(dataset.names), dataset.digest())
     arrays.check_annotations(folder, dataset, per_checkpoint.annotations)
-    by_name = rankings(total, per_checkpoint, dataset.labels,
-                       dynamics.load(folder, per_checkpoint.run_sha256))
+    statistics = dynamics.load(folder, per_checkpoint.run_sha256)
+    by_name = rankings(total, per_checkpoint, dataset.labels, statistics)
     choice = Choice(rank_by or DEFAULT, "" if rank_by else "the default where the true labels are known")
     if rank_by == AUTO or (rank_by is None and dataset.true_labels is None):
-        choice = choose_ranking(int(per_checkpoint.epochs.max()), dynamics="aum" in by_name)
+        epochs = statistics.margin.shape[1] if statistics else int(per_checkpoint.epochs.max())
+        choice = choose_ranking(epochs, dynamics="aum" in by_name)
     if choice.name not in by_name:
         hint = nearest(choice.name, [AUTO, *by_name])
         raise UserError(f"expected --rank_by to be {AUTO} or one of the rankings of this run "

@@ -1,6 +1,7 @@
 """Engines: they compute the features of a batch, and `utils.tracin.self_influence` its scores."""
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import nnabla as nn
@@ -8,13 +9,13 @@ import numpy as np
 import onnxruntime
 
 from datasets.arrays import IMAGE_SHAPE
-from models.registry import Network
+from models.registry import Network, build_network, is_network
 from utils.errors import UserError
 from utils.graph.functions import Unsupported, check_last_layer
 from utils.graph.onnx_forward import INPUT, to_onnx
 from utils.graph.per_sample_gradients import PerSampleNetwork
 from utils.tracin.self_influence import Scores, self_influence
-from utils.training.checkpoint import Checkpoint, check_parameters
+from utils.training.checkpoint import Checkpoint, check_parameters, find_checkpoints
 
 
 class NnablaEngine:
@@ -184,3 +185,26 @@ def predict(checkpoint: Checkpoint, network: Network, images: np.ndarray) -> np.
             result.append(logits.d[:len(batch)].astype(np.float32))
         nn.clear_parameters()
     return np.concatenate(result)
+
+
+def noise_logits(dataset: str | None, noise_model: Path, images: np.ndarray,
+                 classes: int) -> np.ndarray:
+    """The logits, float32 (N, C), of the newest checkpoint of ``train.py --noise_model``.
+
+    Args:
+        dataset: ``train.py --dataset``, for messages.
+        noise_model: checkpoints of an earlier run.
+        images: uint8 (N, *IMAGE_SHAPE).
+        classes: the number C of classes.
+
+    Raises:
+        UserError: there are none, or they are of a network of other classes.
+    """
+    checkpoint = find_checkpoints(noise_model)[-1]
+    made_by = checkpoint.description
+    if not made_by or made_by.classes != classes or not is_network(made_by.model, made_by.nmaps):
+        found = f"{made_by.model} with {made_by.classes}" if made_by else "no description"
+        raise UserError(f"expected a checkpoint_<epoch>.json of a network of {classes} classes in "
+                        f"{noise_model}, found {found}; give the --model_save_path of a run with "
+                        f"--dataset {dataset}")
+    return predict(checkpoint, build_network(made_by.model, classes, made_by.nmaps), images)

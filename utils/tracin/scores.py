@@ -235,6 +235,8 @@ def load_per_checkpoint(folder: Path, total: np.ndarray, classes: int,
             scored, run = str(file["data_sha256"]), str(file["run_sha256"])
             # Earlier versions did not record them.
             annotations = json.loads(str(file["annotations"])) if "annotations" in file else {}
+            if not isinstance(annotations, dict):
+                raise ValueError("its annotations are no JSON object")
     except FileNotFoundError:
         raise UserError(f"expected {path}, found nothing; run calculate_score.py first") from None
     except Exception as error:  # a damaged archive raises almost anything
@@ -242,7 +244,7 @@ def load_per_checkpoint(folder: Path, total: np.ndarray, classes: int,
     if scored != digest:
         raise UserError(f"{path} holds the scores of other images or labels than those beside it; "
                         "run calculate_score.py again")
-    result = PerCheckpoint(**arrays, run_sha256=run, annotations=dict(annotations))
+    result = PerCheckpoint(**arrays, run_sha256=run, annotations=annotations)
     if result.epochs.ndim != 1 or result.epochs.dtype.kind not in "iu":
         raise UserError(f"expected integers (K,) as epochs in {path}, found {result.epochs.dtype} "
                         f"{result.epochs.shape}; run calculate_score.py again")

@@ -7,8 +7,7 @@ from models.registry import MODELS
 from utils.cli import Boolean, Parser, add_context_flags, number
 from utils.tracin.engines import ENGINES
 from utils.training.checkpoint import DESCRIPTION_PATTERN, PARAMETERS_PATTERN
-
-MONITOR_PATH = Path("tmp.monitor")  # train.py's default
+from utils.training.settings import MONITOR_PATH
 
 
 def add_scoring_flags(parser: Parser):
@@ -41,8 +40,8 @@ def add_scoring_flags(parser: Parser):
                        help="the checkpoints of the run: train.py's --model_save_path, or one "
                             "checkpoint_<epoch>.json (default: the input folder if it holds "
                             f"checkpoints, else {MONITOR_PATH})")
-    files.add_argument("--output", type=Path, default=Path("output"), metavar="DIR",
-                       help="folder for the scores (default: %(default)s)")
+    files.add_argument("--output", type=Path, metavar="DIR",
+                       help="folder for the scores (default: the input folder)")
     files.add_argument("--save_every_epoch", action=Boolean, default=True,
                        help="also keep the scores of each checkpoint (default: %(default)s)")
 
@@ -85,6 +84,7 @@ class ScoreSettings:
         """The settings in the namespace of a `Parser` with the flags of `add_scoring_flags`."""
         values = {own.name: getattr(args, own.name) for own in fields(cls)
                   if own.name != "model_given"}
+        values["output"] = args.output or args.input
         values["checkpoint"] = args.checkpoint or default_checkpoint(args.input)
         values["epochs"] = None if args.epochs is None else tuple(args.epochs)
         return cls(**values, model_given="model" in args.given)

@@ -21,7 +21,8 @@ RUN = ("model", "nmaps", "seed", *flags.RUN, "train_epochs", "train_batch_size",
        "type_config", "model_save_interval")
 # Arguments that training on corrected data takes from the run that was corrected.
 CORRECTED = ("model", "nmaps", "seed", "augmentation", "train_epochs", "train_batch_size",
-             "learning_rate")
+             "learning_rate", "model_save_interval")
+MONITOR_PATH = Path("tmp.monitor")
 # What to try where training would take hours on a CPU.
 FEW_EPOCHS, NARROW = 30, 16
 # Bounds of the default --train_batch_size, and the default --val_batch_size.
@@ -55,7 +56,7 @@ def add_training_flags(parser: Parser):
     files = parser.group("files")
     files.add_argument("--output", type=Path, default=Path("output"), metavar="DIR",
                        help="folder for the .npy files (default: %(default)s)")
-    files.add_argument("-m", "--monitor-path", type=Path, default=Path("tmp.monitor"),
+    files.add_argument("-m", "--monitor-path", type=Path, default=MONITOR_PATH,
                        metavar="DIR", help="folder for the training logs (default: %(default)s)")
     files.add_argument("-o", "--model_save_path", type=Path, default=None, metavar="DIR",
                        help="folder for the checkpoints (default: the monitor path)")
@@ -99,13 +100,14 @@ def take_corrected(args: argparse.Namespace, parser: Parser):
     """Set the arguments of network and training, unless they are given, to those of the --input run.
 
     Raises:
-        UserError: the description of the run's newest checkpoint cannot be read.
+        UserError: there is no checkpoint and no --model, or the newest one's description cannot be read.
     """
     description = newest_description(args.input)
-    if description is None:
-        print(f"no checkpoint_<epoch>.json in {args.input}: network and training are as the flags and "
-              "their defaults say, not as in that run", flush=True)
+    if description is None and "model" in args.given:
         return
+    if description is None:
+        raise UserError(f"expected the checkpoints of that run in --input {args.input} to train as it "
+                        "did, found none; give --model and the other flags of network and training")
     found = description.arguments
     other_model = "model" in args.given and args.model != found.get("model")
     names = [name for name in CORRECTED if name not in args.given and name in found

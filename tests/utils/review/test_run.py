@@ -13,6 +13,10 @@ def with_epochs(run, epochs):
         content = dict(file)
     content["epochs"] = np.linspace(1, epochs, 3).astype(int)
     np.savez(run / "per_checkpoint.npz", **content)
+    with np.load(run / dynamics.FILE) as file:
+        content = {name: np.resize(array.T, (epochs, 30)).T if array.ndim == 2 else array
+                   for name, array in file.items()}
+    np.savez(run / dynamics.FILE, **content)
     return run
 
 
