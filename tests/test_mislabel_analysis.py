@@ -139,7 +139,7 @@ def test_ranking_goes_without_two_kinds_of_labels(run, tmp_path, capsys, truth, 
     assert metrics.pop("estimated_label_issues") in range(31)
     # Without true labels `auto` ranks, with them `tracin`; the run has three epochs.
     ranked_by = "self_confidence" if truth == "unknown" else "tracin"
-    assert 0 < metrics.pop("agreement") < 1
+    assert 0 < metrics.pop("agreement") < 1 and metrics.pop("reason")
     assert metrics == {"samples": 30, "ranked_by": ranked_by, "mislabelled": count, "scores": {}}
     assert {row["ranked_by"] for row in suspects(tmp_path / "figure")} == {ranked_by}
     out = capsys.readouterr().out

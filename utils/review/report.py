@@ -18,6 +18,7 @@ def measure(run: Run, issues: int) -> dict:
                               **{f"{metric}_interval": ends for metric, ends in intervals[name].items()}}
     return {"samples": len(run.score),
             "ranked_by": run.rank_by,
+            "reason": run.reason,
             "agreement": agreement(run),
             "mislabelled": None if mislabelled is None else int(mislabelled.sum()),
             "estimated_label_issues": issues,
