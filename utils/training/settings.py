@@ -36,7 +36,7 @@ def add_training_flags(parser: Parser):
     network.add_argument("--nmaps", type=number(int, 2), default=None,
                          help="feature maps of resnet23 (default: 64)")
     training = parser.group("training")
-    training.add_argument("--train_epochs", type=number(int, 1), default=270,
+    training.add_argument("--train_epochs", type=number(int, 1, 10**6), default=270,
                           help="epochs (default: %(default)s)")
     training.add_argument("--train_batch_size", type=number(int, 1), default=None,
                           help="samples per update (default: a hundredth of all, from 16 to 500)")
