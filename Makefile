@@ -27,7 +27,7 @@ photos: .venv/installed
 	  "give them: make photos PHOTOS=folder" >&2; exit 2; }
 	@if $(PYTHON) -c 'import sys; from utils.cuda import cudnn_problem; sys.exit(cudnn_problem(0) is not None)'; \
 	then settings="--model resnet23 --train_epochs 60"; \
-	elif [ $$(find "$(PHOTOS)" -type f | wc -l) -le 5000 ]; \
+	elif [ $$(if [ -d "$(PHOTOS)" ]; then find -L "$(PHOTOS)" -type f; else cat "$(PHOTOS)"; fi | wc -l) -le 5000 ]; \
 	then settings="--model resnet23 --nmaps 16 --train_epochs 30 --no-augmentation"; \
 	else settings="--model resnet23 --nmaps 16 --train_epochs 20 --no-augmentation"; fi; \
 	if ls "$(RUN)"/checkpoint_*.json >/dev/null 2>&1; then settings=--checkpoint; fi; \

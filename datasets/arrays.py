@@ -119,6 +119,7 @@ def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
     if other:
         raise UserError(f"{folder} holds the data of another run, which its checkpoints and scores "
                         "need; give another --output, or remove them")
+    _check_not_foreign(folder)
     save_array(folder / TRAIN_IMAGES, dataset.images)
     if dataset.true_labels is None:
         (folder / TRUE_LABELS).unlink(missing_ok=True)
@@ -134,6 +135,28 @@ def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
             _save_lines(folder / name, lines)
         else:
             (folder / name).unlink(missing_ok=True)
+
+
+def _check_not_foreign(folder: Path):
+    """Refuse to overwrite files that no run has written: their names are common.
+
+    A run writes its training images first, so no run, killed or not, leaves other files without them.
+
+    Raises:
+        UserError: there are some.
+    """
+    if (folder / TRAIN_IMAGES).exists():
+        try:
+            _load_images(folder / TRAIN_IMAGES)
+            return
+        except UserError:
+            name: str | None = TRAIN_IMAGES
+    else:
+        name = next((name for name in (TRUE_LABELS, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS, NAMES_FILE,
+                                       PATHS_FILE, SKIPPED_FILE) if (folder / name).exists()), None)
+    if name:
+        raise UserError(f"expected no files but those of a run in {folder}, found {name}, which no run "
+                        "has written so; give another --output, or move it away")
 
 
 def _save_lines(path: Path, lines: list[str]):
@@ -194,12 +217,16 @@ def load(folder: Path, test: bool = False) -> Dataset:
 
 
 def _load_split(folder: Path, images_name: str, labels_name: str) -> Split:
-    images = load_array(folder / images_name)
-    if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE or not len(images):
-        raise UserError(f"expected uint8 images (N, {', '.join(map(str, IMAGE_SHAPE))}) in "
-                        f"{folder / images_name}, found "
-                        f"{images.dtype} {images.shape}; write it with train.py")
+    images = _load_images(folder / images_name)
     return Split(images, _load_labels(folder / labels_name, len(images)))
+
+
+def _load_images(path: Path) -> np.ndarray:
+    images = load_array(path)
+    if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE or not len(images):
+        raise UserError(f"expected uint8 images (N, {', '.join(map(str, IMAGE_SHAPE))}) in {path}, "
+                        f"found {images.dtype} {images.shape}; write it with train.py")
+    return images
 
 
 def _load_labels(path: Path, count: int) -> np.ndarray:

@@ -132,7 +132,7 @@ def _check_level(path: Path, outer: dict[str, _Outer]):
 
     Raises:
         UserError: there is one folder alone, with folders in it; or every folder holds folders of the
-            same names, and no files.
+            same names, and no files; or all are splits without class folders.
     """
     if len(outer) == 1:
         root, inner = path, list(outer)
@@ -144,6 +144,10 @@ def _check_level(path: Path, outer: dict[str, _Outer]):
             raise UserError(f"expected one folder per class in {path}, found one folder alone, and in "
                             f"{_shown(root)} the folders {_some(map(ascii, inner))}; if these are the "
                             f"classes, give {_shown(root)} as --dataset")
+    elif outer and all(name.casefold() in ROLES for name in outer):
+        raise UserError(f"expected one folder per class in {path}, found the splits "
+                        f"{_some(map(ascii, outer))} without class folders; sort the images of each "
+                        "into folders named for their classes, or give a .csv")
     elif outer and not any(one.has_files for one in outer.values()):
         inner = sorted(set.intersection(*({folder.name for folder in one.folders}
                                           for one in outer.values())))

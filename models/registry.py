@@ -17,6 +17,9 @@ from utils.errors import UserError
 Network = Callable  # network(image, test=False) -> (logits, features)
 
 
+LARGEST_NMAPS = 4096
+
+
 @dataclass(frozen=True)
 class Model:
     """An entry of ``MODELS``.
@@ -40,6 +43,8 @@ class Model:
         if self.default_nmaps is None:
             raise UserError(f"--nmaps {nmaps}: {self.builder.__name__} has a fixed width; leave --nmaps "
                             "out, or give --model resnet23")
+        if nmaps > LARGEST_NMAPS:
+            raise UserError(f"expected --nmaps of at most {LARGEST_NMAPS}, found {nmaps}; lower it")
         if nmaps < 2 or nmaps % 2:
             raise UserError(f"expected an even --nmaps, found {nmaps}; give --nmaps {nmaps + nmaps % 2}")
         return nmaps

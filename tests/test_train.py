@@ -187,6 +187,9 @@ def test_training_on_earlier_files_without_their_noise(dataset_folder, tmp_path)
     (["--val_batch_size", "13"], ["--val_batch_size", "12", "13"]),
     (["--model", "resnet56"], ["--nmaps 4", "resnet56"]),
     (["--nmaps", "5"], ["--nmaps", "5"]),
+    (["--nmaps", "5000"], ["--nmaps", "4096", "5000"]),
+    (["--train_epochs", "9" * 20], ["--train_epochs", "1000000"]),
+    (["--output", ""], ["--output"]),
     (["--checkpoint", "nowhere"], ["nowhere", "--model_save_path"]),
     (["--monitor-path", __file__], [__file__]),
     (["-o", __file__ + "/run"], [__file__ + "/run"]),
@@ -371,6 +374,10 @@ def test_corrected_data_are_trained_on_as_the_run_was(run, tmp_path):
     assert settings("--nmaps", "6", "--train_epochs", "9", "--seed", "0") == (
         "resnet23", 6, 0, False, 9, 8, 0.25)
     assert settings("--model", "resnet56") == ("resnet56", None, 7, False, 3, 8, 0.25)
+    # A batch that was the default for the run stays the default for what is left of it.
+    usual = {**arguments, "train_batch_size": 16}
+    path.write_text(json.dumps({**description.to_json(), "seed": 7, "arguments": usual}))
+    assert settings()[5] is None
     # Where the run's checkpoints are elsewhere, the flags must say what to train.
     path.unlink()
     with refused("--model", str(run)):

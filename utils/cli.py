@@ -79,6 +79,12 @@ class Parser(argparse.ArgumentParser):
             return f"{negated}=False"
         return flags.get(_plain(name), name) + equals + value
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        # An unset variable of a shell, not the working folder.
+        if action.type is Path and not arg_string:
+            raise argparse.ArgumentError(action, "expected a path, found nothing")
+        return super()._get_value(action, arg_string)
+
     def _check_value(self, action: argparse.Action, value: Any):
         if action.choices is not None and value not in action.choices:
             choices = ", ".join(map(str, action.choices))

@@ -74,7 +74,7 @@ def check_folder(path: Path):
         UserError: it cannot be written to.
     """
     existing = path
-    while not existing.exists() and existing != existing.parent:
+    while not os.path.lexists(existing) and existing != existing.parent:  # a link may lead nowhere
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"expected a folder to write in at {path}, found {existing}, which is "

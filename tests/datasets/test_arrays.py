@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from datasets import arrays
-from tests.conftest import make_dataset
+from tests.conftest import make_dataset, refused
 from utils.errors import UserError
 
 
@@ -68,6 +68,24 @@ def test_data_of_another_run_are_not_overwritten(dataset_folder):
     with pytest.raises(UserError, match=rf"{re.escape(str(dataset_folder))}\b.*--output"):
         arrays.save(dataset_folder, make_dataset(seed=1))
     assert arrays.load(dataset_folder).digest() == make_dataset().digest()
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("x_train.npy", np.zeros((60, 28, 28))), ("x_train.npy", np.array([None])),
+    ("y_train.npy", np.zeros(60, int)), ("x_val.npy", np.zeros((60, 28, 28), np.uint8))])
+def test_arrays_that_no_run_has_written_are_not_overwritten(tmp_path, name, content):
+    np.save(tmp_path / name, content)
+    before = (tmp_path / name).read_bytes()
+    with refused(str(tmp_path), name, "--output"):
+        arrays.save(tmp_path, make_dataset())
+    assert (tmp_path / name).read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_remains_of_a_killed_run_are_overwritten(dataset_folder):
+    other = make_dataset(seed=1)
+    (dataset_folder / "y_shuffle_train.npy").unlink()
+    arrays.save(dataset_folder, other)
+    assert arrays.load(dataset_folder).digest() == other.digest()
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
@@ -133,6 +151,7 @@ def test_paths_are_kept_and_must_fit(tmp_path):
 
 
 def test_lists_of_files_that_were_there_do_not_stay(tmp_path):
+    arrays.save(tmp_path, make_dataset())
     for name in ("paths.txt", "skipped.txt"):
         (tmp_path / name).write_text("1.png\n")
     arrays.save(tmp_path, make_dataset())

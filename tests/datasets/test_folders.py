@@ -184,3 +184,11 @@ def test_class_or_set_that_cannot_be_read_is_refused(tmp_path, monkeypatch, path
     with unreadable(tmp_path / "set" / path), \
             refused(str(Path("set") / path), os.strerror(errno.EACCES)):
         load(Path("set"), 0.0)
+
+
+def test_splits_without_class_folders_are_no_classes(tmp_path):
+    make(tmp_path, "train/1.png", "Test/2.png")
+    with refused(str(tmp_path), "'Test'", "'train'"):
+        find(tmp_path)
+    make(tmp_path, "bus/3.png")  # a train may be a vehicle
+    assert [name for _, name, _ in listed(tmp_path)] == ["Test", "bus", "train"]

@@ -103,6 +103,11 @@ def test_folder_that_cannot_be_written_in_is_told_early(tmp_path):
     check_folder(tmp_path / "a" / "b")
     with pytest.raises(UserError, match=f"{tmp_path}/file/a.*{tmp_path}/file"):
         check_folder(tmp_path / "file" / "a")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for link in ("loop", "dangling"):
+        with refused(str(tmp_path / link)):
+            check_folder(tmp_path / link / "a")
 
 
 def test_missing_and_truncated_arrays_are_told_in_one_line(tmp_path):

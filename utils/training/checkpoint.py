@@ -13,6 +13,7 @@ import nnabla as nn
 import numpy as np
 
 from datasets.arrays import IMAGE_SHAPE
+from models.registry import LARGEST_NMAPS
 from utils.errors import UserError
 from utils.files import save_bytes, save_json
 from utils.training.log import NAMES
@@ -78,7 +79,7 @@ class Description:
         valid = {
             "epoch": _is_integer(self.epoch, 0),
             "model": isinstance(self.model, str),
-            "nmaps": self.nmaps is None or _is_integer(self.nmaps, 2, 4096),
+            "nmaps": self.nmaps is None or _is_integer(self.nmaps, 2, LARGEST_NMAPS),
             "classes": _is_integer(self.classes, 1, 100_000),
             "learning_rate": _is_number(self.learning_rate),
             "seed": _is_integer(self.seed, 0),

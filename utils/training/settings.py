@@ -4,11 +4,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from datasets import flags
-from datasets.arrays import Dataset
+from datasets.arrays import TRAIN_IMAGES, Dataset
 from datasets.flags import DataSettings
 from models.registry import MODELS
 from utils.cli import Parser, add_context_flags, number, take_recorded
 from utils.errors import UserError
+from utils.files import load_array
 from utils.training.checkpoint import (
     DescribedCheckpoint,
     Description,
@@ -37,7 +38,7 @@ def add_training_flags(parser: Parser):
     network.add_argument("--nmaps", type=number(int, 2), default=None,
                          help="feature maps of resnet23 (default: 64)")
     training = parser.group("training")
-    training.add_argument("--train_epochs", type=number(int, 1), default=270,
+    training.add_argument("--train_epochs", type=number(int, 1, 10**6), default=270,
                           help="epochs (default: %(default)s)")
     training.add_argument("--train_batch_size", type=number(int, 1), default=None,
                           help="samples per update (default: a hundredth of all, from 16 to 500)")
@@ -96,6 +97,11 @@ def take_resumed(args: argparse.Namespace, parser: Parser) -> DescribedCheckpoin
     return resumed
 
 
+def default_batch(samples: int) -> int:
+    """``train.py --train_batch_size`` for a number of samples."""
+    return min(max(samples // 100, SMALLEST_BATCH), LARGEST_BATCH, samples)
+
+
 def take_corrected(args: argparse.Namespace, parser: Parser):
     """Set the arguments of network and training, unless they are given, to those of the --input run.
 
@@ -110,8 +116,9 @@ def take_corrected(args: argparse.Namespace, parser: Parser):
                         "did, found none; give --model and the other flags of network and training")
     found = description.arguments
     other_model = "model" in args.given and args.model != found.get("model")
+    usual = {"train_batch_size": default_batch(len(load_array(args.input / TRAIN_IMAGES)))}
     names = [name for name in CORRECTED if name not in args.given and name in found
-             and not (name == "nmaps" and other_model)]
+             and not (name == "nmaps" and other_model) and found[name] != usual.get(name)]
     take_recorded(args, parser, names, {name: found[name] for name in names}, str(args.input))
     taken = " ".join(f"--{name} {getattr(args, name)}" for name in names
                      if getattr(args, name) is not None)
@@ -152,8 +159,7 @@ class TrainSettings:
             UserError: a batch size is larger than the number of its samples.
         """
         samples, test_samples = len(dataset.images), len(flags.held_out(dataset).images)
-        train_size = self.train_batch_size or min(max(samples // 100, SMALLEST_BATCH), LARGEST_BATCH,
-                                                  samples)
+        train_size = self.train_batch_size or default_batch(samples)
         test_size = self.val_batch_size or min(TEST_BATCH, test_samples)
         for name, size, largest in [("train_batch_size", train_size, samples),
                                     ("val_batch_size", test_size, test_samples)]:
