@@ -64,8 +64,7 @@ def save_review(path: Path, dataset: Dataset, score: np.ndarray, rank_by: str,
                                      autoescape=True, undefined=jinja2.StrictUndefined)
     start = len(DIGEST_PREFIX)
     twice = len(np.unique(facts.digests[facts.other_labels >= 0]))
-    save_text(path, environment.get_template(TEMPLATE).render(rank_by=rank_by, reason=reason, twice=twice,
-                                                              data={
+    data = {
         "suspects": suspects, "names": dataset.names, "run": dataset.digest(),
         "samples": len(dataset.images), "columns": COLUMNS, "kinds": DECISIONS,
         "checkpoints": len(per_checkpoint.epochs), "likely": likely, "nextCommand": next_command,
@@ -74,7 +73,9 @@ def save_review(path: Path, dataset: Dataset, score: np.ndarray, rank_by: str,
                     for one in facts.applied],
         "checks": {"length": CHECK, "start": start, "labels": dataset.labels[:, 0].tolist(),
                    "digits": "".join(digest_text(digest)[start:start + CHECK]
-                                     for digest in facts.digests)}}))
+                                     for digest in facts.digests)}}
+    save_text(path, environment.get_template(TEMPLATE).render(
+        rank_by=rank_by, reason=reason, twice=twice, data=data))
 
 
 def _entry(suspect: Suspect, dataset: Dataset, facts: Facts, copy: int) -> dict:

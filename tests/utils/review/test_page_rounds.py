@@ -308,7 +308,8 @@ def test_loaded_row_replaces_the_decision_of_another_page(page, page_file, datas
 
 
 @pytest.mark.parametrize("limit", [150, 2])
-def test_row_about_the_next_copy_of_a_removed_image_is_loaded(browser, dataset, make_page, tmp_path, limit):
+def test_row_about_the_next_copy_of_a_removed_image_is_loaded(browser, dataset, make_page, tmp_path,
+                                                              limit):
     """In another browser, where only the files tell what was decided."""
     dataset = with_copies(dataset, (7, 3, dataset.labels[3]))
     corrections.save(tmp_path / "a.csv", dataset, corrections.Corrections(removed=[3], fine=[4]))
@@ -427,7 +428,7 @@ def test_download_is_named_after_the_run(page, make_page, tmp_path):
 @pytest.mark.parametrize(("run", "name"), [
     ("x/demo", "demo_corrections.csv"), ("demo/", "demo_corrections.csv"), ("/", "corrections.csv"),
     ("x/../.hidden", "hidden_corrections.csv"), ("--run", "run_corrections.csv"),
-    ("\u732b$(a)'\n", "__a____corrections.csv")])
+    ("\u732b$(a)'\n", "___a____corrections.csv")])
 def test_name_of_a_download_is_a_safe_file_name(run, name):
     assert download_name(Path(run)) == name
 
