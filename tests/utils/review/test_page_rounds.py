@@ -194,7 +194,7 @@ def test_removed_image_does_not_remove_its_copy(page, dataset, make_page, tmp_pa
     download(page, tmp_path / "a.csv")
     second, applied = next_round(tmp_path, dataset, tmp_path / "a.csv")
     open_page(page, make_page(tmp_path / "second.html", second, applied=applied))
-    assert decided(page) == [0, 150] and 6 in shown(page)
+    assert decided(page) == [0, 150] and 6 in shown(page) and offered(page) == []
     page.locator("[data-index='6']").focus()
     press(page, "r")
     page.reload()
@@ -202,7 +202,7 @@ def test_removed_image_does_not_remove_its_copy(page, dataset, make_page, tmp_pa
     assert [row["index"] for row in download(page, tmp_path / "b.csv")] == ["6"]
     third, applied = next_round(tmp_path, second, tmp_path / "b.csv")
     open_page(page, make_page(tmp_path / "third.html", third, applied=applied))
-    assert decided(page) == [0, 150]
+    assert decided(page) == [0, 150] and offered(page) == []
 
 
 def test_identical_images_have_decisions_of_their_own(page, dataset, make_page, tmp_path):
