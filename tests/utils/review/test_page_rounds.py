@@ -1,10 +1,12 @@
 """What becomes of the decisions: kept by the browser, downloaded, loaded, applied in the next round."""
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import mislabel_analysis
 from datasets import corrections
 from tests.utils.review.conftest import (
     decided,
@@ -425,12 +427,18 @@ def test_download_is_named_after_the_run(page, make_page, tmp_path):
     assert name in page.inner_text("#message")
 
 
-@pytest.mark.parametrize(("run", "name"), [
+def test_analysis_names_the_download_after_its_run(run, tmp_path):
+    mislabel_analysis.main(["--input", str(run), "--output", str(tmp_path)])
+    data = re.search(r'id="data">(.*?)</script>', (tmp_path / "review.html").read_text(), re.DOTALL)[1]
+    assert json.loads(data)["download"] == f"{run.name}_corrections.csv"
+
+
+@pytest.mark.parametrize(("folder", "name"), [
     ("x/demo", "demo_corrections.csv"), ("demo/", "demo_corrections.csv"), ("/", "corrections.csv"),
     ("x/../.hidden", "hidden_corrections.csv"), ("--run", "run_corrections.csv"),
     ("\u732b$(a)'\n", "___a____corrections.csv")])
-def test_name_of_a_download_is_a_safe_file_name(run, name):
-    assert download_name(Path(run)) == name
+def test_name_of_a_download_is_a_safe_file_name(folder, name):
+    assert download_name(Path(folder)) == name
 
 
 def test_name_of_a_download_keeps_the_round_of_a_long_run(tmp_path, monkeypatch):
