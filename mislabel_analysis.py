@@ -20,7 +20,7 @@ from utils.cli import Boolean, Parser, number
 from utils.files import check_folder, save_json
 from utils.review import figures
 from utils.review.detection import rank
-from utils.review.page import save_review
+from utils.review.page import download_name, save_review
 from utils.review.rankings import AUTO, DEFAULT, RANKINGS, describe_rankings
 from utils.review.report import (
     CURVE,
@@ -160,8 +160,8 @@ def write_tables(settings: Settings, run: Run, facts: Facts, issues: int):
     if settings.review:
         save_review(output / REVIEW, run.dataset, run.score, run.rank_by, run.per_checkpoint,
                     settings.review, facts, likely=issues if trustworthy(run) else None,
-                    reason=run.reason, next_command=training_command(
-                        replace(settings, drop=None, relabel=None)))
+                    reason=run.reason, download=download_name(settings.input),
+                    next_command=training_command(replace(settings, drop=None, relabel=None)))
     else:
         (output / REVIEW).unlink(missing_ok=True)  # from an earlier analysis
     if settings.drop is not None or settings.relabel is not None:

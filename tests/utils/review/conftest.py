@@ -77,10 +77,10 @@ def page(browser, page_file):
     context.close()
 
 
-def download(page, target):
+def download(page, target, name="corrections.csv"):
     with page.expect_download() as download:
         page.click("#download")
-    assert download.value.suggested_filename == "corrections.csv"
+    assert download.value.suggested_filename == name
     download.value.save_as(target)
     with target.open(newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
@@ -93,6 +93,11 @@ def numbers(text):
 def decided(page):
     """How many suspects are decided, of how many on the page, and perhaps how many elsewhere."""
     return numbers(page.inner_text("#count"))
+
+
+def offered(page):
+    """How many decisions of other reviews could be taken over."""
+    return numbers(page.locator("#offer").inner_text()) if page.locator("#use").is_visible() else []
 
 
 def paging(page):

@@ -162,7 +162,7 @@ def test_controls_are_large_enough_for_a_thumb(browser, page_file):
     context = browser.new_context(viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True)
     page = context.new_page()
     page.goto(page_file.as_uri())
-    sizes = page.eval_on_selector_all("button, select", """all => all.map(one => {
+    sizes = page.eval_on_selector_all("button:not([hidden]), select", """all => all.map(one => {
         const box = one.getBoundingClientRect();
         return [box.width, box.height];
     })""")
@@ -173,12 +173,13 @@ def test_controls_are_large_enough_for_a_thumb(browser, page_file):
 
 
 @pytest.mark.parametrize(("likely", "above"), [(3, 3), (62, 2), (60, 60)])
-def test_line_marks_where_wrong_labels_are_unlikely(page, make_page, tmp_path, likely, above):
+def test_line_marks_the_estimated_number_of_wrong_labels(page, make_page, tmp_path, likely, above):
     page.goto(make_page(tmp_path / "line.html", likely=likely).as_uri())
     if likely > 60:
         assert page.locator("#likely").count() == 0
         press(page, "n")
     assert page.evaluate(BEFORE_LINE) == above
+    assert numbers(page.inner_text("#likely")) == [likely]
     page.locator("article").nth(above - 1).focus()
     press(page, "ArrowRight")
     assert focused(page) == likely
@@ -227,6 +228,7 @@ def test_same_image_with_another_label_is_shown(page, dataset, make_page, tmp_pa
     twins = replace(dataset, images=images, labels=labels)
     page.goto(make_page(tmp_path / "twins.html", twins).as_uri())
     assert decided(page) == [0, 152] and shown(page)[:3] == [0, 1, 2]
+    assert numbers(page.inner_text("#twice")) == [2]  # images, not samples
     page.select_option("#sort", "twin")
     assert shown(page)[:6] == [5, 190, 8, 180, 0, 1]
     tiles = page.locator("article")
@@ -238,6 +240,10 @@ def test_same_image_with_another_label_is_shown(page, dataset, make_page, tmp_pa
     page.goto(make_page(tmp_path / "few.html", replace(twins, paths=None), limit=1).as_uri())
     assert decided(page) == [0, 2] and shown(page) == [0, 5]  # as many more, at most
     assert numbers(page.locator(".twin").inner_text())[0] == 190
+
+
+def test_nothing_is_said_of_images_under_two_labels_where_there_are_none(page):
+    assert page.locator("#twice").count() == 0
 
 
 def test_decided_suspects_leave_room_for_others(page, dataset, make_page, tmp_path):

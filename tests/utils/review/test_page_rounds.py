@@ -1,10 +1,24 @@
 """What becomes of the decisions: kept by the browser, downloaded, loaded, applied in the next round."""
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import mislabel_analysis
 from datasets import corrections
-from tests.utils.review.conftest import decided, decision, download, focused, numbers, press, shown
+from tests.utils.review.conftest import (
+    decided,
+    decision,
+    download,
+    focused,
+    numbers,
+    offered,
+    press,
+    shown,
+)
+from utils.review.page import download_name
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
@@ -127,6 +141,9 @@ def test_next_round_knows_what_was_decided(page, dataset, make_page, tmp_path):
     second, applied = next_round(tmp_path, dataset, tmp_path / "a.csv")
     open_page(page, make_page(tmp_path / "second.html", second, applied=applied))
     # Without the removed one: 0 and 1 are decided, 2 and 4 wait.
+    assert decided(page) == [0, 150, 2] and offered(page) == [2]
+    page.click("#use")
+    assert offered(page) == []
     assert decided(page) == [2, 150, 2] and shown(page)[:3] == [3, 5, 6]
     assert focused(page) == 3
     page.select_option("#show", "earlier")
@@ -153,16 +170,21 @@ def test_labels_that_are_right_do_not_wait_in_the_same_data(page, dataset, make_
     assert decided(page) == [0, 150, 2] and focused(page) == 2
 
 
-def test_decision_whose_effect_is_there_is_decided_earlier(page, dataset, make_page, tmp_path):
-    """The labels were changed by other means: no file says what was applied."""
+def test_decision_whose_effect_is_there_is_offered_as_right(page, dataset, make_page, tmp_path):
+    """The labels were changed by other means: no file says what was applied.  The label is right."""
     press(page, "a ArrowRight f")
     labels = dataset.labels.copy()
     labels[0] = (labels[0] + 1) % 3
     open_page(page, make_page(tmp_path / "b.html", replace(dataset, labels=labels)))
-    assert decided(page) == [1, 149, 1] and shown(page)[0] == 2
-    assert [row["index"] for row in download(page, tmp_path / "a.csv")] == ["1"]
+    assert decided(page) == [0, 150] and offered(page) == [2]
+    page.click("#use")
+    assert decided(page) == [2, 150] and shown(page)[0] == 2
+    assert [(row["index"], row["decision"]) for row in download(page, tmp_path / "a.csv")] == [
+        ("0", "fine"), ("1", "fine")]
     labels[0] = (labels[0] + 1) % 3  # a label that nobody decided on
     open_page(page, make_page(tmp_path / "c.html", replace(dataset, labels=labels)))
+    assert offered(page) == [1]
+    page.click("#use")
     assert decided(page) == [1, 150] and shown(page)[0] == 0
 
 
@@ -174,7 +196,7 @@ def test_removed_image_does_not_remove_its_copy(page, dataset, make_page, tmp_pa
     download(page, tmp_path / "a.csv")
     second, applied = next_round(tmp_path, dataset, tmp_path / "a.csv")
     open_page(page, make_page(tmp_path / "second.html", second, applied=applied))
-    assert decided(page) == [0, 150] and 6 in shown(page)
+    assert decided(page) == [0, 150] and 6 in shown(page) and offered(page) == []
     page.locator("[data-index='6']").focus()
     press(page, "r")
     page.reload()
@@ -182,7 +204,7 @@ def test_removed_image_does_not_remove_its_copy(page, dataset, make_page, tmp_pa
     assert [row["index"] for row in download(page, tmp_path / "b.csv")] == ["6"]
     third, applied = next_round(tmp_path, second, tmp_path / "b.csv")
     open_page(page, make_page(tmp_path / "third.html", third, applied=applied))
-    assert decided(page) == [0, 150]
+    assert decided(page) == [0, 150] and offered(page) == []
 
 
 def test_identical_images_have_decisions_of_their_own(page, dataset, make_page, tmp_path):
@@ -197,15 +219,29 @@ def test_identical_images_have_decisions_of_their_own(page, dataset, make_page, 
         {0: (label + 1) % 3}, [5], [3])
 
 
-def test_decision_is_about_an_image_with_a_label(page, dataset, make_page, tmp_path):
-    """Another set has the first image with the same label, and the second with another."""
+def test_decisions_of_another_data_set_count_only_once_taken_over(page, page_file, dataset, make_page,
+                                                                  tmp_path):
+    """It has the first image with the same label, and the second with another."""
     press(page, "r ArrowRight r")
     other = replace(dataset, images=dataset.images[::-1].copy(), labels=dataset.labels[::-1].copy(),
                     paths=dataset.paths[::-1])
     other.labels[198] = (other.labels[198] + 1) % 3
     open_page(page, make_page(tmp_path / "other.html", other, limit=200))
-    row, = download(page, tmp_path / "a.csv")
+    assert decided(page) == [0, 200] and shown(page)[0] == 0 and offered(page) == [1]
+    press(page, "f")
+    assert [row["index"] for row in download(page, tmp_path / "a.csv")] == ["0"]
+    second = page.context.new_page()
+    open_page(second, tmp_path / "other.html")
+    page.click("#use")
+    assert offered(page) == [] and decided(page) == [2, 200]
+    row, = download(page, tmp_path / "a.csv")[1:]
     assert (row["index"], row["path"], row["decision"]) == ("199", dataset.paths[0], "remove")
+    expect(second.locator("#use")).to_be_hidden()
+    page.select_option("#show", "decided")
+    page.locator("[data-index='199']").focus()
+    press(page, "f")  # and changing it leaves the other run's decision alone
+    open_page(page, page_file)
+    assert [row["decision"] for row in download(page, tmp_path / "b.csv")] == ["remove", "remove"]
 
 
 def test_relabel_to_a_class_that_is_not_there_does_not_count(page, dataset, make_page, tmp_path):
@@ -214,6 +250,21 @@ def test_relabel_to_a_class_that_is_not_there_does_not_count(page, dataset, make
              for name in dataset.names]
     open_page(page, make_page(tmp_path / "b.html", replace(dataset, names=names)))
     assert decided(page) == [0, 150]
+
+
+def test_newest_decision_of_other_reviews_is_offered(page, dataset, make_page, tmp_path):
+    press(page, "a")
+    for number, key in [(1, "r"), (2, "f")]:
+        labels = dataset.labels.copy()
+        labels[100 + number] = (labels[100 + number] + 1) % 3
+        open_page(page, make_page(tmp_path / f"{number}.html", replace(dataset, labels=labels)))
+        press(page, key)
+        page.wait_for_timeout(5)  # on the page's clock
+    labels[90] = (labels[90] + 1) % 3
+    open_page(page, make_page(tmp_path / "last.html", replace(dataset, labels=labels)))
+    assert offered(page) == [1]
+    page.click("#use")
+    assert [row["decision"] for row in download(page, tmp_path / "a.csv")] == ["fine"]
 
 
 def load(page, path):
@@ -256,6 +307,32 @@ def test_loaded_row_replaces_the_decision_of_another_page(page, page_file, datas
     assert [row["decision"] for row in download(page, tmp_path / "b.csv")] == ["fine"]
     assert decided(open_page(page, page_file)) == [1, 150]
     assert [row["decision"] for row in download(page, tmp_path / "c.csv")] == ["fine"]
+
+
+@pytest.mark.parametrize("limit", [150, 2])
+def test_row_about_the_next_copy_of_a_removed_image_is_loaded(browser, dataset, make_page, tmp_path,
+                                                              limit):
+    """In another browser, where only the files tell what was decided."""
+    dataset = with_copies(dataset, (7, 3, dataset.labels[3]))
+    corrections.save(tmp_path / "a.csv", dataset, corrections.Corrections(removed=[3], fine=[4]))
+    second, applied = next_round(tmp_path, dataset, tmp_path / "a.csv")
+    corrections.save(tmp_path / "b.csv", second, corrections.Corrections(removed=[6]))
+    page = browser.new_context().new_page()
+    open_page(page, make_page(tmp_path / "second.html", second, applied=applied, limit=limit))
+    assert load(page, tmp_path / "a.csv") == [0, 2]
+    assert load(page, tmp_path / "b.csv") == [1]
+    download(page, tmp_path / "c.csv")
+    assert corrections.load(tmp_path / "c.csv", second).removed == [6]
+    page.context.close()
+
+
+def test_row_about_an_earlier_label_of_a_sample_that_is_not_shown_is_not_loaded(page, dataset, make_page,
+                                                                               tmp_path):
+    saved = corrections.Corrections({180: (dataset.labels[180, 0] + 1) % 3})
+    corrections.save(tmp_path / "a.csv", dataset, saved)
+    second, applied = next_round(tmp_path, dataset, tmp_path / "a.csv")
+    open_page(page, make_page(tmp_path / "second.html", second, applied=applied))
+    assert load(page, tmp_path / "a.csv") == [0, 1]
 
 
 def test_rows_that_cannot_be_used_are_counted(page, dataset, make_page, tmp_path):
@@ -339,3 +416,33 @@ def test_first_undecided_suspect_has_the_focus_after_a_reload(page, page_file, s
     page.reload()
     assert page.input_value("#show") == show and decided(page) == [62, 150]
     assert focused(page) == 62 and shown(page)[0] == {"open": 62, "all": 60}[show]
+
+
+def test_download_is_named_after_the_run(page, make_page, tmp_path):
+    name = download_name(tmp_path / "a run_2")
+    assert name == "a_run_2_corrections.csv"
+    open_page(page, make_page(tmp_path / "b.html", download=name))
+    press(page, "r")
+    download(page, tmp_path / "a.csv", name)
+    assert name in page.inner_text("#message")
+
+
+def test_analysis_names_the_download_after_its_run(run, tmp_path):
+    mislabel_analysis.main(["--input", str(run), "--output", str(tmp_path)])
+    data = re.search(r'id="data">(.*?)</script>', (tmp_path / "review.html").read_text(), re.DOTALL)[1]
+    assert json.loads(data)["download"] == f"{run.name}_corrections.csv"
+
+
+@pytest.mark.parametrize(("folder", "name"), [
+    ("x/demo", "demo_corrections.csv"), ("demo/", "demo_corrections.csv"), ("/", "corrections.csv"),
+    ("x/../.hidden", "hidden_corrections.csv"), ("--run", "run_corrections.csv"),
+    ("\u732b$(a)'\n", "___a____corrections.csv")])
+def test_name_of_a_download_is_a_safe_file_name(folder, name):
+    assert download_name(Path(folder)) == name
+
+
+def test_name_of_a_download_keeps_the_round_of_a_long_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [download_name(Path("long" * 40 + f"_{number}")) for number in (2, 3)]
+    assert names[0] != names[1] and {len(name) for name in names} == {60}
+    assert download_name(Path()) == f"{re.sub('[^A-Za-z0-9_.-]', '_', tmp_path.name)}_corrections.csv"
