@@ -33,7 +33,7 @@ from utils.review.report import (
     measure,
     print_report,
 )
-from utils.review.run import Run, load_run, trustworthy
+from utils.review.run import Run, agreement, load_run, trustworthy
 from utils.review.suspects import (
     Facts,
     count_label_issues,
@@ -124,7 +124,7 @@ def training_command(settings: Settings) -> str:
     command = cli.other_script("train.py", "--run", following, "--input", settings.input,
                                "--corrections")
     if settings.drop is None and settings.relabel is None:
-        return f"{command} ~/Downloads/corrections.csv"
+        return f"{command} ~/Downloads/{download_name(settings.input)}"
     path = settings.output / (DROP if settings.relabel is None else RELABEL)
     return f"{command} {shlex.quote(str(path))}"
 
@@ -134,14 +134,19 @@ def choose_corrections(run: Run, drop: float | None, relabel: float | None) -> C
     dataset, names = run.dataset, run.dataset.names
     labels, suggested = dataset.labels[:, 0], run.per_checkpoint.probability.argmax(axis=1)
     order = rank(run.score)
+    if not trustworthy(run):
+        print(f"warning: the networks agree with {agreement(run):.0%} of the labels: many of the first "
+              "samples are labelled right and many suggestions are wrong; review them instead",
+              flush=True)
     first = order[:round((drop or relabel or 0) * len(labels))]
     if relabel is None:
         chosen = Corrections(removed=first.tolist())
     else:
         differ = first[suggested[first] != labels[first]]
         chosen = Corrections(relabelled={index: int(suggested[index]) for index in differ.tolist()})
-        print(f"--relabel {relabel:g}: {len(first) - len(differ)} of the first {len(first)} samples are "
-              "left alone: the suggestion is their label")
+        if len(differ) < len(first):
+            print(f"--relabel {relabel:g}: {len(first) - len(differ)} of the first {len(first)} samples "
+                  "are left alone: the suggestion is their label")
     chosen, kept = chosen.keep_classes(dataset, order.tolist())
     if kept:
         spared = [f"sample {index} of {names[labels[index]]!a}" for index in kept[:SPARED_SHOWN]]

@@ -300,7 +300,8 @@ def test_analysis_never_imports_nnabla(run, tmp_path):
 
 
 def test_scores_that_do_not_fit_the_data_are_refused(run, tmp_path):
-    (run / "x_train.npy").unlink()
+    for path in [*run.glob("?_*.npy"), run / "label_names.txt"]:
+        path.unlink()
     arrays.save(run, make_dataset(seed=1))
     with pytest.raises(UserError, match=f"{run}/per_checkpoint.npz"):
         analyse(run, tmp_path / "figure")
