@@ -291,7 +291,7 @@ def check_unused(folder: Path, except_for: Path | None):
     if any(map(DESCRIPTION_PATTERN.fullmatch, names)) or \
             any(STATES.format(int(match[1])) not in names for match in parameters):
         raise UserError(f"{folder} holds the checkpoints of an earlier run; add --checkpoint {folder} "
-                        "to resume it, remove them, or give another --model_save_path")
+                        "to resume it, remove them, or give another --run or --model_save_path")
 
 
 def read_parameters(checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray], str]:
