@@ -195,8 +195,8 @@ def load(folder: Path, test: bool = False) -> Dataset:
         UserError: a file is missing, damaged, needs pickle, or does not fit the others.
     """
     if not folder.is_dir():
-        raise UserError(f"expected the folder of a training run at {folder}, found none; give the "
-                        "one of train.py as --run or --input")
+        raise UserError(f"expected the folder of a training run at --input {folder}, found none; give "
+                        "the --run or --output of train.py")
     train = _load_split(folder, TRAIN_IMAGES, TRAIN_LABELS)
     true_labels = None
     if (folder / TRUE_LABELS).exists():

@@ -62,7 +62,7 @@ def test_mistakes_end_with_one_line_and_code_2(tmp_path):
     (tmp_path / "empty").mkdir()
     for name, flags, values in [
             ("train.py", ["--data", "nowhere.tar.gz", "-c", "cpu"], ["nowhere.tar.gz"]),
-            ("train.py", ["--optimizer", "adam"], ["--optimizer", "--learning_rate"]),
+            ("train.py", ["--optimizer", "adam"], ["--optimizer", "--help"]),
             ("calculate_score.py", ["--input", "empty", "--checkpoint", "empty"],
              ["params_<epoch>.h5", "empty"]),
             ("mislabel_analysis.py", ["--input", "empty"], ["empty/x_train.npy"])]:
