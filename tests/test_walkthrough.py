@@ -64,7 +64,7 @@ def test_mistakes_end_with_one_line_and_code_2(tmp_path):
             ("train.py", ["--data", "nowhere.tar.gz", "-c", "cpu"], ["nowhere.tar.gz"]),
             ("train.py", ["--optimizer", "adam"], ["--optimizer", "--help"]),
             ("calculate_score.py", ["--input", "empty", "--checkpoint", "empty"],
-             ["params_<epoch>.h5", "empty"]),
+             ["empty/x_train.npy"]),
             ("mislabel_analysis.py", ["--input", "empty"], ["empty/x_train.npy"])]:
         result = run_script(name, *flags, cwd=tmp_path)
         assert result.returncode == 2
