@@ -14,12 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from datasets import corrections
-from datasets.corrections import Corrections
 from utils import cli
 from utils.cli import Boolean, Parser, number
 from utils.files import check_folder, save_json
 from utils.review import figures
-from utils.review.detection import rank
 from utils.review.page import download_name, save_review
 from utils.review.rankings import AUTO, DEFAULT, RANKINGS, describe_rankings
 from utils.review.report import (
@@ -33,9 +31,10 @@ from utils.review.report import (
     measure,
     print_report,
 )
-from utils.review.run import Run, agreement, load_run, trustworthy
+from utils.review.run import Run, load_run, trustworthy
 from utils.review.suspects import (
     Facts,
+    choose_corrections,
     count_label_issues,
     count_top_classes,
     gather_facts,
@@ -44,8 +43,6 @@ from utils.review.suspects import (
 )
 
 TOP_CLASSES, EXTRACTED = "{}_top_influence_sample.png", "extracted_samples"
-
-SPARED_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -127,32 +124,6 @@ def training_command(settings: Settings) -> str:
         return f"{command} ~/Downloads/{download_name(settings.input)}"
     path = settings.output / (DROP if settings.relabel is None else RELABEL)
     return f"{command} {shlex.quote(str(path))}"
-
-
-def choose_corrections(run: Run, drop: float | None, relabel: float | None) -> Corrections:
-    """The corrections for --drop or --relabel; prints which of the share are left alone, and why."""
-    dataset, names = run.dataset, run.dataset.names
-    labels, suggested = dataset.labels[:, 0], run.per_checkpoint.probability.argmax(axis=1)
-    order = rank(run.score)
-    if not trustworthy(run):
-        print(f"warning: the networks agree with {agreement(run):.0%} of the labels: many of the first "
-              "samples are labelled right and many suggestions are wrong; review them instead",
-              flush=True)
-    first = order[:round((drop or relabel or 0) * len(labels))]
-    if relabel is None:
-        chosen = Corrections(removed=first.tolist())
-    else:
-        differ = first[suggested[first] != labels[first]]
-        chosen = Corrections(relabelled={index: int(suggested[index]) for index in differ.tolist()})
-        if len(differ) < len(first):
-            print(f"--relabel {relabel:g}: {len(first) - len(differ)} of the first {len(first)} samples "
-                  "are left alone: the suggestion is their label")
-    chosen, kept = chosen.keep_classes(dataset, order.tolist())
-    if kept:
-        spared = [f"sample {index} of {names[labels[index]]!a}" for index in kept[:SPARED_SHOWN]]
-        print("left alone, as the least suspicious of a class that would have no sample left: "
-              + ", ".join(spared + ["..."] * (len(kept) > SPARED_SHOWN)))
-    return chosen
 
 
 def write_tables(settings: Settings, run: Run, facts: Facts, issues: int):

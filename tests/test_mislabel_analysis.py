@@ -354,6 +354,16 @@ def test_relabel_takes_the_suggestions(run, tmp_path, capsys):
     assert same and {str(same), "15"} <= set(words(told))
 
 
+def test_choosing_corrections_by_a_network_that_learned_little_is_warned_of(run, tmp_path, capsys):
+    agreement = f"{100 * analyse(run, tmp_path)['agreement']:.1f}"
+    told = []
+    for more in ([], ["--drop", "0.1"], ["--relabel", "0.1"]):
+        capsys.readouterr()
+        analyse(run, tmp_path, *more)
+        told.append(capsys.readouterr().out.count(agreement))
+    assert told == [1, 2, 2]
+
+
 def test_dropping_keeps_the_least_suspicious_sample_of_every_class(run, tmp_path, capsys):
     analyse(run, tmp_path, "--drop", "1")
     rows, dataset = suspects(tmp_path), arrays.load(run)

@@ -1,4 +1,4 @@
-"""The ranked samples as a table, as counts and as images."""
+"""The ranked samples as a table, as corrections, as counts and as images."""
 import csv
 import re
 from collections.abc import Iterator, Sequence
@@ -10,11 +10,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.arrays import Dataset
-from datasets.corrections import Decision, decided_earlier
+from datasets.corrections import Corrections, Decision, decided_earlier
 from datasets.duplicates import image_digests, other_labels
 from utils.files import text_cell, whole_file, whole_folder
 from utils.review.detection import rank
+from utils.review.run import Run, agreement, trustworthy
 from utils.tracin.scores import PerCheckpoint
+
+SPARED_SHOWN = 5
 
 
 def count_label_issues(probability: np.ndarray, labels: np.ndarray) -> int:
@@ -172,6 +175,39 @@ def save_suspects(path: Path, dataset: Dataset, scores: dict[str, np.ndarray], r
             row["decided"] = suspect.decided and suspect.decided.decision
             row["ranked_by"] = rank_by
             writer.writerow([*row.values(), *(score[suspect.index] for score in scores.values())])
+
+
+def choose_corrections(run: Run, drop: float | None, relabel: float | None) -> Corrections:
+    """The corrections for ``mislabel_analysis.py --drop`` or ``--relabel``.
+
+    It prints which of the share are left alone, and why, and warns where the networks know too little.
+
+    Args:
+        run: what is corrected.
+        drop, relabel: the most suspicious share to remove or to give the suggested labels; one is None.
+    """
+    dataset, names = run.dataset, run.dataset.names
+    labels, suggested = dataset.labels[:, 0], run.per_checkpoint.probability.argmax(axis=1)
+    order = rank(run.score)
+    if not trustworthy(run):
+        print(f"warning: the networks agree with {100 * agreement(run):.1f} % of the labels: many of "
+              "the first samples are labelled right and many suggestions are wrong; review them instead",
+              flush=True)
+    first = order[:round((drop or relabel or 0) * len(labels))]
+    if relabel is None:
+        chosen = Corrections(removed=first.tolist())
+    else:
+        differ = first[suggested[first] != labels[first]]
+        chosen = Corrections(relabelled={index: int(suggested[index]) for index in differ.tolist()})
+        if len(differ) < len(first):
+            print(f"--relabel {relabel:g}: {len(first) - len(differ)} of the first {len(first)} samples "
+                  "are left alone: the suggestion is their label")
+    chosen, kept = chosen.keep_classes(dataset, order.tolist())
+    if kept:
+        spared = [f"sample {index} of {names[labels[index]]!a}" for index in kept[:SPARED_SHOWN]]
+        print("left alone, as the least suspicious of a class that would have no sample left: "
+              + ", ".join(spared + ["..."] * (len(kept) > SPARED_SHOWN)))
+    return chosen
 
 
 def count_top_classes(dataset: Dataset, influence: np.ndarray) -> dict[str, np.ndarray]:
