@@ -62,7 +62,8 @@ def add_data_flags(parser: Parser):
                            "names what they hold")
     data.add_argument("--corrections", type=Path, metavar="CSV",
                       help="with --input: relabel and remove samples as a review or "
-                           "mislabel_analysis.py decided (--drop, --relabel)")
+                           "mislabel_analysis.py decided (--drop, --relabel); network and training are "
+                           "those of its newest checkpoint, unless given")
     data.add_argument("--shuffle_label", action=Boolean, default=None,
                       help="mislabel some training samples; False keeps the labels (default: True for "
                            "known sets; for your own images only with --shuffle_rate or --noise)")

@@ -61,6 +61,15 @@ def test_a_sum_that_is_off_by_little_is_refused(run):
         load(run)
 
 
+@pytest.mark.parametrize("annotations", ["5", "[1]", "{"])
+def test_annotations_that_are_no_object_are_refused(run, annotations):
+    with np.load(run / "per_checkpoint.npz") as file:
+        content = {**file, "annotations": annotations}
+    np.savez(run / "per_checkpoint.npz", **content)
+    with refused(str(run / "per_checkpoint.npz")):
+        load(run)
+
+
 def test_missing_details_and_other_arrays_are_refused(run):
     np.savez(run / "per_checkpoint.npz", epochs=np.arange(3))
     with refused(str(run / "per_checkpoint.npz")):
