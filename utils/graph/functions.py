@@ -1,4 +1,4 @@
-"""A network's inference graph as a list of functions, for translations and gradients."""
+"""A network's graph as a list of functions, for translations and gradients."""
 from collections import Counter
 from collections.abc import Callable, Container
 
@@ -15,11 +15,12 @@ class Unsupported(UserError):
 # Functions with parameters; these follow the one other input.
 LAYERS = ("Affine", "BatchNormalization", "Convolution")
 # Arguments of functions that consumers of the list assume.
-USUAL = {"axes": [1], "base_axis": 1, "batch_stat": False, "channel_last": False,
+USUAL = {"axes": [1], "base_axis": 1, "channel_last": False,
          "ignore_border": True, "no_bias": False, "no_scale": False}
 
 
-def functions(image: nn.Variable, output: nn.Variable, known: Container[str], purpose: str) -> list:
+def functions(image: nn.Variable, output: nn.Variable, known: Container[str], purpose: str,
+              batch_stat: bool = False) -> list:
     """The functions between `image` and `output`, in the order of computation.
 
     Args:
@@ -27,6 +28,7 @@ def functions(image: nn.Variable, output: nn.Variable, known: Container[str], pu
         output: its output.
         known: the supported types of function, such as ``Convolution``.
         purpose: what needs the list, for messages.
+        batch_stat: whether batch normalization must use the batch's statistics, or must not.
 
     Returns:
         Objects of type ``nnabla.function.Function``, with `info.type_name` and `info.args`.  Inputs
@@ -50,7 +52,7 @@ def functions(image: nn.Variable, output: nn.Variable, known: Container[str], pu
                   names.keys() >= set(function.inputs[data:])):
             problem = f"supports parameters only unchanged and only in {', '.join(LAYERS)}"
         else:
-            problem = _unusual(function)
+            problem = _unusual(function, {**USUAL, "batch_stat": batch_stat})
         if problem:
             raise Unsupported(f"{purpose} {problem}; found {kind} at {layer}")
         layers.update((variable, layer) for variable in function.outputs)
@@ -62,12 +64,12 @@ def functions(image: nn.Variable, output: nn.Variable, known: Container[str], pu
     return result
 
 
-def _unusual(function) -> str:
+def _unusual(function, usual: dict) -> str:
     """What is supported and what was found, if a function has unusual arguments; else nothing."""
     args, shapes = function.info.args, [variable.shape for variable in function.inputs]
-    for key, usual in USUAL.items():
-        if args.get(key, usual) != usual:
-            return f"supports {key} {usual}, found {args[key]}"
+    for key, value in usual.items():
+        if args.get(key, value) != value:
+            return f"supports {key} {value}, found {args[key]}"
     if len(args.get("kernel", (0, 0))) != 2:
         return f"supports kernels of two dimensions, found {args['kernel']}"
     if function.info.type_name == "Add2" and shapes[0] != shapes[1]:

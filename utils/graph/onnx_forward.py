@@ -1,17 +1,15 @@
-"""NNabla's inference graphs as ONNX models (https://onnx.ai/onnx/operators), operator set 17."""
+"""NNabla's inference graphs as ONNX models."""
 from collections.abc import Callable
 from pathlib import Path
 
 import nnabla as nn
-import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 
 from datasets.arrays import IMAGE_SHAPE
 from utils.files import save_bytes
 from utils.graph.functions import Unsupported, functions
+from utils.graph.onnx_nodes import Nodes
 
-OPERATOR_SET, FORMAT_VERSION = 17, 8
 INPUT, OUTPUT = "x", "y"
 
 
@@ -38,6 +36,15 @@ OPERATORS: dict[str, tuple[str, Callable[[dict], dict], tuple[int, ...]]] = {
 }
 
 
+def add_operator(nodes: Nodes, function, inputs: list[str], **more) -> str:
+    """Add the operator of a function to its `inputs`, in the function's order."""
+    operator, attributes, order = OPERATORS[function.info.type_name]
+    inputs = [inputs[place] for place in order if place < len(inputs)]
+    if function.info.type_name == "Affine":
+        inputs[0] = nodes.add("Flatten", inputs[0])
+    return nodes.add(operator, *inputs, **attributes(function.info.args), **more)
+
+
 def to_onnx(image: nn.Variable, output: nn.Variable) -> onnx.ModelProto:
     """The graph from `image` to `output` with the current parameters, for batches of any size.
 
@@ -48,31 +55,19 @@ def to_onnx(image: nn.Variable, output: nn.Variable) -> onnx.ModelProto:
     Raises:
         Unsupported: a function has no translation; the message names it.
     """
-    names = {variable: name for name, variable in nn.get_parameters(grad_only=False).items()}
-    names |= {image: INPUT, output: OUTPUT}
-    computed, nodes, parameters = {image}, [], {}
-    for number, function in enumerate(functions(image, output, OPERATORS, "the translation to ONNX")):
-        kind, args = function.info.type_name, function.info.args
+    parameters = {variable: name for name, variable in nn.get_parameters(grad_only=False).items()}
+    nodes = Nodes()
+    names = {image: nodes.add_input(INPUT, ["N", *image.shape[1:]])}
+    for function in functions(image, output, OPERATORS, "the translation to ONNX"):
         for variable in function.inputs:
-            if variable not in computed:
-                value = variable.d.astype(np.float32)
-                parameters[names[variable]] = \
-                    value.ravel() if kind == "BatchNormalization" else value
-        operator, attributes, order = OPERATORS[kind]
-        inputs = [names[function.inputs[place]] for place in order if place < len(function.inputs)]
-        if kind == "Affine":
-            flat = f"flat_{number}"
-            nodes.append(helper.make_node("Flatten", inputs[:1], [flat]))
-            inputs[0] = flat
-        result = names.setdefault(function.outputs[0], f"computed_{number}")
-        nodes.append(helper.make_node(operator, inputs, [result], **attributes(args)))
-        computed.update(function.outputs)
-    begin, end = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", *shape[1:]])
-                  for name, shape in [(INPUT, image.shape), (OUTPUT, output.shape)])
-    graph = helper.make_graph(nodes, "network", [begin], [end], [
-        numpy_helper.from_array(value, name) for name, value in parameters.items()])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPERATOR_SET)],
-                              ir_version=FORMAT_VERSION)
+            if variable not in names:
+                flat = function.info.type_name == "BatchNormalization"
+                names[variable] = nodes.constant(variable.d.ravel() if flat else variable.d,
+                                                 parameters[variable])
+        result, = function.outputs
+        names[result] = add_operator(nodes, function, [names[variable] for variable in function.inputs],
+                                     name=OUTPUT if result == output else "")
+    model = nodes.model({OUTPUT: ["N", *output.shape[1:]]})
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # of several modules' own types

@@ -1,0 +1,235 @@
+"""Convolutions in ONNX with filters that change from run to run, and their gradients.
+
+A convolution's gradient by its input is a convolution with the filters turned around.  The gradient by
+its filters is a product over the positions :math:`q` of the output, for each place :math:`(i, j)` in
+the filters,
+
+.. math:: \\partial W_{o c i j} = \\sum_q \\delta_{o q} \\, x_{c, q + i L + j} ,
+
+where the rows of the image, of length :math:`L` with the zeros between them, lie one behind the other.
+Shifting :math:`\\delta` by the rows and :math:`x` by the columns gives all places from one product of
+matrices with few copies.
+"""
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from utils.graph.onnx_nodes import BLOCKED, RUNTIME, Nodes, make_session
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A convolution of (B, *before) to (B, *after) with filters (O, C/group, *kernel)."""
+
+    before: tuple[int, int, int]
+    after: tuple[int, int, int]
+    kernel: Pair
+    pad: Pair = (0, 0)
+    stride: Pair = (1, 1)
+    dilation: Pair = (1, 1)
+    group: int = 1
+
+    @property
+    def attributes(self) -> dict:
+        """Those of ONNX's ``Conv``."""
+        return {"pads": [*self.pad, *self.pad], "strides": self.stride, "dilations": self.dilation,
+                "group": self.group}
+
+
+@functools.cache
+def block_size() -> int:
+    """The number of channels in a block of ONNX Runtime's own convolutions here; 0 without them.
+
+    It depends on the processor and no function tells it, so both are tried, on integers, which have
+    no rounding.
+    """
+    rng = np.random.default_rng(0)
+    x, w = (rng.integers(-4, 5, shape).astype(np.float32) for shape in [(1, 32, 6, 6), (16, 32, 3, 3)])
+    geometry = Geometry((32, 6, 6), (16, 4, 4), (3, 3))
+    found = []
+    for size in (0, 16, 8):
+        nodes = Nodes()
+        result = _convolve(nodes, nodes.add_input("x", x.shape), nodes.constant(w), geometry, size)
+        try:
+            found.append(make_session(nodes.model({result: None}), 1).run(None, {"x": x})[0])
+        except Exception:  # ONNX Runtime has a type for each of its errors
+            continue
+        if size and np.array_equal(found[0], found[-1]):
+            return size
+    return 0
+
+
+def convolve(nodes: Nodes, x: str, w: str, geometry: Geometry) -> str:
+    """Convolution of `x`, (B, *before), with filters `w`; as fast with variable as with fixed ones."""
+    return _convolve(nodes, x, w, geometry, block_size())
+
+
+def _convolve(nodes: Nodes, x: str, w: str, geometry: Geometry, block: int) -> str:
+    channels, filters = geometry.before[0], geometry.after[0]
+    if not _blocked(geometry, block):
+        return nodes.add("Conv", x, w, **geometry.attributes)
+    w = nodes.reshape(w, filters // block, block, channels // block, block, *geometry.kernel)
+    w = nodes.add("Transpose", w, perm=[0, 2, 4, 5, 3, 1])
+    return _convolve_blocks(nodes, x, w, geometry)
+
+
+def _blocked(geometry: Geometry, block: int) -> bool:
+    """Whether blocks of channels pay: for 1x1 filters, reordering costs as much as it gains."""
+    return bool(block and geometry.group == 1 and prod(geometry.kernel) > 1
+                and geometry.before[0] % block == geometry.after[0] % block == 0)
+
+
+def _convolve_blocks(nodes: Nodes, x: str, w: str, geometry: Geometry) -> str:
+    """Convolution with filters of axes O/block, C/block, rows, columns and the blocks of C and of O."""
+    channels, filters = geometry.before[0], geometry.after[0]
+    x = nodes.add("ReorderInput", x, domain=BLOCKED)
+    w = nodes.reshape(w, filters, channels, *geometry.kernel)
+    y = nodes.add("Conv", x, w, domain=BLOCKED, kernel_shape=geometry.kernel, **geometry.attributes)
+    return nodes.add("ReorderOutput", y, domain=BLOCKED, channels=filters)
+
+
+def by_input(nodes: Nodes, delta: str, w: str, geometry: Geometry) -> str:
+    """The gradient by the input, (B, *before), from that by the output, `delta` (B, *after)."""
+    channels, filters, group = geometry.before[0], geometry.after[0], geometry.group
+    reach = [spacing * (size - 1) for spacing, size in
+             zip(geometry.dilation, geometry.kernel, strict=True)]
+    pad = tuple(far - near for far, near in zip(reach, geometry.pad, strict=True))
+    if max(geometry.stride) > 1 or min(pad) < 0:
+        covered = [(size - 1) * step - 2 * near + far + 1 for size, step, near, far in
+                   zip(geometry.after[1:], geometry.stride, geometry.pad, reach, strict=True)]
+        missing = [size - known for size, known in zip(geometry.before[1:], covered, strict=True)]
+        return nodes.add("ConvTranspose", delta, w, kernel_shape=geometry.kernel,
+                         output_padding=missing, **geometry.attributes)
+    turned = Geometry(geometry.after, geometry.before, geometry.kernel, (pad[0], pad[1]),
+                      dilation=geometry.dilation, group=group)
+    places = prod(geometry.kernel)
+    backwards = nodes.constant(np.arange(places)[::-1])
+    block = block_size()
+    if _blocked(turned, block):
+        w = nodes.reshape(w, filters // block, block, channels // block, block, places)
+        w = nodes.add("Transpose", w, perm=[2, 0, 4, 1, 3])
+        return _convolve_blocks(nodes, delta, nodes.add("Gather", w, backwards, axis=2), turned)
+    w = nodes.add("Transpose", nodes.reshape(w, group, filters // group, channels // group, places),
+                  perm=[0, 2, 1, 3])
+    if places > 1:
+        w = nodes.add("Gather", w, backwards, axis=3)
+    w = nodes.reshape(w, channels, filters // group, *geometry.kernel)
+    return nodes.add("Conv", delta, w, **turned.attributes)
+
+
+@dataclass(frozen=True)
+class ByFilters:
+    """Each sample's gradient by the filters, out of order: (B, group, O/group rows, C/group columns).
+
+    There are `rows` times `columns` places in a filter.
+    """
+
+    value: str
+    geometry: Geometry
+    rows: int
+    columns: int
+
+    def total(self, nodes: Nodes) -> str:
+        """The sum over the batch, (O, C/group, *kernel)."""
+        filters, inputs = self.geometry.after[0], self.geometry.before[0] // self.geometry.group
+        total = nodes.reshape(nodes.sum(self.value, 0), filters, self.rows, inputs, self.columns)
+        if self.rows > 1:
+            total = nodes.add("Transpose", total, perm=[0, 2, 1, 3])
+        return nodes.reshape(total, filters, inputs, *self.geometry.kernel)
+
+    def in_order(self, w: np.ndarray) -> np.ndarray:
+        """Filters (O, C/group, *kernel) in the order of `value`, (O, rows C/group columns)."""
+        return w.reshape(*w.shape[:2], self.rows, self.columns).transpose(0, 2, 1, 3).reshape(len(w), -1)
+
+
+def by_filters(nodes: Nodes, x: str, delta: str, geometry: Geometry) -> ByFilters:
+    """The gradient by the filters, from the input `x` and the gradient `delta` by the output."""
+    channels, filters, group = geometry.before[0], geometry.after[0], geometry.group
+    (height, width), places = geometry.kernel, prod(geometry.kernel)
+    rows, columns = 1, places
+    if max(geometry.stride) > 1:
+        positions = prod(geometry.after[1:])
+        x = stack(nodes, windows(nodes, x, geometry), channels, positions)
+        delta = nodes.reshape(delta, 0, filters, positions)
+    else:
+        if filters * height + channels * width < filters + channels * places:
+            rows, columns = height, width
+        x, delta = _shifted(nodes, x, delta, geometry, shift_rows_of_x=rows == 1)
+    if group > 1:
+        delta = nodes.reshape(delta, 0, group, filters // group * rows, -1)
+        x = nodes.reshape(x, 0, group, channels // group * columns, -1)
+    product = nodes.add("FusedMatMul", delta, x, domain=RUNTIME, transB=1)
+    return ByFilters(product, geometry, rows, columns)
+
+
+def windows(nodes: Nodes, x: str, geometry: Geometry, border: float = 0.0) -> list[str]:
+    """What each place in the filters sees of `x`, (B, C, *after) each; `border` is around the image."""
+    if max(geometry.pad):
+        x = nodes.add("Pad", x, nodes.constant([0, 0, *geometry.pad] * 2), nodes.constant(border))
+    seen = []
+    for place in np.ndindex(*geometry.kernel):
+        start = np.multiply(place, geometry.dilation)
+        stop = start + (np.array(geometry.after[1:]) - 1) * geometry.stride + 1
+        seen.append(nodes.add("Slice", x, *map(nodes.constant, (start, stop, (2, 3), geometry.stride))))
+    return seen
+
+
+def stack(nodes: Nodes, values: list[str], channels: int, *shape: int) -> str:
+    """Values (B, C, ...) side by side for each channel, (B, C values, *shape)."""
+    apart = [nodes.reshape(value, 0, channels, 1, *shape) for value in values]
+    joined = nodes.add("Concat", *apart, axis=2) if len(apart) > 1 else apart[0]
+    return nodes.reshape(joined, 0, channels * len(apart), *shape)
+
+
+def _shifted(nodes: Nodes, x: str, delta: str, geometry: Geometry,
+             shift_rows_of_x: bool) -> tuple[str, str]:
+    """`x` shifted by every column of the filters, `delta` by every row; or all shifts of `x`.
+
+    Both become (B, channels shifts, K): rows one behind the other, with zeros between them.
+    """
+    length = max(geometry.before[2] + geometry.pad[1], geometry.after[2])  # of a row
+    by_row, by_column = ([place * spacing - pad for place in range(size)] for spacing, pad, size in
+                         zip(geometry.dilation, geometry.pad, geometry.kernel, strict=True))
+    by_row = [row * length for row in by_row]
+    if shift_rows_of_x:
+        begin_delta, begin_x = [0], [-row - column for row in by_row for column in by_column]
+    else:
+        begin_delta, begin_x = by_row, [-column for column in by_column]
+    flat = []
+    for value, shape, begin in [(x, geometry.before, begin_x), (delta, geometry.after, begin_delta)]:
+        channels, height, width = shape
+        if width < length:
+            zeros = nodes.zeros(value, channels, height, length - width)
+            value = nodes.add("Concat", value, zeros, axis=3)
+        size = height * length
+        flat.append((nodes.reshape(value, 0, channels, size), channels, size, begin))
+    start = max(min(begin) for *_, begin in flat)
+    stop = min(max(begin) + size for *_, size, begin in flat)
+    x, delta = (_place(nodes, *value, start, stop) for value in flat)
+    return x, delta
+
+
+def _place(nodes: Nodes, value: str, channels: int, size: int, begin: Sequence[int], start: int,
+           stop: int) -> str:
+    """Copies of `value`, (B, channels, size), that begin at `begin`, each from `start` up to `stop`."""
+    if list(begin) == [start] and stop - start == size:
+        return value
+    parts, end = [], 0  # `end` counts the zeros that are due
+    for place in begin:
+        first, last = max(place, start), min(place + size, stop)
+        end += first - start
+        if end:
+            parts.append(nodes.zeros(value, channels, end))
+        whole = (first, last) == (place, place + size)
+        parts.append(value if whole else nodes.add("Slice", value, *map(nodes.constant, (
+            [first - place], [last - place], [2]))))
+        end = stop - last
+    if end:
+        parts.append(nodes.zeros(value, channels, end))
+    joined = nodes.add("Concat", *parts, axis=2) if len(parts) > 1 else parts[0]
+    return nodes.reshape(joined, 0, channels * len(begin), stop - start)
