@@ -50,15 +50,19 @@ class Pass:
         parameters: trained parameter -> the name of the gradient by it, summed over the batch.
         statistics: batch normalization -> the names of its batch's mean and (biased) variance, (C,).
         samples: the name of the number of samples in the batch, a float.
-        trained: the parameters whose gradients are wanted.
+        trained: the parameters of the scope that are trained, unless the graph fixes them.
     """
 
     def __init__(self, nodes: Nodes, names: dict[nn.Variable, str], trained: set[nn.Variable],
                  samples: str):
-        self.nodes, self.names, self.trained, self.samples = nodes, names, trained, samples
+        self.nodes, self.names, self.samples, self._trained = nodes, names, samples, trained
         self.parameters: dict[nn.Variable, str] = {}
         self.statistics: dict[Any, tuple[str, str]] = {}
         self._gradients: dict[nn.Variable, Gradient] = {}
+
+    def trains(self, parameter: nn.Variable) -> bool:
+        """Whether the gradient by a function's parameter is wanted; the graph can fix it in one place."""
+        return parameter.need_grad and parameter in self._trained
 
     def inputs(self, function) -> list[str]:
         return [self.names[variable] for variable in function.inputs if variable in self.names]
@@ -109,9 +113,9 @@ def convolution_back(steps: Pass, function, gradient: Gradient):
     nodes, geometry, (x, w, *_) = steps.nodes, geometry_of(function), steps.inputs(function)
     delta, factor = gradient.value, gradient.factor
     data, weight, *bias = function.inputs
-    if weight in steps.trained:
+    if steps.trains(weight):
         steps.give_parameter(weight, by_filters(nodes, x, delta, geometry).total(nodes), factor, 4)
-    if bias and bias[0] in steps.trained:
+    if bias and steps.trains(bias[0]):
         steps.give_parameter(bias[0], nodes.sum(delta, 0, 2, 3), factor)
     if data.need_grad:
         if factor:
@@ -123,10 +127,10 @@ def affine_back(steps: Pass, function, gradient: Gradient):
     nodes, (x, w, *_) = steps.nodes, steps.inputs(function)
     delta = steps.whole(gradient)
     data, weight, *bias = function.inputs
-    if weight in steps.trained:
+    if steps.trains(weight):
         steps.give_parameter(weight, nodes.add("FusedMatMul", nodes.add("Flatten", x), delta,
                                                domain=RUNTIME, transA=1))
-    if bias and bias[0] in steps.trained:
+    if bias and steps.trains(bias[0]):
         steps.give_parameter(bias[0], nodes.sum(delta, 0))
     if data.need_grad:
         by_data = nodes.add("FusedMatMul", delta, w, domain=RUNTIME, transB=1)
@@ -160,7 +164,7 @@ def batch_normalization_back(steps: Pass, function, gradient: Gradient):
                                                                  nodes.constant(float(epsilon)))))
     by_gamma = nodes.add("Mul", nodes.add("Sub", by_x, nodes.add("Mul", mean, by_beta)), inverse)
     for parameter, value in [(beta_parameter, by_beta), (gamma_parameter, by_gamma)]:
-        if parameter in steps.trained:
+        if steps.trains(parameter):
             steps.give_parameter(parameter, value)
     if data.need_grad:
         share = nodes.add("Div", nodes.constant(-1 / positions), steps.samples)
@@ -281,7 +285,7 @@ class BatchGradients:
         logits, _ = network(image, test=False)
         found = functions(image, logits, RULES, "training by ONNX Runtime", batch_stat=True)
         names = {variable: name for name, variable in nn.get_parameters(grad_only=False).items()}
-        trained = {variable for variable in nn.get_parameters().values() if variable.need_grad}
+        trained = set(nn.get_parameters().values())
         nodes = Nodes()
         known = {image: nodes.add_input(IMAGES, ["B", *IMAGE_SHAPE])}
         labels = nodes.add_input(LABELS, ["B"], onnx.TensorProto.INT64)
@@ -315,8 +319,8 @@ class BatchGradients:
     def bind(self):
         """Find where NNabla keeps its numbers now.
 
-        Call it again after anything but this object and a solver has written parameters or gradients,
-        for looking it up in every update would take longer than a small network's update.
+        Call it again after anything but this object and a solver has written parameters: looking it up
+        in every update would take longer than the update of a small network.
         """
         self._feeds = {}
         for name, variable in self._inputs.items():
@@ -335,6 +339,8 @@ class BatchGradients:
         Returns:
             The logits, float32 (B, C), and the mean cross entropy.
         """
+        if any(variable.grad.zeroing for variable in self._trained):
+            self.bind()  # zeros that NNabla has yet to write would replace what is written here
         feeds = {IMAGES: images.astype(np.float32, copy=False), LABELS: labels.ravel().astype(np.int64)}
         loss, logits, *values = self._session.run(self._outputs, {**self._feeds, **feeds})
         for gradient, value in zip(self._gradients, values, strict=False):
@@ -346,7 +352,7 @@ class BatchGradients:
             count = len(images) * prod(function.inputs[0].shape[2:])
             _approach(mean, found_mean, decay)
             _approach(variance, found_variance * np.float32(count / max(count - 1, 1)), decay)
-        return logits, float(loss)
+        return logits, loss.item()
 
 
 def _approach(running: np.ndarray, value: np.ndarray, decay: np.float32):
