@@ -232,7 +232,7 @@ def _without_wrapped(nodes: Nodes, x: str, shift: int, height: int, length: int)
 
 def _place(nodes: Nodes, copies: Sequence[tuple[str, int]], channels: int, size: int, begin: int,
            end: int) -> str:
-    """Values (B, channels, size), each at its place among zeros from `begin` up to `end`, one side by side."""
+    """Values (B, channels, size), each at its place among zeros from `begin` up to `end`."""
     parts, due = [], 0  # the zeros that are due
     for value, place in copies:
         due += place - begin
