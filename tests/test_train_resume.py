@@ -252,9 +252,10 @@ import utils
 from models.registry import build_network
 from utils import cli
 from utils.training.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint
+from utils.training.engines import NnablaEngine
 from utils.training.trainer import Trainer
 run = Path({str(run)!r})
-trainer = Trainer(build_network("resnet23", 3, 4), False, 0)
+trainer = Trainer(NnablaEngine(build_network("resnet23", 3, 4)), False, 0)
 last = find_checkpoints(run)[-1]
 load_checkpoint(last, trainer.solver)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
