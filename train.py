@@ -97,6 +97,8 @@ def train_and_evaluate(chosen: TrainSettings):
     rng = np.random.default_rng(chosen.seed)
     where = set_context(chosen.context, chosen.device_id, chosen.type_config)
     chosen = chosen.for_device(current_context())
+    if chosen.changes():
+        print(chosen.changes(), flush=True)
     dataset = flags.load_data(chosen.data, rng, partial(noise_logits, chosen.data.dataset))
     settings = chosen.for_dataset(dataset)
     description = settings.describe(dataset)
@@ -106,8 +108,6 @@ def train_and_evaluate(chosen: TrainSettings):
     save_data(settings, dataset, description)
     log, record = start_or_resume(settings, trainer, dataset, run_key(description))
     done = len(log.history)
-    if settings.changes():
-        print(settings.changes(), flush=True)
     print(f"{settings.model} on {where} by {settings.engine}, --workers {settings.workers}: "
           f"{flags.describe(dataset)}, augmentation {'on' if settings.data.augmentation else 'off'}, "
           f"batch {settings.train_batch_size}, {done} of {settings.train_epochs} epochs done",

@@ -164,7 +164,7 @@ class TrainSettings:
     def for_device(self, context: str) -> "TrainSettings":
         """These settings with an engine and its threads.
 
-        A run that is resumed keeps its own where they are not given and can be had.
+        A resumed run keeps its own, unless flags say otherwise or this machine lacks them.
 
         Args:
             context: ``cpu`` or ``cudnn``, where the training will run.
@@ -182,6 +182,17 @@ class TrainSettings:
                             f"--workers {self.workers}; leave the flag out")
         usual = min(began.threads, most) if began and began.engine == name else most
         return replace(self, engine=name, workers=self.workers or usual)
+
+    def changes(self) -> str:
+        """What keeps a resumed run from the bits of one that ran through, in words; else nothing."""
+        began = self.resumed.description if self.resumed else None
+        if began and began.engine != self.engine:
+            return (f"resuming by {self.engine} what {began.engine!a} began: the result is not "
+                    "bit-identical to that of one engine")
+        if began and began.threads != self.workers:
+            return (f"resuming with --workers {self.workers} what --workers {began.threads} began: the "
+                    f"result may not be bit-identical; --workers {began.threads} keeps it so")
+        return ""
 
     def for_dataset(self, dataset: Dataset) -> "RunSettings":
         """These settings with batch sizes for a dataset.
@@ -208,17 +219,6 @@ class RunSettings(TrainSettings):
     val_batch_size: int
     engine: str
     workers: int
-
-    def changes(self) -> str:
-        """What keeps a resumed run from the bits of one that ran through, in words; else nothing."""
-        began = self.resumed.description if self.resumed else None
-        if began and began.engine != self.engine:
-            return (f"resuming by {self.engine} what {began.engine!a} began: the result is not "
-                    "bit-identical to that of one engine")
-        if began and began.threads != self.workers:
-            return (f"resuming with --workers {self.workers} what --workers {began.threads} began: the "
-                    f"result may not be bit-identical; --workers {began.threads} keeps it so")
-        return ""
 
     def shorter(self) -> str:
         """Flags that would shorten the training on a CPU, in words."""
