@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import nnabla as nn
 import nnabla.functions as F
 import numpy as np
-import onnxruntime
 
 from datasets.arrays import IMAGE_SHAPE
 from utils.errors import UserError
 from utils.graph.functions import Unsupported
 from utils.graph.onnx_forward import INPUT, to_onnx
 from utils.graph.onnx_gradient import BatchGradients
+from utils.graph.onnx_nodes import make_session
 
 # A power of two scales without rounding; half ranges from 6e-8 to 65504.
 HALF_LOSS_SCALE = 2.0**15
@@ -144,14 +144,14 @@ class OnnxRuntimeEngine:
         except Unsupported as error:
             raise Unsupported(f"{error}; give --engine nnabla") from None
         self._images: dict[int, nn.Variable] = {}
-        self._options = onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = threads
-        self._options.log_severity_level = 3
+        self._threads = threads
 
     def image(self, batch_size: int) -> nn.Variable:
         return self._images.setdefault(batch_size, nn.Variable((batch_size, *IMAGE_SHAPE)))
 
     def updater(self, solver) -> Callable[[np.ndarray], Callable[[], Result]]:
+        self._gradients.bind()  # a checkpoint may have been loaded
+
         def update(labels: np.ndarray) -> Callable[[], Result]:
             result = self._gradients(self.image(len(labels)).d, labels)
             solver.update()
@@ -159,9 +159,7 @@ class OnnxRuntimeEngine:
         return update
 
     def evaluator(self) -> Callable[[np.ndarray, np.ndarray], Result]:
-        session = onnxruntime.InferenceSession(
-            to_onnx(self._one, self._logits).SerializeToString(), self._options,
-            providers=["CPUExecutionProvider"])
+        session = make_session(to_onnx(self._one, self._logits), self._threads)
 
         def evaluate(images: np.ndarray, labels: np.ndarray) -> Result:
             logits = session.run(None, {INPUT: images.astype(np.float32)})[0]
