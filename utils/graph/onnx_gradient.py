@@ -346,7 +346,7 @@ class BatchGradients:
             count = len(images) * prod(function.inputs[0].shape[2:])
             _approach(mean, found_mean, decay)
             _approach(variance, found_variance * np.float32(count / max(count - 1, 1)), decay)
-        return logits, float(loss)
+        return logits, loss.item()
 
 
 def _approach(running: np.ndarray, value: np.ndarray, decay: np.float32):
