@@ -86,6 +86,6 @@ def make_session(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceS
     """ONNX Runtime's session for a model, on the CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised
     return onnxruntime.InferenceSession(model.SerializeToString(), options,
                                         providers=["CPUExecutionProvider"])

@@ -18,6 +18,8 @@ from utils.graph.onnx_nodes import make_session
 
 # A power of two scales without rounding; half ranges from 6e-8 to 65504.
 HALF_LOSS_SCALE = 2.0**15
+# What ONNX Runtime says of a pooling over nothing but NaN, which no index of a largest number follows.
+NO_PLACE = "narrowing_error"
 
 Result = tuple[np.ndarray, float]  # logits (B, C) and mean loss of a batch
 
@@ -153,7 +155,13 @@ class OnnxRuntimeEngine:
         self._gradients.bind()  # a checkpoint may have been loaded
 
         def update(labels: np.ndarray) -> Callable[[], Result]:
-            result = self._gradients(self.image(len(labels)).d, labels)
+            try:
+                result = self._gradients(self.image(len(labels)).d, labels)
+            except Exception as error:  # ONNX Runtime's own type is not public
+                if NO_PLACE not in str(error):
+                    raise
+                nothing = np.full((len(labels), self._logits.shape[1]), np.nan, np.float32), np.nan
+                return lambda: nothing
             solver.update()
             return lambda: result
         return update
