@@ -188,6 +188,7 @@ def train(batches: list, rate: float, engine: Callable) -> Arrays:
     solver = S.Momentum(rate, 0.9)
     solver.set_parameters(nn.get_parameters())
     for images, labels in batches:
+        solver.zero_grad()  # as NNabla's own training must
         engine(images, labels)
         solver.weight_decay(1e-3)
         solver.update()
