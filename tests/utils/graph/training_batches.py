@@ -6,11 +6,11 @@ less exact one where images are far from 0.  Around 0, both agree.
 from collections.abc import Callable
 
 import nnabla as nn
+import nnabla.functions as F
 import nnabla.parametric_functions as PF
 import numpy as np
 
 from utils.graph.onnx_gradient import BatchGradients
-from utils.training.trainer import build_graph, set_images
 
 Arrays = dict[str, np.ndarray]
 
@@ -58,14 +58,16 @@ def gradients() -> Arrays:
 
 def nnabla_results(network: Callable, images: np.ndarray, labels: np.ndarray) -> Arrays:
     """Logits, loss, gradients and parameters after a pass through NNabla's own training graph."""
-    graph = build_graph(network, len(images), test=False)
-    set_images(graph, images, None)
-    graph.label.d = labels
+    image, label = nn.Variable(images.shape), nn.Variable(labels.shape)
+    image.d, label.d = images, labels
+    logits, _ = network(image, test=False)
+    logits.persistent = True
+    loss = F.mean(F.softmax_cross_entropy(logits, label))
     for parameter in nn.get_parameters().values():
         parameter.g = 0
-    graph.loss.forward()
-    graph.loss.backward()
-    return {"logits": graph.logits.d.copy(), "loss": graph.loss.d.copy(), **gradients(), **values()}
+    loss.forward()
+    loss.backward()
+    return {"logits": logits.d.copy(), "loss": loss.d.copy(), **gradients(), **values()}
 
 
 def results(batch_gradients: BatchGradients, images: np.ndarray, labels: np.ndarray) -> Arrays:
