@@ -55,9 +55,7 @@ class Description:
         dataset_path: ``train.py --dataset`` as typed, if it is a path.  It is not in `arguments`, where
             earlier versions put it, because images may move during a run: their digest identifies them.
         engine: what computed the last epochs, a name in ``engines.ENGINES``; ``nnabla`` where earlier
-            versions recorded none.  Neither it nor `threads` is in `arguments`, because they may change
-            during a run.
-        threads: by how many threads.
+            versions recorded none.  It is not in `arguments`, because it may change during a run.
         parameters_sha256, states_sha256: digests of the checkpoint's files, once they are written.
 
     Raises:
@@ -77,7 +75,6 @@ class Description:
     annotations: dict[str, str] = field(default_factory=dict)
     dataset_path: str | None = None
     engine: str = "nnabla"
-    threads: int = 1
     parameters_sha256: str = ""
     states_sha256: str = ""
 
@@ -98,7 +95,6 @@ class Description:
                 isinstance(text, str) for item in self.annotations.items() for text in item),
             "dataset_path": self.dataset_path is None or isinstance(self.dataset_path, str),
             "engine": isinstance(self.engine, str),
-            "threads": _is_integer(self.threads, 1),
             "parameters_sha256": isinstance(self.parameters_sha256, str),
             "states_sha256": isinstance(self.states_sha256, str)}
         wrong = [name for name, is_valid in valid.items() if not is_valid]
@@ -112,7 +108,7 @@ class Description:
         Raises:
             ValueError: it is not a description.
         """
-        later = {"annotations": {}, "engine": "nnabla", "threads": 1}
+        later = {"annotations": {}, "engine": "nnabla"}
         found = {**later, **content} if isinstance(content, dict) else {}
         values: dict[str, Any] = {own.name: found.get(own.name) for own in fields(cls)}
         return cls(**values)

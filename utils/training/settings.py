@@ -54,8 +54,8 @@ def add_training_flags(parser: Parser):
                                "augmentation (default: %(default)s)")
     add_engine_flags(training, ENGINES, "library that computes (default: that of the run to resume, "
                      f"else the first of {', '.join(ENGINES)} that supports --context and "
-                     "--type-config)", "threads of onnxruntime (default: as many as made the run to "
-                     "resume, at most one per core, else one per core)")
+                     "--type-config)", "threads of onnxruntime, which do not change the results "
+                     "(default: one per core)")
     add_context_flags(parser)
     parser.add_run_flag({"output": ".", "monitor_path": ".", "model_save_path": "."},
                         "one folder for all files of the run: --output, --monitor-path and "
@@ -164,7 +164,7 @@ class TrainSettings:
     def for_device(self, context: str) -> "TrainSettings":
         """These settings with an engine and its threads.
 
-        A resumed run keeps its own, unless flags say otherwise or this machine lacks them.
+        A resumed run keeps its engine, unless a flag says otherwise or it does not run here.
 
         Args:
             context: ``cpu`` or ``cudnn``, where the training will run.
@@ -180,8 +180,7 @@ class TrainSettings:
         if self.workers and self.workers > 1 and not ENGINES[name].parallel:
             raise UserError(f"expected --workers 1 with --engine {name}, which has no threads, found "
                             f"--workers {self.workers}; leave the flag out")
-        usual = min(began.threads, most) if began and began.engine == name else most
-        return replace(self, engine=name, workers=self.workers or usual)
+        return replace(self, engine=name, workers=self.workers or most)
 
     def changes(self) -> str:
         """What keeps a resumed run from the bits of one that ran through, in words; else nothing."""
@@ -189,9 +188,6 @@ class TrainSettings:
         if began and began.engine != self.engine:
             return (f"resuming by {self.engine} what {began.engine!a} began: the result is not "
                     "bit-identical to that of one engine")
-        if began and began.threads != self.workers:
-            return (f"resuming with --workers {self.workers} what --workers {began.threads} began: the "
-                    f"result may not be bit-identical; --workers {began.threads} keeps it so")
         return ""
 
     def for_dataset(self, dataset: Dataset) -> "RunSettings":
@@ -246,4 +242,4 @@ class RunSettings(TrainSettings):
         return Description(epoch=0, model=self.model, nmaps=self.nmaps, classes=len(dataset.names),
                            learning_rate=0.0, seed=self.seed, data_sha256=dataset.digest(),
                            arguments=arguments, history=[], annotations=dataset.annotations(),
-                           dataset_path=path, engine=self.engine, threads=self.workers)
+                           dataset_path=path, engine=self.engine)
