@@ -227,12 +227,14 @@ def test_registered_networks_train_as_in_nnabla(model, nmaps, bound):
                  1e-3)
 
 
-def test_same_call_gives_the_same_bits():
+def test_bits_depend_on_nothing_but_the_batch_and_the_parameters():
+    """Not on earlier calls, nor on the number of threads, so a run need not record it."""
     network = build_network("resnet23", 10, 16, np.random.default_rng(0))
     network(nn.Variable((1, 3, 32, 32)), test=False)
     start, runs = values(), []
     batch_gradients = BatchGradients(network, 2)
-    for again in (batch_gradients, batch_gradients, BatchGradients(network, 2)):
+    others = [BatchGradients(network, threads) for threads in (2, 1, 3)]
+    for again in (batch_gradients, batch_gradients, *others):
         set_values(start)
         runs.append(results(again, *samples(7)))
     for run in runs[1:]:
