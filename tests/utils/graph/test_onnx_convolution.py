@@ -1,4 +1,6 @@
 """Convolutions and their gradients in ONNX, in every geometry, against NNabla's."""
+from pathlib import Path
+
 import nnabla.functions as F
 import pytest
 
@@ -16,8 +18,10 @@ from tests.utils.graph.training_batches import (
     values,
 )
 from utils.graph import onnx_convolution
+from utils.graph.onnx_convolution import block_size
 from utils.graph.onnx_gradient import BatchGradients
 
+CPU = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
 GEOMETRIES = [
     {"kernel": (3, 3), "pad": (1, 1)},
     {"kernel": (1, 1)},
@@ -85,3 +89,9 @@ def test_blocks_of_channels_change_nothing(monkeypatch):
     for result in found:
         assert_close(result, nnabla_results(network, *samples()))
         set_values(start)
+
+
+@pytest.mark.skipif("avx512f" not in CPU and "avx2" not in CPU, reason="no such instructions here")
+def test_blocks_of_channels_are_used():
+    """A wrong layout would be noticed and silently left out."""
+    assert block_size() == (16 if "avx512f" in CPU else 8)
