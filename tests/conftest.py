@@ -1,6 +1,7 @@
 """Small data that the tests make themselves, the real sample where it is, and shared helpers."""
 import importlib.util
 import io
+import os
 import pickle
 import re
 import shutil
@@ -26,6 +27,14 @@ from datasets.arrays import save as save_dataset
 from datasets.digits import NAMES, load_digits
 from utils.cuda import cudnn_problem, driver_problem
 from utils.errors import UserError
+
+# Where tests run side by side, each process has its share of the cores: NNabla, ONNX Runtime and BLAS
+# start no more threads than that, and do not wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    CORES = sorted(os.sched_getaffinity(0))
+    SHARE = CORES[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+                  % len(CORES)::int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
+    os.sched_setaffinity(0, SHARE)
 
 # Background jobs of a shell ignore Ctrl-C, and so would the processes that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
