@@ -12,6 +12,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -27,6 +28,7 @@ from datasets.arrays import save as save_dataset
 from datasets.digits import NAMES, load_digits
 from utils.cuda import cudnn_problem, driver_problem
 from utils.errors import UserError
+from utils.review.detection import bootstrap_intervals
 
 # Where tests run side by side, each process has its share of the cores: NNabla, ONNX Runtime and BLAS
 # start no more threads than that, and do not wait for one another.
@@ -169,6 +171,13 @@ def finished_run(tmp_path_factory) -> Path:
 def run(finished_run: Path, tmp_path: Path) -> Path:
     """A copy of `finished_run` to change."""
     return shutil.copytree(finished_run, tmp_path / "run")
+
+
+@pytest.fixture
+def few_resamples(monkeypatch):
+    """Intervals of metrics by fewer resamples, where they are not what is tested."""
+    monkeypatch.setattr("utils.review.report.bootstrap_intervals",
+                        partial(bootstrap_intervals, resamples=100))
 
 
 def forget_annotations(run: Path):
