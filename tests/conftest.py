@@ -192,10 +192,10 @@ def digits_run(tmp_path_factory):
     """Folders of ResNet23 and ResNet56 trained for an epoch on real digits."""
     folder = tmp_path_factory.mktemp("digits")
     split, test = load_digits()
-    labels = split.labels[:60].copy()
+    labels = split.labels[:30].copy()
     labels[::10] = (labels[::10] + 1) % 10
-    save_dataset(folder / "data", Dataset(split.images[:60], labels, split.labels[:60],
-                                          Split(test.images[:20], test.labels[:20]), list(NAMES)))
+    save_dataset(folder / "data", Dataset(split.images[:30], labels, split.labels[:30],
+                                          Split(test.images[:10], test.labels[:10]), list(NAMES)))
     for model in ("resnet23", "resnet56"):
         nn.clear_parameters()
         train.main(["--input", str(folder / "data"), "--model", model, "-c", "cpu",
