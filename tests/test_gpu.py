@@ -56,7 +56,7 @@ def test_scores_are_those_of_the_cpu(digits_run, model, layers):
         nn.clear_parameters()
         plan = ScoringPlan(build_network(model, 10), run / arrays.TRAIN_IMAGES,
                            run / arrays.TRAIN_LABELS, layers, "nnabla", 16, 1, context, 0, "float")
-        scores[context] = SliceScorer(plan)(current, 0, 60)
+        scores[context] = SliceScorer(plan)(current, 0, 30)
         assert current_context() == context
     for name in ("loss", "error_norm", "probability"):
         np.testing.assert_allclose(getattr(scores["cudnn"], name), getattr(scores["cpu"], name),

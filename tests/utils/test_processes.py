@@ -8,34 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, children, gone, refused
-from utils.errors import RunError, UserError
+from tests.utils.tasks import LONG, Task
+from utils.errors import RunError
 from utils.processes import available_cores, run_tasks
-
-LONG = 60  # seconds, far more than a process needs to begin or to end
-
-
-class Task:
-    """What the workers make: it does to a number what the setup says."""
-
-    def __init__(self, setup):
-        if setup == "unusable":
-            raise UserError("refused: setup")
-        self._setup = setup
-
-    def __call__(self, number, folder=None):
-        if self._setup == "refuse" and number == 2:
-            raise UserError("refused: 2")
-        if self._setup == "die" and number == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self._setup == "slow":
-            (folder / str(number)).touch()
-            time.sleep(0.1)
-            if number == 2:
-                raise UserError("refused: 2")
-        if self._setup == "wait":
-            (folder / str(os.getpid())).touch()
-            time.sleep(LONG)
-        return number * number, os.getpid()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -89,7 +64,7 @@ def test_death_of_a_worker_is_told_after_what_was_done():
                                               (signal.SIGINT, os.killpg)])
 def test_workers_end_with_their_parent(tmp_path, number, send):
     """The parent is killed or interrupted; the workers end too, though they have long tasks left."""
-    code = ("from pathlib import Path; from tests.utils.test_processes import Task; "
+    code = ("from pathlib import Path; from tests.utils.tasks import Task; "
             "from utils.processes import run_tasks\n"
             f"list(run_tasks(Task, 'wait', [(n, Path({str(tmp_path)!r})) for n in range(4)], 2))")
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL,
