@@ -13,6 +13,8 @@ from utils.tracin.engines import NnablaEngine, OnnxRuntimeEngine, choose_engine
 from utils.tracin.self_influence import output_error
 from utils.training.checkpoint import find_checkpoints, load_parameters
 
+EVERY = ("nnabla last", "nnabla all", "onnxruntime last", "onnxruntime all")
+EVERY = ("nnabla last", "nnabla all", "onnxruntime last", "onnxruntime all")
 ALL = ("influence", "loss", "margin", "error_norm", "probability")
 
 
@@ -34,9 +36,10 @@ def gradient_norms(network, images, labels, layers):
 
 
 def make_engine(name, network, batch_size):
-    engine = {"last": lambda: NnablaEngine(network, batch_size, "last"),
-              "all": lambda: NnablaEngine(network, batch_size, "all"),
-              "onnxruntime": lambda: OnnxRuntimeEngine(network, batch_size, "last", 2)}[name]()
+    """`name` is one of ``ENGINES``, a space and ``last`` or ``all``."""
+    name, layers = name.split()
+    make = {"nnabla": NnablaEngine, "onnxruntime": OnnxRuntimeEngine}[name]
+    engine = make(network, batch_size, layers, 2)
     engine.load_parameters()
     return engine
 
@@ -67,12 +70,12 @@ def rounding(logits):
     return 2e-6 + 4 * np.finfo(np.float32).eps * np.abs(logits).max()
 
 
-@pytest.mark.parametrize("layers", ["last", "all"])
-def test_batched_scores_are_those_of_one_sample_at_a_time(setting, layers):
+@pytest.mark.parametrize("name", EVERY)
+def test_batched_scores_are_those_of_one_sample_at_a_time(setting, name):
     """One sample at a time, everything is float32: two roundings, and 1 - p of few digits."""
     network, images, labels = setting
-    scores = make_engine(layers, network, 5).score(images, labels)
-    expected = gradient_norms(network, images, labels, layers)
+    scores = make_engine(name, network, 5).score(images, labels)
+    expected = gradient_norms(network, images, labels, name.split()[1])
     _, logits = float64_scores(network, images, labels)
     plain = scores.error_norm > 0.01
     assert plain.sum() >= 6
@@ -115,7 +118,7 @@ def float64_scores(network, images, labels):
     return np.square(error).sum(axis=1) * (np.square(last[0]).sum(axis=1) + 1), values[logits]
 
 
-@pytest.mark.parametrize("name", ["last", "onnxruntime"])
+@pytest.mark.parametrize("name", ["nnabla last", "onnxruntime last"])
 def test_last_layer_is_exact_up_to_the_rounding_of_features(setting, name):
     """Also of samples that the network is sure of; what the scores should be is computed in float64."""
     network, images, labels = setting
@@ -125,10 +128,11 @@ def test_last_layer_is_exact_up_to_the_rounding_of_features(setting, name):
     assert (np.abs(scores - expected)[expected > 1] <= 4e-6 * expected[expected > 1]).all()
 
 
-def test_scores_of_onnxruntime_are_those_of_nnabla(setting):
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_scores_of_onnxruntime_are_those_of_nnabla(setting, layers):
     network, images, labels = setting
-    ours, nnablas = (make_engine(name, network, 5).score(images, labels)
-                     for name in ("onnxruntime", "last"))
+    ours, nnablas = (make_engine(f"{name} {layers}", network, 5).score(images, labels)
+                     for name in ("onnxruntime", "nnabla"))
     for name in ALL:
         np.testing.assert_allclose(getattr(ours, name), getattr(nnablas, name), rtol=1e-4, atol=1e-6)
 
@@ -144,18 +148,18 @@ def sure_network(spread=0.05):
     images, _ = random_samples(200)
     network(nn.Variable((1, 3, 32, 32)), test=True)
     nn.get_parameters()["affine/W"].d = rng.normal(0, spread, (64, 10))
-    scores = make_engine("last", network, 100).score(images, np.zeros((200, 1), int))
+    scores = make_engine("nnabla last", network, 100).score(images, np.zeros((200, 1), int))
     return network, images, scores.probability.argmax(axis=1)[:, None]
 
 
-@pytest.mark.parametrize("layers", ["last", "all"])
-def test_scores_are_exact_where_the_network_is_sure(layers):
+@pytest.mark.parametrize("name", EVERY)
+def test_scores_are_exact_where_the_network_is_sure(name):
     """Where softmax is nearly 1, float32's 1 - p has few digits; those of the scores are as ever."""
     network, images, labels = sure_network()
-    scores = make_engine(layers, network, 100).score(images, labels)
+    scores = make_engine(name, network, 100).score(images, labels)
     assert (scores.error_norm < 1e-3).sum() > 10
     exact, logits = float64_scores(network, images, labels)
-    if layers == "all":  # the gradient by the convolution, by hand
+    if name.endswith("all"):  # the gradient by the convolution, by hand
         pooled = images.reshape(-1, 3, 4, 8, 4, 8).mean((3, 5)).reshape(-1, 3, 16)
         by_features = output_error(logits, labels) @ nn.get_parameters()["affine/W"].d.T
         by_weight = np.einsum("bop,bip->boi", by_features.reshape(-1, 4, 16), pooled)
@@ -163,18 +167,18 @@ def test_scores_are_exact_where_the_network_is_sure(layers):
     assert (np.abs(scores.influence - exact) <= rounding(logits) * exact).all()
 
 
-@pytest.mark.parametrize("layers", ["last", "all"])
-def test_half_precision_tells_samples_apart_where_the_network_is_sure(layers):
+@pytest.mark.parametrize("name", ["nnabla last", "nnabla all"])
+def test_half_precision_tells_samples_apart_where_the_network_is_sure(name):
     """Half has no number between 1 - 5e-4 and 1."""
     network, images, labels = sure_network(spread=0.02)
-    expected = make_engine(layers, network, 64).score(images, labels)
+    expected = make_engine(name, network, 64).score(images, labels)
     with nn.context_scope(get_extension_context("cpu", type_config="half")):
-        scores = make_engine(layers, network, 64).score(images, labels)
+        scores = make_engine(name, network, 64).score(images, labels)
     assert (expected.error_norm < 5e-4).sum() > 100
     np.testing.assert_allclose(scores.influence, expected.influence, rtol=0.3)
 
 
-@pytest.mark.parametrize("name", ["last", "all", "onnxruntime"])
+@pytest.mark.parametrize("name", EVERY)
 def test_scores_do_not_depend_on_the_batch(name):
     network = build_network("resnet23", 10, 4, np.random.default_rng(0))
     images, labels = random_samples()
@@ -186,7 +190,7 @@ def test_scores_do_not_depend_on_the_batch(name):
     assert results[0].probability.shape == (13, 10)
 
 
-@pytest.mark.parametrize("name", ["last", "all", "onnxruntime"])
+@pytest.mark.parametrize("name", EVERY)
 def test_labels_and_not_predictions_decide_the_score(digits_run, name):
     images, labels = random_samples()
     engine = make_engine(name, build_network("resnet23", 10), 13)
@@ -200,7 +204,7 @@ def test_labels_and_not_predictions_decide_the_score(digits_run, name):
     np.testing.assert_allclose(first.probability, second.probability, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["last", "all", "onnxruntime"])
+@pytest.mark.parametrize("name", EVERY)
 def test_new_parameters_give_new_scores(name):
     network = build_network("resnet23", 10, 4, np.random.default_rng(0))
     images, labels = random_samples()
@@ -214,15 +218,39 @@ def test_new_parameters_give_new_scores(name):
     assert np.array_equal(engine.score(images, labels).influence, expected.influence)
 
 
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_scores_do_not_depend_on_the_number_of_threads(layers):
+    network = build_network("resnet23", 10, 4, np.random.default_rng(0))
+    images, labels = random_samples()
+    one, four = (OnnxRuntimeEngine(network, 2, layers, threads) for threads in (1, 4))
+    for engine in (one, four):
+        engine.load_parameters()
+    for name in ALL:
+        assert np.array_equal(getattr(one.score(images, labels), name),
+                              getattr(four.score(images, labels), name))
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_scores_do_not_depend_on_the_number_of_threads(layers):
+    network = build_network("resnet23", 10, 4, np.random.default_rng(0))
+    images, labels = random_samples()
+    one, four = (OnnxRuntimeEngine(network, 2, layers, threads) for threads in (1, 4))
+    for engine in (one, four):
+        engine.load_parameters()
+    for name in ALL:
+        assert np.array_equal(getattr(one.score(images, labels), name),
+                              getattr(four.score(images, labels), name))
+
+
 def test_half_precision_does_not_overflow():
     """Squared gradients of hundreds leave the range of half; the passes themselves do not."""
     network = build_network("resnet23", 10, rng=np.random.default_rng(0))
     images, labels = random_samples(8)
     network(nn.Variable((1, 3, 32, 32)), test=True)
     nn.get_parameters(grad_only=False)["conv1/bn/var"].d = 1e4
-    expected = make_engine("all", network, 8).score(images, labels).influence
+    expected = make_engine("nnabla all", network, 8).score(images, labels).influence
     with nn.context_scope(get_extension_context("cpu", type_config="half")):
-        scores = make_engine("all", network, 8).score(images, labels).influence
+        scores = make_engine("nnabla all", network, 8).score(images, labels).influence
     assert expected.max() > 1000
     np.testing.assert_allclose(scores, expected, rtol=0.2)
 
@@ -230,9 +258,8 @@ def test_half_precision_does_not_overflow():
 def test_engine_supports_the_layers_and_the_context():
     """The default for each, and no other than the user's."""
     cases = [("last", "cpu"), ("all", "cpu"), ("last", "cudnn"), ("all", "cudnn")]
-    assert [choose_engine(None, *case) for case in cases] == ["onnxruntime", *["nnabla"] * 3]
+    assert [choose_engine(None, *case) for case in cases] == ["onnxruntime"] * 2 + ["nnabla"] * 2
     assert {choose_engine("nnabla", *case) for case in cases} == {"nnabla"}
-    assert choose_engine("onnxruntime", "last", "cpu") == "onnxruntime"
-    for layers, context in cases[1:]:
+    for layers, context in cases[2:]:
         with pytest.raises(UserError):
             choose_engine("onnxruntime", layers, context)
