@@ -190,46 +190,57 @@ def _shifted(nodes: Nodes, x: str, delta: str, geometry: Geometry,
              shift_rows_of_x: bool) -> tuple[str, str]:
     """`x` shifted by every column of the filters, `delta` by every row; or all shifts of `x`.
 
-    Both become (B, channels shifts, K): rows one behind the other, with zeros between them.
+    Both become (B, channels shifts, K), rows one behind the other.
     """
-    length = max(geometry.before[2] + geometry.pad[1], geometry.after[2])  # of a row
+    (channels, height, width), (filters, *after) = geometry.before, geometry.after
+    length = max(width, after[1])  # of a row
+    x, delta = (_rows(nodes, value, shape, length)
+                for value, shape in [(x, geometry.before), (delta, geometry.after)])
     by_row, by_column = ([place * spacing - pad for place in range(size)] for spacing, pad, size in
                          zip(geometry.dilation, geometry.pad, geometry.kernel, strict=True))
     by_row = [row * length for row in by_row]
+    shifted = {shift: _without_wrapped(nodes, x, shift, height, length) for shift in by_column}
+    copies_of_delta = [(delta, row) for row in by_row]
+    copies_of_x = [(value, -shift) for shift, value in shifted.items()]
     if shift_rows_of_x:
-        begin_delta, begin_x = [0], [-row - column for row in by_row for column in by_column]
-    else:
-        begin_delta, begin_x = by_row, [-column for column in by_column]
-    flat = []
-    for value, shape, begin in [(x, geometry.before, begin_x), (delta, geometry.after, begin_delta)]:
-        channels, height, width = shape
-        if width < length:
-            zeros = nodes.zeros(value, channels, height, length - width)
-            value = nodes.add("Concat", value, zeros, axis=3)
-        size = height * length
-        flat.append((nodes.reshape(value, 0, channels, size), channels, size, begin))
-    start = max(min(begin) for *_, begin in flat)
-    stop = min(max(begin) + size for *_, size, begin in flat)
-    x, delta = (_place(nodes, *value, start, stop) for value in flat)
+        copies_of_x = [(value, shift - row) for row in by_row for value, shift in copies_of_x]
+        copies_of_delta = [(delta, 0)]
+    sides = [(copies_of_x, channels, height * length), (copies_of_delta, filters, after[0] * length)]
+    begin = min(place for copies, *_ in sides for _, place in copies)
+    end = max(place + size for copies, _, size in sides for _, place in copies)
+    x, delta = (_place(nodes, *side, begin, end) for side in sides)
     return x, delta
 
 
-def _place(nodes: Nodes, value: str, channels: int, size: int, begin: Sequence[int], start: int,
-           stop: int) -> str:
-    """Copies of `value`, (B, channels, size), that begin at `begin`, each from `start` up to `stop`."""
-    if list(begin) == [start] and stop - start == size:
-        return value
-    parts, end = [], 0  # `end` counts the zeros that are due
-    for place in begin:
-        first, last = max(place, start), min(place + size, stop)
-        end += first - start
-        if end:
-            parts.append(nodes.zeros(value, channels, end))
-        whole = (first, last) == (place, place + size)
-        parts.append(value if whole else nodes.add("Slice", value, *map(nodes.constant, (
-            [first - place], [last - place], [2]))))
-        end = stop - last
-    if end:
-        parts.append(nodes.zeros(value, channels, end))
+def _rows(nodes: Nodes, value: str, shape: tuple[int, int, int], length: int) -> str:
+    """`value`, (B, *shape), as rows of `length` one behind the other, (B, channels, height length)."""
+    channels, height, width = shape
+    if width < length:
+        zeros = nodes.zeros(value, channels, height, length - width)
+        value = nodes.add("Concat", value, zeros, axis=3)
+    return nodes.reshape(value, 0, channels, height * length)
+
+
+def _without_wrapped(nodes: Nodes, x: str, shift: int, height: int, length: int) -> str:
+    """Rows without the columns that a shift would bring from one row into another."""
+    if not shift:
+        return x
+    column = np.arange(length)
+    stays = (column >= shift) & (column < length + shift)
+    return nodes.add("Mul", x, nodes.constant(np.tile(stays, height).astype(float)))
+
+
+def _place(nodes: Nodes, copies: Sequence[tuple[str, int]], channels: int, size: int, begin: int,
+           end: int) -> str:
+    """Values (B, channels, size), each at its place among zeros from `begin` up to `end`."""
+    parts, due = [], 0  # the zeros that are due
+    for value, place in copies:
+        due += place - begin
+        if due:
+            parts.append(nodes.zeros(value, channels, due))
+        parts.append(value)
+        due = end - place - size
+    if due:
+        parts.append(nodes.zeros(copies[0][0], channels, due))
     joined = nodes.add("Concat", *parts, axis=2) if len(parts) > 1 else parts[0]
-    return nodes.reshape(joined, 0, channels * len(begin), stop - start)
+    return nodes.reshape(joined, 0, channels * len(copies), end - begin)

@@ -49,16 +49,22 @@ class Pass:
         names: variable -> the name of its value.
         parameters: trained parameter -> the name of the gradient by it, summed over the batch.
         statistics: batch normalization -> the names of its batch's mean and (biased) variance, (C,).
+        seen: max-pooling -> the names of the indices along its rows, and of what it compares then.
         samples: the name of the number of samples in the batch, a float.
-        trained: the parameters whose gradients are wanted.
+        trained: the parameters of the scope that are trained, unless the graph fixes them.
     """
 
     def __init__(self, nodes: Nodes, names: dict[nn.Variable, str], trained: set[nn.Variable],
                  samples: str):
-        self.nodes, self.names, self.trained, self.samples = nodes, names, trained, samples
+        self.nodes, self.names, self.samples, self._trained = nodes, names, samples, trained
         self.parameters: dict[nn.Variable, str] = {}
         self.statistics: dict[Any, tuple[str, str]] = {}
+        self.seen: dict[Any, list[str]] = {}
         self._gradients: dict[nn.Variable, Gradient] = {}
+
+    def trains(self, parameter: nn.Variable) -> bool:
+        """Whether the gradient by a function's parameter is wanted: the graph can fix it there."""
+        return parameter.need_grad and parameter in self._trained
 
     def inputs(self, function) -> list[str]:
         return [self.names[variable] for variable in function.inputs if variable in self.names]
@@ -109,9 +115,9 @@ def convolution_back(steps: Pass, function, gradient: Gradient):
     nodes, geometry, (x, w, *_) = steps.nodes, geometry_of(function), steps.inputs(function)
     delta, factor = gradient.value, gradient.factor
     data, weight, *bias = function.inputs
-    if weight in steps.trained:
+    if steps.trains(weight):
         steps.give_parameter(weight, by_filters(nodes, x, delta, geometry).total(nodes), factor, 4)
-    if bias and bias[0] in steps.trained:
+    if bias and steps.trains(bias[0]):
         steps.give_parameter(bias[0], nodes.sum(delta, 0, 2, 3), factor)
     if data.need_grad:
         if factor:
@@ -123,10 +129,10 @@ def affine_back(steps: Pass, function, gradient: Gradient):
     nodes, (x, w, *_) = steps.nodes, steps.inputs(function)
     delta = steps.whole(gradient)
     data, weight, *bias = function.inputs
-    if weight in steps.trained:
+    if steps.trains(weight):
         steps.give_parameter(weight, nodes.add("FusedMatMul", nodes.add("Flatten", x), delta,
                                                domain=RUNTIME, transA=1))
-    if bias and bias[0] in steps.trained:
+    if bias and steps.trains(bias[0]):
         steps.give_parameter(bias[0], nodes.sum(delta, 0))
     if data.need_grad:
         by_data = nodes.add("FusedMatMul", delta, w, domain=RUNTIME, transB=1)
@@ -160,7 +166,7 @@ def batch_normalization_back(steps: Pass, function, gradient: Gradient):
                                                                  nodes.constant(float(epsilon)))))
     by_gamma = nodes.add("Mul", nodes.add("Sub", by_x, nodes.add("Mul", mean, by_beta)), inverse)
     for parameter, value in [(beta_parameter, by_beta), (gamma_parameter, by_gamma)]:
-        if parameter in steps.trained:
+        if steps.trains(parameter):
             steps.give_parameter(parameter, value)
     if data.need_grad:
         share = nodes.add("Div", nodes.constant(-1 / positions), steps.samples)
@@ -225,27 +231,54 @@ def _spread(nodes: Nodes, delta: str, shares: np.ndarray, pooling: Geometry) -> 
 
 
 def max_pooling(steps: Pass, function) -> str:
-    return add_operator(steps.nodes, function, steps.inputs(function), results=2)
+    nodes, pooling = steps.nodes, pooling_of(function)
+    if not _tiles(pooling):
+        return add_operator(nodes, function, steps.inputs(function))
+    # Pooling with indices along rows, then by comparison, takes half as long as with indices in both.
+    (channels, height, _), (rows, columns) = pooling.before, pooling.kernel
+    x = nodes.reshape(steps.inputs(function)[0], 0, channels, -1)
+    in_rows = nodes.add("MaxPool", x, results=2, kernel_shape=[columns], strides=[columns])
+    split = nodes.add("Split", nodes.reshape(in_rows, 0, channels, height // rows, rows, -1),
+                      axis=3, results=rows)
+    seen = [nodes.reshape(another(split, row), 0, *pooling.after) for row in range(rows)]
+    steps.seen[function] = [another(in_rows, 1), *seen]
+    return nodes.add("Max", *seen)
 
 
 def max_pooling_back(steps: Pass, function, gradient: Gradient):
     nodes, delta, pooling = steps.nodes, steps.whole(gradient), pooling_of(function)
     y, (channels, *after) = steps.names[function.outputs[0]], pooling.after
-    if pooling.kernel == pooling.stride and not max(pooling.pad) and \
-            np.array_equal(np.multiply(after, pooling.stride), pooling.before[1:]):
-        result = nodes.add("MaxUnpool", delta, another(y, 1), kernel_shape=pooling.kernel,
-                           strides=pooling.stride)
+    if _tiles(pooling):
+        indices, *seen = steps.seen[function]
+        rows = [nodes.reshape(part, 0, channels, after[0], 1, after[1])
+                for part in _to_first_largest(nodes, delta, y, seen)]
+        joined = nodes.reshape(nodes.add("Concat", *rows, axis=3), 0, channels, -1)
+        columns = pooling.kernel[1]
+        unpooled = nodes.add("MaxUnpool", joined, indices, kernel_shape=[columns], strides=[columns])
+        result = nodes.reshape(unpooled, 0, *pooling.before)
     else:
-        # The gradient goes to the first of the largest; `left` is what has not found it yet.
-        left, parts = delta, []
-        for seen in windows(nodes, steps.inputs(function)[0], pooling, border=-np.inf):
-            smaller = nodes.add("HardSigmoid", nodes.add("Sub", y, seen), alpha=STEEP, beta=0.0)
-            rest = nodes.add("Mul", left, smaller)
-            parts.append(nodes.add("Sub", left, rest))
-            left = rest
+        seen = windows(nodes, steps.inputs(function)[0], pooling, border=-np.inf)
+        parts = _to_first_largest(nodes, delta, y, seen)
         shares = np.tile(np.eye(len(parts)), (channels, 1)).reshape(-1, 1, *pooling.kernel)
         result = _spread(nodes, stack(nodes, parts, channels, *after), shares, pooling)
     steps.give(function.inputs[0], result)
+
+
+def _tiles(pooling: Geometry) -> bool:
+    """Whether the windows cover the image without overlaps or gaps."""
+    covered = tuple(np.multiply(pooling.after[1:], pooling.kernel))
+    return pooling.kernel == pooling.stride and covered == pooling.before[1:] and not max(pooling.pad)
+
+
+def _to_first_largest(nodes: Nodes, delta: str, y: str, seen: list[str]) -> list[str]:
+    """Parts of `delta` for each value in `seen`, the first that equals their maximum `y` gets it."""
+    parts = []
+    for value in seen[:-1]:
+        smaller = nodes.add("HardSigmoid", nodes.add("Sub", y, value), alpha=STEEP, beta=0.0)
+        rest = nodes.add("Mul", delta, smaller)
+        parts.append(nodes.add("Sub", delta, rest))
+        delta = rest
+    return [*parts, delta]
 
 
 def plain(steps: Pass, function) -> str:
@@ -281,7 +314,7 @@ class BatchGradients:
         logits, _ = network(image, test=False)
         found = functions(image, logits, RULES, "training by ONNX Runtime", batch_stat=True)
         names = {variable: name for name, variable in nn.get_parameters(grad_only=False).items()}
-        trained = {variable for variable in nn.get_parameters().values() if variable.need_grad}
+        trained = set(nn.get_parameters().values())
         nodes = Nodes()
         known = {image: nodes.add_input(IMAGES, ["B", *IMAGE_SHAPE])}
         labels = nodes.add_input(LABELS, ["B"], onnx.TensorProto.INT64)
@@ -315,8 +348,8 @@ class BatchGradients:
     def bind(self):
         """Find where NNabla keeps its numbers now.
 
-        Call it again after anything but this object and a solver has written parameters or gradients,
-        for looking it up in every update would take longer than a small network's update.
+        Call it again after anything but this object and a solver has written parameters: looking it up
+        in every update would take longer than the update of a small network.
         """
         self._feeds = {}
         for name, variable in self._inputs.items():
@@ -335,6 +368,8 @@ class BatchGradients:
         Returns:
             The logits, float32 (B, C), and the mean cross entropy.
         """
+        if any(variable.grad.zeroing for variable in self._trained):
+            self.bind()  # zeros that NNabla has yet to write would replace what is written here
         feeds = {IMAGES: images.astype(np.float32, copy=False), LABELS: labels.ravel().astype(np.int64)}
         loss, logits, *values = self._session.run(self._outputs, {**self._feeds, **feeds})
         for gradient, value in zip(self._gradients, values, strict=False):
@@ -346,7 +381,7 @@ class BatchGradients:
             count = len(images) * prod(function.inputs[0].shape[2:])
             _approach(mean, found_mean, decay)
             _approach(variance, found_variance * np.float32(count / max(count - 1, 1)), decay)
-        return logits, float(loss)
+        return logits, loss.item()
 
 
 def _approach(running: np.ndarray, value: np.ndarray, decay: np.float32):
