@@ -112,8 +112,6 @@ def test_data_of_another_run_are_refused(run, tmp_path):
     (["--workers", "0"], ["--workers", "256", "'0'"]),
     (["--epochs", "2", "9", "7"], ["--epochs", "1, 2, 3", "7, 9"]),
     (["--epochs"], ["--epochs"]),
-    (["--layers", "all", "--engine", "onnxruntime"],
-     ["--engine onnxruntime", "--layers last", "--layers all", "cpu"]),
     (["--layers", "first"], ["--layers", "'first'"]),
     (["--checkpoint", "nowhere"], ["nowhere", "--model_save_path"]),
     (["--input", "nowhere"], ["--input nowhere"]),

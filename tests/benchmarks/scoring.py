@@ -158,6 +158,8 @@ def rows(model: str, folder: Path, stack: ExitStack) -> dict[str, tuple[Callable
         f"last layer: ONNX Runtime, {cores} threads": (ours("last", "onnxruntime", cores), 1024),
         "all layers: NNabla, 1 process": (ours("all", "nnabla", 1), 64),
         f"all layers: NNabla, {cores} processes": (ours("all", "nnabla", cores), 64 * cores),
+        "all layers: ONNX Runtime, 1 thread": (ours("all", "onnxruntime", 1), 128),
+        f"all layers: ONNX Runtime, {cores} threads": (ours("all", "onnxruntime", cores), 128 * cores),
         "bare NNabla inference pass": (inference, 128),
         "bare ONNX Runtime pass, 1 thread": (bare_onnxruntime(network, images, last, 1), 1024),
         f"bare ONNX Runtime pass, {cores} threads": (

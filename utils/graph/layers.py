@@ -14,7 +14,7 @@ and the chain rule gives the gradients by the network's parameters from those by
           \partial_\gamma = (\langle W, \partial_{W'} \rangle + (b - \mu) \, \partial_{b'}) / \sigma .
 """
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Collection, Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +107,7 @@ def squared_norms(sums: np.ndarray, factors: np.ndarray) -> np.ndarray:
     return by_weight @ weight + np.square(by_bias) @ bias + np.square(inner + shifted * by_bias) @ gamma
 
 
-def find_layers(image: nn.Variable, logits: nn.Variable, plain: Container[str]) -> list[Layer | Any]:
+def find_layers(image: nn.Variable, logits: nn.Variable, plain: Collection[str]) -> list[Layer | Any]:
     """The graph from `image` to `logits`, in the order of computation.
 
     Args:
@@ -145,7 +145,8 @@ def find_layers(image: nn.Variable, logits: nn.Variable, plain: Container[str]) 
             layer = Layer(x, result, weight, bias, trained, _geometry(function))
             steps.append(layer)
         if kind == "BatchNormalization":
-            layer.normalization = Normalization(*parameters, args["eps"])
+            beta, gamma, mean, variance = parameters
+            layer.normalization = Normalization(beta, gamma, mean, variance, args["eps"])
         layer.output = result
         layers[result] = layer
     return steps

@@ -118,7 +118,8 @@ class OnnxRuntimeEngine:
     def score(self, images: np.ndarray, labels: np.ndarray) -> Scores:
         def score(start: int) -> Scores:
             piece = slice(start, start + self._batch_size)
-            return self._score(images[piece].astype(np.float32), labels[piece])
+            with np.errstate(all="ignore"):  # the caller's holds in its own thread only
+                return self._score(images[piece].astype(np.float32), labels[piece])
         with ThreadPoolExecutor(self._threads) as pool:
             return Scores.concatenate(list(pool.map(score, range(0, len(images), self._batch_size))))
 

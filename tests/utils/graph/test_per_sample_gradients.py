@@ -10,8 +10,6 @@ from utils.graph.functions import Unsupported
 
 BOTH = ("nnabla all", "onnxruntime all")
 
-BOTH = ("nnabla all", "onnxruntime all")
-
 
 def varied(image, test):
     """Every kind of layer in every position that is treated in a way of its own."""
@@ -51,8 +49,7 @@ def varied_parameters():
 
 
 @pytest.mark.parametrize("engine", BOTH)
-@pytest.mark.parametrize("engine", BOTH)
-def test_network_with_every_kind_of_layer_is_scored(varied_parameters, engine, engine):
+def test_network_with_every_kind_of_layer_is_scored(varied_parameters, engine):
     images, labels = random_samples()
     scores = make_engine(engine, varied, 5).score(images, labels)
     np.testing.assert_allclose(scores.influence, gradient_norms(varied, images, labels, "all"),
@@ -61,8 +58,7 @@ def test_network_with_every_kind_of_layer_is_scored(varied_parameters, engine, e
 
 
 @pytest.mark.parametrize("engine", BOTH)
-@pytest.mark.parametrize("engine", BOTH)
-def test_gradient_by_each_parameter_alone(varied_parameters, engine, engine):
+def test_gradient_by_each_parameter_alone(varied_parameters, engine):
     """A large gradient by one parameter must not hide a wrong one by another."""
     images, labels = random_samples(4)
     names = list(varied_parameters)
@@ -84,7 +80,6 @@ def test_gradient_by_each_parameter_alone(varied_parameters, engine, engine):
 
 
 @pytest.mark.parametrize("engine", BOTH)
-@pytest.mark.parametrize("engine", BOTH)
 @pytest.mark.parametrize("options", [
     {"kernel": (2, 3)},
     {"kernel": (1, 3), "pad": (2, 0)},
@@ -96,7 +91,7 @@ def test_gradient_by_each_parameter_alone(varied_parameters, engine, engine):
     {"kernel": (1, 2), "stride": (5, 1)},
     {"kernel": (4, 4), "stride": (4, 4), "pad": (0, 2)},
 ], ids=str)
-def test_convolution_of_any_geometry(options, engine, engine):
+def test_convolution_of_any_geometry(options, engine):
     def network(image, test):
         h = F.average_pooling(image, (4, 3))
         with nn.parameter_scope("block"):
@@ -115,8 +110,7 @@ def head(h):
 
 
 @pytest.mark.parametrize("engine", BOTH)
-@pytest.mark.parametrize("engine", BOTH)
-def test_scale_of_zero_is_no_obstacle(engineengine):
+def test_scale_of_zero_is_no_obstacle(engine):
     def network(image, test):
         with nn.parameter_scope("block"):
             h = PF.batch_normalization(PF.convolution(image, 4, (3, 3), rng=rng), batch_stat=not test)
@@ -215,7 +209,6 @@ def cut(image, test):
 
 
 @pytest.mark.parametrize("engine", BOTH)
-@pytest.mark.parametrize("engine", BOTH)
 @pytest.mark.parametrize(("network", "name"), [(shared_weight, "tied/conv/W"), (cut, "Convolution")])
 def test_gradients_that_would_be_wrong_are_refused(network, name, engine):
     with pytest.raises(Unsupported) as error:
@@ -266,8 +259,7 @@ def test_model_that_does_not_end_in_its_last_layer_is_refused(end, name):
 
 
 @pytest.mark.parametrize("engine", BOTH)
-@pytest.mark.parametrize("engine", BOTH)
-def test_fixed_parameters_do_not_count(engineengine):
+def test_fixed_parameters_do_not_count(engine):
     """Fixed by the graph, whatever the scope says; of the last layer, nothing is left to score."""
     def network(image, test):
         with nn.parameter_scope("first"):

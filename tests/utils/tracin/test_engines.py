@@ -5,15 +5,14 @@ import nnabla.parametric_functions as PF
 import numpy as np
 import pytest
 from nnabla.ext_utils import get_extension_context
-from numpy.lib.stride_tricks import sliding_window_view
 
 from models.registry import build_network
+from tests.utils.tracin.float64 import float64_scores
 from utils.errors import UserError
 from utils.tracin.engines import NnablaEngine, OnnxRuntimeEngine, choose_engine
 from utils.tracin.self_influence import output_error
 from utils.training.checkpoint import find_checkpoints, load_parameters
 
-EVERY = ("nnabla last", "nnabla all", "onnxruntime last", "onnxruntime all")
 EVERY = ("nnabla last", "nnabla all", "onnxruntime last", "onnxruntime all")
 ALL = ("influence", "loss", "margin", "error_norm", "probability")
 
@@ -70,7 +69,7 @@ def rounding(logits):
     return 2e-6 + 4 * np.finfo(np.float32).eps * np.abs(logits).max()
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", ["nnabla last", "nnabla all", "onnxruntime last"])
 def test_batched_scores_are_those_of_one_sample_at_a_time(setting, name):
     """One sample at a time, everything is float32: two roundings, and 1 - p of few digits."""
     network, images, labels = setting
@@ -84,40 +83,6 @@ def test_batched_scores_are_those_of_one_sample_at_a_time(setting, name):
     assert scores.influence.max() > 0 and len(set(scores.influence.tolist())) == 13
 
 
-def float64_scores(network, images, labels):
-    """The last layer's scores from a forward pass in float64, written for this test, and its logits."""
-    image = nn.Variable((1, 3, 32, 32))
-    logits, _ = network(image, test=True)
-    values, last = {image: images.astype(np.float64)}, []
-
-    def compute(function):
-        kind, args = function.info.type_name, function.info.args
-        x, *others = (values[v] if v in values else v.d.astype(np.float64) for v in function.inputs)
-        if kind == "Convolution":
-            (pad, _), (stride, _), kernel = args["pad"], args["stride"], others[0].shape[2:]
-            windows = sliding_window_view(np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad))), kernel,
-                                          (2, 3))[:, :, ::stride, ::stride]
-            y = np.einsum("bihwkl,oikl->bohw", windows, others[0], optimize=True)
-        elif kind == "BatchNormalization":
-            beta, gamma, mean, variance = others
-            y = (x - mean) / np.sqrt(variance + args["eps"]) * gamma + beta
-        elif kind == "MaxPooling":
-            y = sliding_window_view(x, (2, 2), (2, 3))[:, :, ::2, ::2].max((4, 5))
-        elif kind == "Affine":
-            last.append(x.reshape(len(x), -1))
-            y = last[0] @ others[0] + others[1]
-        else:
-            y = {"Add2": np.add, "ReLU": lambda x: np.maximum(x, 0),
-                 "AveragePooling": lambda x: sliding_window_view(x, args["kernel"], (2, 3))[
-                     :, :, ::args["stride"][0], ::args["stride"][1]].mean((4, 5)),
-                 "GlobalAveragePooling": lambda x: x.mean((2, 3), keepdims=True)}[kind](x, *others)
-        values[function.outputs[0]] = y
-
-    logits.visit(compute)
-    error = output_error(values[logits], labels)
-    return np.square(error).sum(axis=1) * (np.square(last[0]).sum(axis=1) + 1), values[logits]
-
-
 @pytest.mark.parametrize("name", ["nnabla last", "onnxruntime last"])
 def test_last_layer_is_exact_up_to_the_rounding_of_features(setting, name):
     """Also of samples that the network is sure of; what the scores should be is computed in float64."""
@@ -128,11 +93,21 @@ def test_last_layer_is_exact_up_to_the_rounding_of_features(setting, name):
     assert (np.abs(scores - expected)[expected > 1] <= 4e-6 * expected[expected > 1]).all()
 
 
-@pytest.mark.parametrize("layers", ["last", "all"])
-def test_scores_of_onnxruntime_are_those_of_nnabla(setting, layers):
+@pytest.mark.parametrize("name", ["nnabla all", "onnxruntime all"])
+def test_all_layers_are_exact_but_for_kinks(setting, name):
+    """What a ReLU passes back may be decided by rounding; that shows in few samples, and little."""
     network, images, labels = setting
-    ours, nnablas = (make_engine(f"{name} {layers}", network, 5).score(images, labels)
-                     for name in ("onnxruntime", "nnabla"))
+    expected, logits = float64_scores(network, images, labels, "all")
+    scores = make_engine(name, network, 5).score(images, labels).influence
+    difference = np.abs(scores - expected)
+    assert (difference <= rounding(logits) * expected).sum() >= 10
+    assert (difference <= 1e-2 * expected).all()
+
+
+def test_scores_of_onnxruntime_are_those_of_nnabla(setting):
+    network, images, labels = setting
+    ours, nnablas = (make_engine(name, network, 5).score(images, labels)
+                     for name in ("onnxruntime last", "nnabla last"))
     for name in ALL:
         np.testing.assert_allclose(getattr(ours, name), getattr(nnablas, name), rtol=1e-4, atol=1e-6)
 
@@ -216,18 +191,6 @@ def test_new_parameters_give_new_scores(name):
     engine.load_parameters()
     expected = make_engine(name, network, 13).score(images, labels)
     assert np.array_equal(engine.score(images, labels).influence, expected.influence)
-
-
-@pytest.mark.parametrize("layers", ["last", "all"])
-def test_scores_do_not_depend_on_the_number_of_threads(layers):
-    network = build_network("resnet23", 10, 4, np.random.default_rng(0))
-    images, labels = random_samples()
-    one, four = (OnnxRuntimeEngine(network, 2, layers, threads) for threads in (1, 4))
-    for engine in (one, four):
-        engine.load_parameters()
-    for name in ALL:
-        assert np.array_equal(getattr(one.score(images, labels), name),
-                              getattr(four.score(images, labels), name))
 
 
 @pytest.mark.parametrize("layers", ["last", "all"])
