@@ -40,7 +40,7 @@ photos: .venv/installed
 test: .venv/tested
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
-	$(PYTHON) -m pytest --cov --cov-fail-under=95
+	$(PYTHON) -m pytest -n auto --maxprocesses 8 --dist worksteal --cov --cov-fail-under=95
 
 bench: .venv/installed
 	$(PYTHON) -m tests.benchmarks.scoring

@@ -33,6 +33,7 @@ from utils.training.checkpoint import (
     save_checkpoint,
 )
 from utils.training.dynamics import TrainingDynamics
+from utils.training.engines import ENGINES
 from utils.training.export import save_networks
 from utils.training.learning_rate import learning_rate
 from utils.training.log import TrainingLog
@@ -95,18 +96,22 @@ def train_and_evaluate(chosen: TrainSettings):
     """Write the data, then train from the start or from a checkpoint, and save checkpoints."""
     rng = np.random.default_rng(chosen.seed)
     where = set_context(chosen.context, chosen.device_id, chosen.type_config)
+    chosen = chosen.for_device(current_context())
+    if chosen.changes():
+        print(chosen.changes(), flush=True)
     dataset = flags.load_data(chosen.data, rng, partial(noise_logits, chosen.data.dataset))
     settings = chosen.for_dataset(dataset)
     description = settings.describe(dataset)
-    save_data(settings, dataset, description)
     network = build_network(settings.model, len(dataset.names), settings.nmaps, rng)
-    trainer = Trainer(network, settings.data.augmentation, settings.seed,
-                      settings.type_config == "half")
+    engine = ENGINES[settings.engine].make(network, settings.workers, settings.type_config == "half")
+    trainer = Trainer(engine, settings.data.augmentation, settings.seed)
+    save_data(settings, dataset, description)
     log, record = start_or_resume(settings, trainer, dataset, run_key(description))
     done = len(log.history)
-    print(f"{settings.model} on {where}: {flags.describe(dataset)}, augmentation "
-          f"{'on' if settings.data.augmentation else 'off'}, batch {settings.train_batch_size}, "
-          f"{done} of {settings.train_epochs} epochs done", flush=True)
+    print(f"{settings.model} on {where} by {settings.engine}, --workers {settings.workers}: "
+          f"{flags.describe(dataset)}, augmentation {'on' if settings.data.augmentation else 'off'}, "
+          f"batch {settings.train_batch_size}, {done} of {settings.train_epochs} epochs done",
+          flush=True)
     for epoch in range(done, settings.train_epochs):
         rate = train_epoch(settings, trainer, dataset, log, record, epoch)
         if (epoch + 1) % settings.model_save_interval == 0 or epoch + 1 == settings.train_epochs:

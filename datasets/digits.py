@@ -1,8 +1,6 @@
 """The 1,797 handwritten digits that scikit-learn ships (Alpaydin and Kaynak, UCI, 1998)."""
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits as sklearn_digits
-from sklearn.model_selection import train_test_split
 
 from datasets.arrays import IMAGE_SHAPE, Split
 
@@ -15,12 +13,14 @@ def load_digits() -> tuple[Split, Split]:
 
     The split is fixed and stratified by class.
     """
-    bunch = sklearn_digits()
+    # Half a second to import, which every script would spend at its start.
+    from sklearn import datasets, model_selection
+    bunch = datasets.load_digits()
     gray = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     large = np.stack([np.asarray(Image.fromarray(image).resize(
         IMAGE_SHAPE[1:], Image.Resampling.BICUBIC)) for image in gray])
     images = np.repeat(large[:, None], 3, axis=1)
     labels = bunch.target.astype(np.int64)[:, None]
-    train, test = train_test_split(np.arange(len(labels)), test_size=TEST_SHARE, stratify=labels,
-                                   random_state=0)
+    train, test = model_selection.train_test_split(np.arange(len(labels)), test_size=TEST_SHARE,
+                                                   stratify=labels, random_state=0)
     return Split(images[train], labels[train]), Split(images[test], labels[test])

@@ -1,6 +1,7 @@
 """Small data that the tests make themselves, the real sample where it is, and shared helpers."""
 import importlib.util
 import io
+import os
 import pickle
 import re
 import shutil
@@ -11,6 +12,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -26,6 +28,15 @@ from datasets.arrays import save as save_dataset
 from datasets.digits import NAMES, load_digits
 from utils.cuda import cudnn_problem, driver_problem
 from utils.errors import UserError
+from utils.review.detection import bootstrap_intervals
+
+# Where tests run side by side, each process has its share of the cores: NNabla, ONNX Runtime and BLAS
+# start no more threads than that, and do not wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    CORES = sorted(os.sched_getaffinity(0))
+    SHARE = CORES[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+                  % len(CORES)::int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
+    os.sched_setaffinity(0, SHARE)
 
 # Background jobs of a shell ignore Ctrl-C, and so would the processes that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -162,6 +173,13 @@ def run(finished_run: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished_run, tmp_path / "run")
 
 
+@pytest.fixture
+def few_resamples(monkeypatch):
+    """Intervals of metrics by fewer resamples, where they are not what is tested."""
+    monkeypatch.setattr("utils.review.report.bootstrap_intervals",
+                        partial(bootstrap_intervals, resamples=100))
+
+
 def forget_annotations(run: Path):
     """Make the scores of a run those of an earlier version, which knew no names nor true labels."""
     with np.load(run / "per_checkpoint.npz") as file:
@@ -174,10 +192,10 @@ def digits_run(tmp_path_factory):
     """Folders of ResNet23 and ResNet56 trained for an epoch on real digits."""
     folder = tmp_path_factory.mktemp("digits")
     split, test = load_digits()
-    labels = split.labels[:60].copy()
+    labels = split.labels[:30].copy()
     labels[::10] = (labels[::10] + 1) % 10
-    save_dataset(folder / "data", Dataset(split.images[:60], labels, split.labels[:60],
-                                          Split(test.images[:20], test.labels[:20]), list(NAMES)))
+    save_dataset(folder / "data", Dataset(split.images[:30], labels, split.labels[:30],
+                                          Split(test.images[:10], test.labels[:10]), list(NAMES)))
     for model in ("resnet23", "resnet56"):
         nn.clear_parameters()
         train.main(["--input", str(folder / "data"), "--model", model, "-c", "cpu",

@@ -59,8 +59,8 @@ def test_dynamics_are_those_of_every_sample_in_every_epoch(finished_run):
 
 
 def test_hardest_noise_takes_the_likeliest_label_of_a_model(tmp_path):
-    common = ["--dataset", "digits", "--model", "resnet23", "--nmaps", "4", "--train_epochs", "1",
-              "--train_batch_size", "50", "-c", "cpu"]
+    common = ["--dataset", "digits", "--subset", "300", "--model", "resnet23", "--nmaps", "4",
+              "--train_epochs", "1", "--train_batch_size", "50", "-c", "cpu"]
     first, second = tmp_path / "first", tmp_path / "second"
     train.main([*common, "--output", str(first), "--monitor-path", str(first)])
     nn.clear_parameters()
@@ -190,6 +190,9 @@ def test_training_on_earlier_files_without_their_noise(dataset_folder, tmp_path)
     (["--nmaps", "5000"], ["--nmaps", "4096", "5000"]),
     (["--train_epochs", "9" * 20], ["--train_epochs", "1000000"]),
     (["--output", ""], ["--output"]),
+    (["--engine", "nnabla", "--workers", "2"], ["--engine nnabla", "--workers 2"]),
+    (["--workers", "0"], ["--workers", "'0'"]),
+    (["--engine", "torch"], ["--engine", "nnabla", "onnxruntime", "'torch'"]),
     (["--checkpoint", "nowhere"], ["nowhere", "--model_save_path"]),
     (["--monitor-path", __file__], [__file__]),
     (["-o", __file__ + "/run"], [__file__ + "/run"]),

@@ -1,6 +1,7 @@
 """Training that was killed, interrupted or out of space, and what a resumed run takes and refuses."""
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -19,6 +20,7 @@ from tests.conftest import (
     OWN_FLAGS,
     ROOT,
     assert_same,
+    contents,
     make_dataset,
     refused,
     start_training,
@@ -88,6 +90,40 @@ def test_run_from_before_there_were_all_arguments_goes_on(dataset_folder, tmp_pa
     assert [one.epoch for one in find_checkpoints(run)] == [2, 3]
     with np.load(run / "training_dynamics.npz") as file:
         assert np.isfinite(file["loss"]).all()
+
+
+def test_run_of_nnabla_goes_on_bit_identical(dataset_folder, tmp_path):
+    """Earlier versions had this engine alone, and did not say so."""
+    through, resumed = tmp_path / "through", tmp_path / "resumed"
+    train.main(train_flags(dataset_folder, through, "--engine", "nnabla"))
+    shutil.copytree(through, resumed)
+    for path in [*resumed.glob("*000002*"), *resumed.glob("*000003*")]:
+        path.unlink()
+    path = resumed / "checkpoint_000001.json"
+    description = json.loads(path.read_text())
+    assert description.pop("engine") == "nnabla"
+    path.write_text(json.dumps(description))
+    nn.clear_parameters()
+    train.main(train_flags(dataset_folder, resumed, "--checkpoint", str(resumed)))
+    assert_same(through, resumed)
+    assert find_checkpoints(resumed)[-1].description.engine == "nnabla"
+
+
+def test_run_goes_on_by_another_engine_when_told(finished_run, dataset_folder, tmp_path, capsys):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    told = []
+    for flags in ([], ["--engine", "nnabla"]):
+        nn.clear_parameters()
+        train.main(["--checkpoint", str(run / "checkpoint_000002.json"), "--input", str(dataset_folder),
+                    "--output", str(run), "--monitor-path", str(run), "-c", "cpu", *flags])
+        told.append(capsys.readouterr().out.splitlines())
+    assert len(told[1]) == len(told[0]) + 1 and {"onnxruntime", "nnabla"} <= set(
+        re.findall(r"\w+", told[1][0]))
+    # They are checkpoints of one run, and each says what made it.
+    assert [one.description.engine for one in find_checkpoints(run)] == ["onnxruntime"] * 2 + ["nnabla"]
+    before, after = contents(finished_run), contents(run)
+    for name in ("params_000003.h5", "affine/W"), ("params_000003.h5", "conv1/bn/var"):
+        np.testing.assert_allclose(after[name], before[name], rtol=0.1, atol=0.02)
 
 
 def cut_after_first_epoch(run: Path) -> dict[str, bytes]:
@@ -252,9 +288,10 @@ import utils
 from models.registry import build_network
 from utils import cli
 from utils.training.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint
+from utils.training.engines import NnablaEngine
 from utils.training.trainer import Trainer
 run = Path({str(run)!r})
-trainer = Trainer(build_network("resnet23", 3, 4), False, 0)
+trainer = Trainer(NnablaEngine(build_network("resnet23", 3, 4)), False, 0)
 last = find_checkpoints(run)[-1]
 load_checkpoint(last, trainer.solver)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

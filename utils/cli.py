@@ -190,6 +190,18 @@ def add_context_flags(parser: Parser):
                         help="precision (default: %(default)s; half needs a GPU)")
 
 
+def add_engine_flags(group: argparse._ArgumentGroup, engines: Iterable[str], engine: str, workers: str):
+    """Add --engine and --workers.
+
+    Args:
+        group: the group of flags.
+        engines: the names of the engines.
+        engine, workers: the help of the two flags.
+    """
+    group.add_argument("--engine", choices=sorted(engines), help=engine)
+    group.add_argument("--workers", type=number(int, 1, 256), metavar="N", help=workers)
+
+
 def take_recorded(args: argparse.Namespace, parser: Parser, names: Sequence[str], recorded: dict,
                   source: str):
     """Set the arguments called `names` to the values that a run was made with.

@@ -1,12 +1,14 @@
 """Tasks spread over processes."""
+import math
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any, TypeVar
 
 from utils.errors import RunError
@@ -16,9 +18,55 @@ Result = TypeVar("Result")
 _state: dict[str, Any] = {}
 
 
-def available_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def available_cores(root: Path = Path("/")) -> int:
+    """The physical cores that this process may use, by its affinity and its control groups.
+
+    Args:
+        root: the folder with ``proc`` and ``sys``, where the system has them.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        logical = os.sched_getaffinity(0)
+    else:
+        logical = set(range(os.cpu_count() or 1))
+    topology = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    # Hyperthreads of a core have the same siblings.
+    cores = {_read(root / topology.format(number)).strip() or number for number in logical}
+    return max(1, math.ceil(min([len(cores), *map(_quota, _groups(root))])))
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    """The folders, some of which may not exist, of the control groups of this process and above."""
+    mount = root / "sys/fs/cgroup"
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:  # version 2, alone or beside version 1
+            tops = [mount, mount / "unified"]
+        elif "cpu" in controllers.split(","):
+            tops = [mount / controllers, mount / "cpu"]
+        else:
+            continue
+        # In a container the path may be that outside, where the mount begins at the container's own.
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for top in tops:
+            yield from (top.joinpath(*parts[:depth]) for depth in range(len(parts) + 1))
+
+
+def _quota(group: Path) -> float:
+    """The cores that a control group may use at a time; infinity if it does not limit them."""
+    text = _read(group / "cpu.max") or (
+        f"{_read(group / 'cpu.cfs_quota_us')} {_read(group / 'cpu.cfs_period_us')}")
+    try:
+        quota, period = map(int, text.split())
+    except ValueError:  # "max 100000", or no such files
+        return math.inf
+    return quota / period if quota > 0 and period > 0 else math.inf
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
 
 
 def run_tasks(make: Callable[[Plan], Callable[..., Result]], plan: Plan, tasks: list[tuple],

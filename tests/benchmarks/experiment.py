@@ -62,7 +62,7 @@ def script(name: str, *flags: object):
 def train(folder: Path, *flags: object) -> float:
     """Train a network or resume its training; returns the last test error."""
     if not (folder / "resnet23_result.nnp").exists():
-        script("train.py", *flags, "--output", folder, "--monitor-path", folder,
+        script("train.py", *flags, "--workers", 1, "--output", folder, "--monitor-path", folder,
                *(["--checkpoint", folder] if any(folder.glob("checkpoint_*.json")) else []))
         print(f"trained: {folder}", flush=True)
     return float(np.loadtxt(folder / "Test-error.series.txt")[-1, 1])

@@ -1,4 +1,4 @@
-"""Time of a score, an image and a checkpoint, by every way to it and beside the bare passes.
+"""Time per image of a training step and of a score, by every engine and beside the bare passes.
 
     python -m tests.benchmarks.scoring
     python -m tests.benchmarks.scoring -c cudnn
@@ -16,18 +16,21 @@ from pathlib import Path
 
 import nnabla as nn
 import nnabla.functions as F
+import nnabla.solvers as S
 import numpy as np
-import onnxruntime
 from tqdm import tqdm
 
 from models.registry import build_network
 from utils.cli import Parser
 from utils.context import current_context, set_context
 from utils.graph.onnx_forward import INPUT, to_onnx
+from utils.graph.onnx_nodes import make_session
 from utils.processes import available_cores, begin, call
 from utils.tracin.scoring import SAMPLES_PER_PASS, ScoringPlan, SliceScorer
 from utils.training.checkpoint import find_checkpoints
+from utils.training.engines import ENGINES
 
+TRAINING_BATCH = 50
 SAMPLES = max(1024, 128 * available_cores())
 # As NNabla's example, which back-propagates through all of ResNet23, but through ResNet56's last
 # layer only.
@@ -89,15 +92,28 @@ def bare_training(network: Callable, images: np.ndarray, labels: np.ndarray,
     return run
 
 
+def training(network: Callable, images: np.ndarray, labels: np.ndarray, engine: str,
+             threads: int) -> Callable[[int], object]:
+    """Updates of the parameters, each by one batch, without augmentation."""
+    model = ENGINES[engine].make(network, threads, False)
+    solver = S.Momentum(1e-6, 0.9)
+    solver.set_parameters(nn.get_parameters())
+    model.image(TRAINING_BATCH).d = images[:TRAINING_BATCH]
+    update = model.updater(solver)
+
+    def run(count: int):
+        for _ in range(count // TRAINING_BATCH):
+            result = update(labels[:TRAINING_BATCH])
+        return result()
+    return run
+
+
 def bare_onnxruntime(network: Callable, images: np.ndarray, batch_size: int,
                      threads: int) -> Callable[[int], None]:
     """ONNX Runtime's forward pass, and nothing else."""
     image = nn.Variable((1, 3, 32, 32))
     logits, _ = network(image, test=True)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(to_onnx(image, logits).SerializeToString(), options,
-                                           providers=["CPUExecutionProvider"])
+    session = make_session(to_onnx(image, logits), threads)
     batch = {INPUT: images[:batch_size].astype(np.float32)}
 
     def run(count: int):
@@ -141,17 +157,22 @@ def rows(model: str, folder: Path, stack: ExitStack) -> dict[str, tuple[Callable
         return scorer(folder, network, layers, engine, workers, stack)
     plain = plain_loop(network, images, labels, STOPS_AT_FEATURES[model])
     inference = bare_inference(network, images, last)
-    training = bare_training(network, images, labels, every)
+    bare = bare_training(network, images, labels, every)
     if current_context() == "cudnn":
         return {
             "plain loop, batch 1": (plain, 128),
             "last layer: NNabla, 1 process": (ours("last", "nnabla", 1), SAMPLES // last * last),
             "all layers: NNabla, 1 process": (ours("all", "nnabla", 1), SAMPLES // every * every),
             "bare NNabla inference pass": (inference, SAMPLES // last * last),
-            "bare NNabla training pass": (training, SAMPLES // every * every),
+            "bare NNabla training pass": (bare, SAMPLES // every * every),
         }
     return {
         "plain loop, batch 1": (plain, 16),
+        "training step: NNabla": (training(network, images, labels, "nnabla", 1), TRAINING_BATCH),
+        "training step: ONNX Runtime, 1 thread": (
+            training(network, images, labels, "onnxruntime", 1), 2 * TRAINING_BATCH),
+        f"training step: ONNX Runtime, {cores} threads": (
+            training(network, images, labels, "onnxruntime", cores), 4 * TRAINING_BATCH),
         "last layer: NNabla, 1 process": (ours("last", "nnabla", 1), 128),
         f"last layer: NNabla, {cores} processes": (ours("last", "nnabla", cores), 128 * cores),
         "last layer: ONNX Runtime, 1 thread": (ours("last", "onnxruntime", 1), 1024),
@@ -159,12 +180,12 @@ def rows(model: str, folder: Path, stack: ExitStack) -> dict[str, tuple[Callable
         "all layers: NNabla, 1 process": (ours("all", "nnabla", 1), 64),
         f"all layers: NNabla, {cores} processes": (ours("all", "nnabla", cores), 64 * cores),
         "all layers: ONNX Runtime, 1 thread": (ours("all", "onnxruntime", 1), 128),
-        f"all layers: ONNX Runtime, {cores} threads": (ours("all", "onnxruntime", cores), 128 * cores),
+        f"all layers: ONNX Runtime, {cores} threads": (ours("all", "onnxruntime", cores), 256),
         "bare NNabla inference pass": (inference, 128),
         "bare ONNX Runtime pass, 1 thread": (bare_onnxruntime(network, images, last, 1), 1024),
         f"bare ONNX Runtime pass, {cores} threads": (
             bare_onnxruntime(network, images, last, cores), 1024),
-        "bare NNabla training pass": (training, 64),
+        "bare NNabla training pass": (bare, 64),
     }
 
 
@@ -186,9 +207,9 @@ def floor_of(name: str) -> str | None:
     """The bare pass that a row contains, if it is measured with as many cores."""
     if name.startswith("bare"):
         return None
-    if "ONNX Runtime" in name:
+    if name.startswith("last layer: ONNX Runtime"):
         return f"bare ONNX Runtime pass, {name.rpartition(', ')[2]}"
-    if name.endswith("1 process"):
+    if name.endswith("NNabla, 1 process"):
         return "bare NNabla inference pass" if name.startswith("last") else "bare NNabla training pass"
     return None
 

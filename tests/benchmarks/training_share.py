@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.training_share
     python -m tests.benchmarks.training_share -c cudnn
+    python -m tests.benchmarks.training_share --engine nnabla
 
 Augmentation is measured by itself.  The rest is order, batches, copies and logging, as far as the
 computing waits for them.
@@ -18,7 +19,9 @@ from datasets.arrays import IMAGE_SHAPE
 from models.registry import build_network
 from utils.cli import Parser
 from utils.context import current_context, set_context
-from utils.training.trainer import Trainer, augment, build_graph
+from utils.processes import available_cores
+from utils.training.engines import ENGINES, choose_engine
+from utils.training.trainer import Trainer, augment
 
 REPEATS = 5
 # ResNet23's nmaps, batch size, augmentation and number of images.
@@ -26,14 +29,16 @@ SETTINGS = {"cpu": [(16, 16, False, 1000), (16, 100, True, 1000), (64, 500, True
             "cudnn": [(64, 500, True, 50_000), (16, 16, False, 10_000)]}
 
 
-def measure(nmaps: int, batch_size: int, augmentation: bool, samples: int) -> np.ndarray:
+def measure(make: Callable, nmaps: int, batch_size: int, augmentation: bool,
+            samples: int) -> np.ndarray:
     """Seconds per epoch, and of its updates and its augmentation alone, (REPEATS, 3)."""
     nn.clear_parameters()
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (samples, *IMAGE_SHAPE)).astype(np.uint8)
     labels = rng.integers(0, 10, (samples, 1))
-    trainer = Trainer(build_network("resnet23", 10, nmaps, rng), augmentation, 0)
-    parts = [bare_updates(trainer, images[:batch_size], labels[:batch_size]),
+    network = build_network("resnet23", 10, nmaps, rng)
+    trainer = Trainer(make(network), augmentation, 0)
+    parts = [bare_updates(make(network), trainer.solver, images[:batch_size], labels[:batch_size]),
              bare_augmentation(images[:batch_size]) if augmentation else lambda: None]
     synchronize = import_extension_module(current_context()).device_synchronize
 
@@ -52,17 +57,10 @@ def measure(nmaps: int, batch_size: int, augmentation: bool, samples: int) -> np
     return np.array(times[1:])  # the first builds the graphs
 
 
-def bare_updates(trainer: Trainer, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
+def bare_updates(engine, solver, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
     """Forward, backward and update of one batch, and nothing else."""
-    graph = build_graph(trainer.network, len(images), test=False)
-    graph.image.d, graph.label.d = images, labels
-
-    def run():
-        graph.loss.forward(clear_no_need_grad=True)
-        trainer.solver.zero_grad()
-        graph.loss.backward(clear_buffer=True)
-        trainer.solver.update()
-    return run
+    engine.image(len(images)).d = images
+    return functools.partial(engine.updater(solver), labels)
 
 
 def bare_augmentation(images: np.ndarray) -> Callable[[], object]:
@@ -74,10 +72,13 @@ def bare_augmentation(images: np.ndarray) -> Callable[[], object]:
 def main():
     parser = Parser(description=__doc__)
     parser.add_argument("-c", "--context", choices=["cpu", "cudnn"], default="cpu")
+    parser.add_argument("--engine", choices=sorted(ENGINES))
     args = parser.parse_args()
-    print(set_context(args.context, 0, "float"))
+    where = set_context(args.context, 0, "float")
+    engine, threads = choose_engine(args.engine, args.context, "float"), available_cores()
+    print(f"{where} by {engine}, {threads if ENGINES[engine].parallel else 1} threads")
     for setting in SETTINGS[args.context]:
-        times = measure(*setting)
+        times = measure(lambda network: ENGINES[engine].make(network, threads, False), *setting)
         updates, augmentation = (times[:, column] / times[:, 0] for column in (1, 2))
         print("nmaps {}, batch {}, augmentation {}, {} images: ".format(*setting)
               + f"{np.median(times[:, 0]):.3g} s per epoch ({times[:, 0].min():.3g} to "

@@ -3,38 +3,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT, children, gone, refused
-from utils.errors import RunError, UserError
+from tests.utils.tasks import LONG, Task
+from utils.errors import RunError
 from utils.processes import available_cores, run_tasks
-
-LONG = 60  # seconds, far more than a process needs to begin or to end
-
-
-class Task:
-    """What the workers make: it does to a number what the setup says."""
-
-    def __init__(self, setup):
-        if setup == "unusable":
-            raise UserError("refused: setup")
-        self._setup = setup
-
-    def __call__(self, number, folder=None):
-        if self._setup == "refuse" and number == 2:
-            raise UserError("refused: 2")
-        if self._setup == "die" and number == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self._setup == "slow":
-            (folder / str(number)).touch()
-            time.sleep(0.1)
-            if number == 2:
-                raise UserError("refused: 2")
-        if self._setup == "wait":
-            (folder / str(os.getpid())).touch()
-            time.sleep(LONG)
-        return number * number, os.getpid()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -88,7 +64,7 @@ def test_death_of_a_worker_is_told_after_what_was_done():
                                               (signal.SIGINT, os.killpg)])
 def test_workers_end_with_their_parent(tmp_path, number, send):
     """The parent is killed or interrupted; the workers end too, though they have long tasks left."""
-    code = ("from pathlib import Path; from tests.utils.test_processes import Task; "
+    code = ("from pathlib import Path; from tests.utils.tasks import Task; "
             "from utils.processes import run_tasks\n"
             f"list(run_tasks(Task, 'wait', [(n, Path({str(tmp_path)!r})) for n in range(4)], 2))")
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL,
@@ -109,3 +85,51 @@ def test_cores_are_those_that_the_process_may_use():
                             check=True)
     assert result.stdout == "1\n"
     assert 1 <= available_cores() <= (os.cpu_count() or 1)
+
+
+def write(root: Path, files: dict[str, str]):
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
+@pytest.mark.parametrize(("group", "limits", "cores"), [
+    ("0::/", {}, 8),
+    ("0::/", {"cpu.max": "max 100000\n"}, 8),
+    ("0::/", {"cpu.max": "150000 100000\n"}, 2),
+    ("0::/", {"cpu.max": "10000 100000\n"}, 1),
+    ("0::/", {"cpu.max": "9900000 100000\n"}, 8),
+    ("0::/", {"cpu.max": "damaged"}, 8),
+    ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "300000 100000"}, 3),
+    ("0::/a/b", {"a/b/cpu.max": "200000 100000", "a/cpu.max": "300000 100000"}, 2),
+    ("0::/a", {"b/cpu.max": "200000 100000"}, 8),
+    ("0::/../../a", {"a/cpu.max": "200000 100000"}, 2),
+    ("1:name=systemd:/\n0::/a", {"unified/a/cpu.max": "200000 100000"}, 2),
+    ("4:cpu,cpuacct:/a\n0::/", {"cpu,cpuacct/a/cpu.cfs_quota_us": "250000\n",
+                               "cpu,cpuacct/a/cpu.cfs_period_us": "100000\n"}, 3),
+    ("4:cpuacct,cpu:/docker/x", {"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "50000"}, 1),
+    ("4:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+    ("4:cpuset:/", {"cpuset/cpu.cfs_quota_us": "100000", "cpuset/cpu.cfs_period_us": "100000"}, 8),
+])
+def test_quota_of_a_container_counts(tmp_path, monkeypatch, group, limits, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    write(tmp_path, {"proc/self/cgroup": f"{group}\n",
+                     **{f"sys/fs/cgroup/{name}": text for name, text in limits.items()}})
+    assert available_cores(tmp_path) == cores
+
+
+def test_hyperthreads_of_a_core_count_once(tmp_path, monkeypatch):
+    siblings = {0: "0,4", 1: "1,5", 2: "2,6", 3: "3,7", 4: "0,4", 5: "1,5", 6: "2,6", 7: "3,7"}
+    write(tmp_path, {f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list": f"{both}\n"
+                     for number, both in siblings.items()})
+    for allowed, cores in [(range(8), 4), ([0, 4], 1), ([0, 1, 5], 2), ([7], 1), ([0, 8, 9], 3)]:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process, allowed=allowed: set(allowed))
+        assert available_cores(tmp_path) == cores
+
+
+def test_cores_are_counted_where_the_system_tells_nothing(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert available_cores(tmp_path) == 6
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert available_cores(tmp_path) == 1

@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 
 from datasets.arrays import IMAGE_SHAPE
-from utils.graph.functions import functions
+from utils.graph.functions import Unsupported, functions
 from utils.graph.onnx_convolution import Geometry, by_filters, by_input, convolve, stack, windows
 from utils.graph.onnx_forward import add_operator
 from utils.graph.onnx_nodes import RUNTIME, Nodes, another, make_session
@@ -306,28 +306,29 @@ class BatchGradients:
         threads: they share every operation.
 
     Raises:
-        Unsupported: the network has a function without a rule; the message names it.
+        Unsupported: the network has a function without a rule, which the message names, or logits of
+            another shape.
     """
 
     def __init__(self, network: Callable, threads: int):
         image = nn.Variable((2, *IMAGE_SHAPE))
         logits, _ = network(image, test=False)
         found = functions(image, logits, RULES, "training by ONNX Runtime", batch_stat=True)
+        if len(logits.shape) != 2:
+            raise Unsupported(f"expected logits (B, C), found {logits.shape}; change the model")
         names = {variable: name for name, variable in nn.get_parameters(grad_only=False).items()}
         trained = set(nn.get_parameters().values())
         nodes = Nodes()
         known = {image: nodes.add_input(IMAGES, ["B", *IMAGE_SHAPE])}
         labels = nodes.add_input(LABELS, ["B"], onnx.TensorProto.INT64)
-        self._inputs: dict[str, nn.Variable] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._inputs: dict[str, tuple[nn.Variable, tuple[int, ...]]] = {}
         for function in found:
             normalizes = function.info.type_name == "BatchNormalization"
             for variable in function.inputs[1:3 if normalizes else None]:
                 if variable in names and variable not in known:
-                    known[variable] = nodes.add_input(
-                        names[variable], [variable.size] if normalizes else variable.shape)
-                    self._inputs[names[variable]] = variable
-                    self._shapes[names[variable]] = (-1,) if normalizes else variable.shape
+                    shape = (variable.size,) if normalizes else variable.shape
+                    known[variable] = nodes.add_input(f"parameters/{names[variable]}", shape)
+                    self._inputs[known[variable]] = variable, shape
         samples = nodes.add("Cast", nodes.add("Shape", labels), to=onnx.TensorProto.FLOAT)
         steps = Pass(nodes, known, trained, samples)
         for function in found:
@@ -351,9 +352,8 @@ class BatchGradients:
         Call it again after anything but this object and a solver has written parameters: looking it up
         in every update would take longer than the update of a small network.
         """
-        self._feeds = {}
-        for name, variable in self._inputs.items():
-            self._feeds[name] = variable.data.cast(np.float32).reshape(self._shapes[name])
+        self._feeds = {name: variable.data.cast(np.float32).reshape(shape)
+                       for name, (variable, shape) in self._inputs.items()}
         self._gradients = [variable.grad.data for variable in self._trained]
         self._running = [tuple(variable.data.data for variable in function.inputs[3:5])
                          for function in self._normalizations]

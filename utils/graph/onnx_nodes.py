@@ -86,7 +86,7 @@ def make_session(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceS
     """ONNX Runtime's session for a model, on the CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised
     options.enable_mem_pattern = False  # it takes twice the memory and is no faster
     return onnxruntime.InferenceSession(model.SerializeToString(), options,
                                         providers=["CPUExecutionProvider"])

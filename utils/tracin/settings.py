@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from models.registry import MODELS
-from utils.cli import Boolean, Parser, add_context_flags, number
+from utils.cli import Boolean, Parser, add_context_flags, add_engine_flags, number
 from utils.tracin.engines import ENGINES
 from utils.training.checkpoint import DESCRIPTION_PATTERN, PARAMETERS_PATTERN
 from utils.training.settings import MONITOR_PATH
@@ -19,14 +19,12 @@ def add_scoring_flags(parser: Parser):
                          help="layers whose gradient counts (default: %(default)s)")
     scoring.add_argument("--epochs", type=number(int, 0), nargs="+", metavar="E",
                          help="score the checkpoints of these epochs (default: all)")
-    scoring.add_argument("--engine", choices=sorted(ENGINES),
-                         help="library that computes the features (default: the first of "
-                              f"{', '.join(ENGINES)} that supports --layers and --context)")
     scoring.add_argument("--batch_size", type=number(int, 1),
                          help="samples per pass (default: a fast size for the device)")
-    scoring.add_argument("--workers", type=number(int, 1, 256), metavar="N",
-                         help="processes, or threads of onnxruntime (default: one per core on the "
-                              "CPU, 1 on a GPU)")
+    add_engine_flags(scoring, ENGINES, "library that computes the features (default: the first of "
+                     f"{', '.join(ENGINES)} that supports --layers and --context)",
+                     "processes, or threads of onnxruntime (default: one per core on the CPU, 1 on a "
+                     "GPU)")
     scoring.add_argument("-s", "--seed", type=number(int, 0, 2**31 - 1), default=0,
                          help="accepted for compatibility with train.py; nothing here is random")
     add_context_flags(parser)

@@ -54,6 +54,8 @@ class Description:
         annotations: digests of names, true labels and paths (`Dataset.annotations`); empty if unknown.
         dataset_path: ``train.py --dataset`` as typed, if it is a path.  It is not in `arguments`, where
             earlier versions put it, because images may move during a run: their digest identifies them.
+        engine: what computed the last epochs, a name in ``engines.ENGINES``; ``nnabla`` where earlier
+            versions recorded none.  It is not in `arguments`, because it may change during a run.
         parameters_sha256, states_sha256: digests of the checkpoint's files, once they are written.
 
     Raises:
@@ -72,6 +74,7 @@ class Description:
     history: list[dict]
     annotations: dict[str, str] = field(default_factory=dict)
     dataset_path: str | None = None
+    engine: str = "nnabla"
     parameters_sha256: str = ""
     states_sha256: str = ""
 
@@ -91,6 +94,7 @@ class Description:
             "annotations": isinstance(self.annotations, dict) and all(
                 isinstance(text, str) for item in self.annotations.items() for text in item),
             "dataset_path": self.dataset_path is None or isinstance(self.dataset_path, str),
+            "engine": isinstance(self.engine, str),
             "parameters_sha256": isinstance(self.parameters_sha256, str),
             "states_sha256": isinstance(self.states_sha256, str)}
         wrong = [name for name, is_valid in valid.items() if not is_valid]
@@ -104,7 +108,8 @@ class Description:
         Raises:
             ValueError: it is not a description.
         """
-        found = {"annotations": {}, **content} if isinstance(content, dict) else {}
+        later = {"annotations": {}, "engine": "nnabla"}
+        found = {**later, **content} if isinstance(content, dict) else {}
         values: dict[str, Any] = {own.name: found.get(own.name) for own in fields(cls)}
         return cls(**values)
 

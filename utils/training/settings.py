@@ -1,21 +1,23 @@
 """The flags of train.py that choose network and training, and the settings of a run."""
 import argparse
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from datasets import flags
 from datasets.arrays import TRAIN_IMAGES, Dataset
 from datasets.flags import DataSettings
 from models.registry import MODELS
-from utils.cli import Parser, add_context_flags, number, take_recorded
+from utils.cli import Parser, add_context_flags, add_engine_flags, number, take_recorded
 from utils.errors import UserError
 from utils.files import load_array
+from utils.processes import available_cores
 from utils.training.checkpoint import (
     DescribedCheckpoint,
     Description,
     newest_complete,
     newest_description,
 )
+from utils.training.engines import ENGINES, choose_engine
 
 # Arguments that a resumed run must share with the run it resumes.
 RUN = ("model", "nmaps", "seed", *flags.RUN, "train_epochs", "train_batch_size", "learning_rate",
@@ -50,6 +52,10 @@ def add_training_flags(parser: Parser):
     training.add_argument("-s", "--seed", type=number(int, 0, 2**31 - 1), default=0,
                           help="determines subset, label noise, initial parameters, order and "
                                "augmentation (default: %(default)s)")
+    add_engine_flags(training, ENGINES, "library that computes (default: that of the run to resume, "
+                     f"else the first of {', '.join(ENGINES)} that supports --context and "
+                     "--type-config)", "threads of onnxruntime, which do not change the results "
+                     "(default: one per core)")
     add_context_flags(parser)
     parser.add_run_flag({"output": ".", "monitor_path": ".", "model_save_path": "."},
                         "one folder for all files of the run: --output, --monitor-path and "
@@ -131,6 +137,7 @@ class TrainSettings:
 
     Attributes:
         train_batch_size, val_batch_size: None for the defaults, which depend on the data.
+        engine, workers: None for the defaults, which depend on the device (`for_device`).
         data: the settings of the data.
         resumed: the checkpoint to resume from, or None.
     """
@@ -142,6 +149,8 @@ class TrainSettings:
     train_batch_size: int | None
     val_batch_size: int | None
     learning_rate: float
+    engine: str | None
+    workers: int | None
     context: str | None
     device_id: int
     type_config: str
@@ -151,6 +160,35 @@ class TrainSettings:
     model_save_interval: int
     data: DataSettings
     resumed: DescribedCheckpoint | None
+
+    def for_device(self, context: str) -> "TrainSettings":
+        """These settings with an engine and its threads.
+
+        A resumed run keeps its engine, unless a flag says otherwise or it does not run here.
+
+        Args:
+            context: ``cpu`` or ``cudnn``, where the training will run.
+
+        Raises:
+            UserError: the engine does not support the context or the precision, or has no threads.
+        """
+        began = self.resumed.description if self.resumed else None
+        known = ENGINES.get(began.engine) if began else None
+        kept = began.engine if began and known and context in known.contexts else None
+        name = choose_engine(self.engine or kept, context, self.type_config)
+        most = available_cores() if ENGINES[name].parallel else 1
+        if self.workers and self.workers > 1 and not ENGINES[name].parallel:
+            raise UserError(f"expected --workers 1 with --engine {name}, which has no threads, found "
+                            f"--workers {self.workers}; leave the flag out")
+        return replace(self, engine=name, workers=self.workers or most)
+
+    def changes(self) -> str:
+        """What keeps a resumed run from the bits of one that ran through, in words; else nothing."""
+        began = self.resumed.description if self.resumed else None
+        if began and began.engine != self.engine:
+            return (f"resuming by {self.engine} what {began.engine!a} began: the result is not "
+                    "bit-identical to that of one engine")
+        return ""
 
     def for_dataset(self, dataset: Dataset) -> "RunSettings":
         """These settings with batch sizes for a dataset.
@@ -171,16 +209,19 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class RunSettings(TrainSettings):
-    """The settings of a run on known data: its batch sizes are known too."""
+    """The settings of a run on a known device and known data, without None for defaults."""
 
     train_batch_size: int
     val_batch_size: int
+    engine: str
+    workers: int
 
     def shorter(self) -> str:
         """Flags that would shorten the training on a CPU, in words."""
+        ways = ["--engine onnxruntime"] if self.engine == "nnabla" else []
         if self.resumed:  # it must stay the same network and number of epochs
-            return "-c cudnn on a machine with a GPU"
-        ways = [f"--train_epochs {FEW_EPOCHS}"] if self.train_epochs > FEW_EPOCHS else []
+            return " or ".join([*ways, "-c cudnn on a machine with a GPU"])
+        ways += [f"--train_epochs {FEW_EPOCHS}"] if self.train_epochs > FEW_EPOCHS else []
         if self.model != "resnet23" or (self.nmaps or 0) > NARROW:
             ways.append(f"--model resnet23 --nmaps {NARROW}")
         if not self.data.input:
@@ -201,4 +242,4 @@ class RunSettings(TrainSettings):
         return Description(epoch=0, model=self.model, nmaps=self.nmaps, classes=len(dataset.names),
                            learning_rate=0.0, seed=self.seed, data_sha256=dataset.digest(),
                            arguments=arguments, history=[], annotations=dataset.annotations(),
-                           dataset_path=path)
+                           dataset_path=path, engine=self.engine)

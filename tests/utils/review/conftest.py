@@ -29,8 +29,7 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
-def dataset():
+def make_reviewed():
     """200 samples of three classes; the more suspicious, the smaller their index."""
     paths = [f'{number}, "{EVIL}".png' for number in range(200)]
     paths[2] = "2, a.png"
@@ -38,17 +37,32 @@ def dataset():
 
 
 @pytest.fixture
-def make_page(dataset):
-    def make(path, dataset=dataset, limit=150, applied=(), evidence=None, **more):
-        save_review(path, dataset, -np.arange(len(dataset.labels), dtype=float), "tracin",
-                    evidence or per_checkpoint(dataset), limit, gather_facts(dataset, applied), **more)
-        return path
-    return make
+def dataset():
+    return make_reviewed()
+
+
+def write_page(path, dataset, limit=150, applied=(), evidence=None, **more):
+    save_review(path, dataset, -np.arange(len(dataset.labels), dtype=float), "tracin",
+                evidence or per_checkpoint(dataset), limit, gather_facts(dataset, applied), **more)
+    return path
 
 
 @pytest.fixture
-def page_file(make_page, tmp_path):
-    return make_page(tmp_path / "review.html")
+def make_page(dataset):
+    def make(path, dataset=dataset, **more):
+        return write_page(path, dataset, **more)
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished_page(tmp_path_factory):
+    """The page of `dataset`.  Copy, do not change."""
+    return write_page(tmp_path_factory.mktemp("page") / "review.html", make_reviewed())
+
+
+@pytest.fixture
+def page_file(finished_page, tmp_path):
+    return shutil.copy(finished_page, tmp_path / "review.html")
 
 
 def per_checkpoint(dataset):
@@ -63,18 +77,29 @@ def per_checkpoint(dataset):
 
 
 @pytest.fixture
-def page(browser, page_file):
+def tab(browser):
+    """A tab of a browser of its own, where nothing is open yet; no page in it may complain."""
     context = browser.new_context(accept_downloads=True)
-    page = context.new_page()
+    tab = context.new_page()
     problems = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda message: problems.append(message.text))
-    page.on("request", lambda request: request.url.startswith(("file:", "data:", "blob:"))
-            or problems.append(request.url))
-    page.goto(page_file.as_uri())
-    yield page
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    tab.on("console", lambda message: problems.append(message.text))
+    tab.on("request", lambda request: request.url.startswith(("file:", "data:", "blob:"))
+           or problems.append(request.url))
+    yield tab
     assert problems == []
     context.close()
+
+
+@pytest.fixture
+def page(tab, page_file):
+    """The page of `dataset`, open."""
+    return open_page(tab, page_file)
+
+
+def open_page(tab, path):
+    tab.goto(path.as_uri())
+    return tab
 
 
 def download(page, target, name="corrections.csv"):

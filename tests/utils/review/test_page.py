@@ -13,6 +13,7 @@ from tests.utils.review.conftest import (
     download,
     focused,
     numbers,
+    open_page,
     paging,
     per_checkpoint,
     press,
@@ -80,10 +81,10 @@ def test_escape_leaves_the_chooser_without_a_decision(page, dataset):
         (dataset.labels[0, 0] + 1) % 3)
 
 
-def test_suggestion_that_is_the_label_cannot_be_accepted(page, dataset, make_page, tmp_path):
+def test_suggestion_that_is_the_label_cannot_be_accepted(tab, dataset, make_page, tmp_path):
     evidence = per_checkpoint(dataset)
     evidence.probability[1] = np.eye(3)[dataset.labels[1, 0]]
-    page.goto(make_page(tmp_path / "same.html", evidence=evidence).as_uri())
+    page = open_page(tab, make_page(tmp_path / "same.html", evidence=evidence))
     buttons = [page.locator("article").nth(number).locator("button").count() for number in (0, 1)]
     assert buttons == [4, 3] and page.locator("article").nth(1).locator(".accept").count() == 0
     press(page, "ArrowRight a")
@@ -99,10 +100,9 @@ def test_keys_of_the_browser_are_its_own(page):
     assert decided(page) == [0, 150]
 
 
-def test_names_like_formulas_come_back_from_the_download(dataset, make_page, page, tmp_path):
+def test_names_like_formulas_come_back_from_the_download(dataset, make_page, tab, tmp_path):
     dataset = replace(dataset, names=["=cmd()", "-x", "'b"])
-    make_page(tmp_path / "formulas.html", dataset)
-    page.goto((tmp_path / "formulas.html").as_uri())
+    page = open_page(tab, make_page(tmp_path / "formulas.html", dataset))
     press(page, "a ArrowRight a ArrowRight a")
     rows = download(page, tmp_path / "a.csv")
     assert (tmp_path / "a.csv").read_bytes().startswith(b"\xef\xbb\xbf")
@@ -173,8 +173,8 @@ def test_controls_are_large_enough_for_a_thumb(browser, page_file):
 
 
 @pytest.mark.parametrize(("likely", "above"), [(3, 3), (62, 2), (60, 60)])
-def test_line_marks_the_estimated_number_of_wrong_labels(page, make_page, tmp_path, likely, above):
-    page.goto(make_page(tmp_path / "line.html", likely=likely).as_uri())
+def test_line_marks_the_estimated_number_of_wrong_labels(tab, make_page, tmp_path, likely, above):
+    page = open_page(tab, make_page(tmp_path / "line.html", likely=likely))
     if likely > 60:
         assert page.locator("#likely").count() == 0
         press(page, "n")
@@ -191,22 +191,22 @@ BEFORE_LINE = """[...document.querySelectorAll("main > *")].findIndex(one => one
 
 
 @pytest.mark.parametrize("likely", [None, 0, 150, 5000])
-def test_no_line_where_nothing_is_on_one_side(page, make_page, tmp_path, likely):
-    page.goto(make_page(tmp_path / "line.html", likely=likely).as_uri())
+def test_no_line_where_nothing_is_on_one_side(tab, make_page, tmp_path, likely):
+    page = open_page(tab, make_page(tmp_path / "line.html", likely=likely))
     for _ in range(3):
         assert page.locator("#likely").count() == 0
         press(page, "n")
 
 
-def test_line_is_among_the_suspects_that_are_shown(page, dataset, make_page, tmp_path):
-    page.goto(make_page(tmp_path / "line.html", likely=10).as_uri())
+def test_line_is_among_the_suspects_that_are_shown(tab, dataset, make_page, tmp_path):
+    page = open_page(tab, make_page(tmp_path / "line.html", likely=10))
     page.select_option("#class", "1")
     assert page.evaluate(BEFORE_LINE) == (dataset.labels[:10, 0] == 1).sum()
 
 
-def test_up_and_down_keep_the_column_across_the_line(page, make_page, tmp_path):
-    page.set_viewport_size({"width": 1000, "height": 600})  # five tiles a row
-    page.goto(make_page(tmp_path / "line.html", likely=7).as_uri())
+def test_up_and_down_keep_the_column_across_the_line(tab, make_page, tmp_path):
+    tab.set_viewport_size({"width": 1000, "height": 600})  # five tiles a row
+    page = open_page(tab, make_page(tmp_path / "line.html", likely=7))
     press(page, "ArrowRight ArrowDown")
     assert focused(page) == 6
     press(page, "ArrowDown")
@@ -219,14 +219,14 @@ def test_up_and_down_keep_the_column_across_the_line(page, make_page, tmp_path):
     assert paging(page)[0] == 2
 
 
-def test_same_image_with_another_label_is_shown(page, dataset, make_page, tmp_path):
+def test_same_image_with_another_label_is_shown(tab, dataset, make_page, tmp_path):
     """Also beyond the first suspects by rank."""
     images, labels = dataset.images.copy(), dataset.labels.copy()
     images[190], images[8], images[170] = images[5], images[180], images[6]
     labels[5], labels[190], labels[180], labels[8] = 0, 1, 1, 2
     labels[170] = labels[6]  # the same label: nothing to decide
     twins = replace(dataset, images=images, labels=labels)
-    page.goto(make_page(tmp_path / "twins.html", twins).as_uri())
+    page = open_page(tab, make_page(tmp_path / "twins.html", twins))
     assert decided(page) == [0, 152] and shown(page)[:3] == [0, 1, 2]
     assert numbers(page.inner_text("#twice")) == [2]  # images, not samples
     page.select_option("#sort", "twin")
@@ -237,7 +237,7 @@ def test_same_image_with_another_label_is_shown(page, dataset, make_page, tmp_pa
         for told in (tiles.nth(number).locator(".twin").inner_text(),
                      tiles.nth(number).get_attribute("aria-label")):
             assert twins.paths[other] in told and twins.names[labels[other, 0]] in told
-    page.goto(make_page(tmp_path / "few.html", replace(twins, paths=None), limit=1).as_uri())
+    open_page(page, make_page(tmp_path / "few.html", replace(twins, paths=None), limit=1))
     assert decided(page) == [0, 2] and shown(page) == [0, 5]  # as many more, at most
     assert numbers(page.locator(".twin").inner_text())[0] == 190
 
@@ -246,17 +246,17 @@ def test_nothing_is_said_of_images_under_two_labels_where_there_are_none(page):
     assert page.locator("#twice").count() == 0
 
 
-def test_decided_suspects_leave_room_for_others(page, dataset, make_page, tmp_path):
+def test_decided_suspects_leave_room_for_others(tab, dataset, make_page, tmp_path):
     applied = [corrections.Decision(0, "", dataset.names[dataset.labels[index, 0]], "fine", "",
                                     corrections.sample_digest(dataset, index)) for index in range(7)]
-    page.goto(make_page(tmp_path / "few.html", limit=5, applied=applied).as_uri())
+    page = open_page(tab, make_page(tmp_path / "few.html", limit=5, applied=applied))
     assert decided(page) == [0, 5, 5] and shown(page) == [7, 8, 9, 10, 11]
     page.select_option("#show", "all")
     assert shown(page) == [0, 1, 2, 3, 4, 7, 8, 9, 10, 11]
 
 
-def test_nothing_left_to_decide_is_said(page, make_page, tmp_path):
-    page.goto(make_page(tmp_path / "few.html", limit=1).as_uri())
+def test_nothing_left_to_decide_is_said(tab, make_page, tmp_path):
+    page = open_page(tab, make_page(tmp_path / "few.html", limit=1))
     press(page, "f")
     page.reload()
     assert shown(page) == [] and page.inner_text("main") != ""
@@ -267,7 +267,7 @@ def test_nothing_left_to_decide_is_said(page, make_page, tmp_path):
 @pytest.mark.parametrize("reason", ["", f"half learned {EVIL}"])
 def test_reason_for_the_ranking_is_shown(page, make_page, tmp_path, reason):
     without = page.inner_text("h1")
-    page.goto(make_page(tmp_path / "why.html", reason=reason).as_uri())
+    open_page(page, make_page(tmp_path / "why.html", reason=reason))
     heading = page.inner_text("h1")
     assert heading.startswith(without) and heading.endswith(reason or without)
 
@@ -364,9 +364,9 @@ def test_tile_says_all_that_is_known(page, dataset):
     assert decided(page) == [0, 150] and "tracin" in page.inner_text("h1")
 
 
-def test_names_that_run_from_right_to_left_do_not_turn_the_line(dataset, make_page, page, tmp_path):
-    make_page(tmp_path / "rtl.html", replace(dataset, names=["כלב", "סוס", "חתול"]))
-    page.goto((tmp_path / "rtl.html").as_uri())
+def test_names_that_run_from_right_to_left_do_not_turn_the_line(dataset, make_page, tab, tmp_path):
+    dataset = replace(dataset, names=["כלב", "סוס", "חתול"])
+    page = open_page(tab, make_page(tmp_path / "rtl.html", dataset))
     lefts = page.evaluate("""() => [...document.querySelector("article p").childNodes].map(node => {
         const range = document.createRange();
         range.selectNode(node);
@@ -399,13 +399,12 @@ SECONDS = """() => {
 }"""
 
 
-def test_ten_thousand_suspects_without_lag(make_page, page, tmp_path):
+def test_ten_thousand_suspects_without_lag(make_page, tab, tmp_path):
     """A decision, a page turn and a filter take far less than 50 times what they do with 200."""
     seconds = []
     for suspects in (200, 10_000):
         dataset = replace(make_dataset(suspects), names=["a", "b", "c"])
-        make_page(tmp_path / f"{suspects}.html", dataset, limit=suspects)
-        page.goto((tmp_path / f"{suspects}.html").as_uri())
+        page = open_page(tab, make_page(tmp_path / f"{suspects}.html", dataset, limit=suspects))
         seconds.append(page.evaluate(SECONDS))
         assert decided(page) == [1, suspects]
     ratios = np.divide(seconds[1], seconds[0])

@@ -15,6 +15,7 @@ from tests.utils.review.conftest import (
     focused,
     numbers,
     offered,
+    open_page,
     press,
     shown,
 )
@@ -127,11 +128,6 @@ def next_round(tmp_path, dataset, file):
     return corrections.load(file, dataset).apply(dataset), corrections.load_applied(run)
 
 
-def open_page(page, path):
-    page.goto(path.as_uri())
-    return page
-
-
 def test_next_round_knows_what_was_decided(page, dataset, make_page, tmp_path):
     given = dataset.labels[:, 0]
     press(page, "a ArrowRight f ArrowRight r")
@@ -188,9 +184,9 @@ def test_decision_whose_effect_is_there_is_offered_as_right(page, dataset, make_
     assert decided(page) == [1, 150] and shown(page)[0] == 0
 
 
-def test_removed_image_does_not_remove_its_copy(page, dataset, make_page, tmp_path):
+def test_removed_image_does_not_remove_its_copy(tab, dataset, make_page, tmp_path):
     dataset = with_copies(dataset, (7, 0, dataset.labels[0]))
-    open_page(page, make_page(tmp_path / "first.html", dataset))
+    page = open_page(tab, make_page(tmp_path / "first.html", dataset))
     press(page, "r")
     assert decided(page) == [1, 150] and decision(page, 7) == ""
     download(page, tmp_path / "a.csv")
@@ -207,10 +203,10 @@ def test_removed_image_does_not_remove_its_copy(page, dataset, make_page, tmp_pa
     assert decided(page) == [0, 150] and offered(page) == []
 
 
-def test_identical_images_have_decisions_of_their_own(page, dataset, make_page, tmp_path):
+def test_identical_images_have_decisions_of_their_own(tab, dataset, make_page, tmp_path):
     label = int(dataset.labels[0, 0])
     dataset = with_copies(dataset, (3, 0, label), (5, 0, (label + 1) % 3))
-    open_page(page, make_page(tmp_path / "first.html", dataset))
+    page = open_page(tab, make_page(tmp_path / "first.html", dataset))
     press(page, "a" + " ArrowRight" * 3 + " f ArrowRight ArrowRight r")
     page.reload()
     assert decided(page) == [3, 150]
@@ -274,14 +270,14 @@ def load(page, path):
     return numbers(page.inner_text("#message"))
 
 
-def test_corrections_of_another_browser_are_loaded(page, dataset, make_page, tmp_path):
+def test_corrections_of_another_browser_are_loaded(tab, dataset, make_page, tmp_path):
     """Names with quotes, commas and formulas; samples on the page, and one that it does not show."""
     dataset = replace(dataset, names=["=cmd()", 'dog, "big"', "'b\n c"])
     saved = corrections.Corrections({0: (dataset.labels[0, 0] + 1) % 3}, [180, 2], [1])
     corrections.save(tmp_path / "a.csv", dataset, saved)
     (tmp_path / "a.csv").write_bytes((tmp_path / "a.csv").read_bytes().replace(b"\n", b"\r\n").replace(
         b"'b\r\n c", b"'b\n c") + b"\r\n")
-    open_page(page, make_page(tmp_path / "b.html", dataset))
+    page = open_page(tab, make_page(tmp_path / "b.html", dataset))
     press(page, "r")  # the loaded row replaces it
     assert load(page, tmp_path / "a.csv") == [4]
     assert decided(page) == [3, 150, 1] and shown(page)[0] == 3
@@ -310,28 +306,26 @@ def test_loaded_row_replaces_the_decision_of_another_page(page, page_file, datas
 
 
 @pytest.mark.parametrize("limit", [150, 2])
-def test_row_about_the_next_copy_of_a_removed_image_is_loaded(browser, dataset, make_page, tmp_path,
+def test_row_about_the_next_copy_of_a_removed_image_is_loaded(tab, dataset, make_page, tmp_path,
                                                               limit):
     """In another browser, where only the files tell what was decided."""
     dataset = with_copies(dataset, (7, 3, dataset.labels[3]))
     corrections.save(tmp_path / "a.csv", dataset, corrections.Corrections(removed=[3], fine=[4]))
     second, applied = next_round(tmp_path, dataset, tmp_path / "a.csv")
     corrections.save(tmp_path / "b.csv", second, corrections.Corrections(removed=[6]))
-    page = browser.new_context().new_page()
-    open_page(page, make_page(tmp_path / "second.html", second, applied=applied, limit=limit))
+    page = open_page(tab, make_page(tmp_path / "second.html", second, applied=applied, limit=limit))
     assert load(page, tmp_path / "a.csv") == [0, 2]
     assert load(page, tmp_path / "b.csv") == [1]
     download(page, tmp_path / "c.csv")
     assert corrections.load(tmp_path / "c.csv", second).removed == [6]
-    page.context.close()
 
 
-def test_row_about_an_earlier_label_of_a_sample_that_is_not_shown_is_not_loaded(page, dataset, make_page,
+def test_row_about_an_earlier_label_of_a_sample_that_is_not_shown_is_not_loaded(tab, dataset, make_page,
                                                                                tmp_path):
     saved = corrections.Corrections({180: (dataset.labels[180, 0] + 1) % 3})
     corrections.save(tmp_path / "a.csv", dataset, saved)
     second, applied = next_round(tmp_path, dataset, tmp_path / "a.csv")
-    open_page(page, make_page(tmp_path / "second.html", second, applied=applied))
+    page = open_page(tab, make_page(tmp_path / "second.html", second, applied=applied))
     assert load(page, tmp_path / "a.csv") == [0, 1]
 
 
@@ -369,12 +363,12 @@ def test_file_that_is_no_corrections_is_refused(page, tmp_path, content):
     assert load(page, tmp_path / "other.csv") == [0]  # the same file is read again
 
 
-def test_rows_of_an_earlier_round_find_their_images(page, dataset, make_page, tmp_path):
+def test_rows_of_an_earlier_round_find_their_images(tab, dataset, make_page, tmp_path):
     """A file of the first round, loaded in the second, where the indices are others."""
     dataset = with_copies(dataset, (4, 9, dataset.labels[9]))
     corrections.save(tmp_path / "old.csv", dataset, corrections.Corrections(removed=[9], fine=[4, 190]))
     second = corrections.Corrections(removed=[0, 1]).apply(dataset)
-    open_page(page, make_page(tmp_path / "second.html", second))
+    page = open_page(tab, make_page(tmp_path / "second.html", second))
     # Sample 190 is 188 now, which the page does not show.
     assert load(page, tmp_path / "old.csv") == [2, 1]
     download(page, tmp_path / "a.csv")
@@ -395,8 +389,8 @@ def test_load_button_opens_the_file_chooser_by_key(page):
 
 
 @pytest.mark.parametrize("command", ["", "python -u train.py --run a_2 --input 'a b' <b>"])
-def test_download_says_how_many_and_what_next(page, make_page, tmp_path, command):
-    open_page(page, make_page(tmp_path / "b.html", next_command=command))
+def test_download_says_how_many_and_what_next(tab, make_page, tmp_path, command):
+    page = open_page(tab, make_page(tmp_path / "b.html", next_command=command))
     press(page, "a ArrowRight f ArrowRight r")
     download(page, tmp_path / "a.csv")
     assert numbers(page.inner_text("#message"))[0] == 3
@@ -418,10 +412,10 @@ def test_first_undecided_suspect_has_the_focus_after_a_reload(page, page_file, s
     assert focused(page) == 62 and shown(page)[0] == {"open": 62, "all": 60}[show]
 
 
-def test_download_is_named_after_the_run(page, make_page, tmp_path):
+def test_download_is_named_after_the_run(tab, make_page, tmp_path):
     name = download_name(tmp_path / "a run_2")
     assert name == "a_run_2_corrections.csv"
-    open_page(page, make_page(tmp_path / "b.html", download=name))
+    page = open_page(tab, make_page(tmp_path / "b.html", download=name))
     press(page, "r")
     download(page, tmp_path / "a.csv", name)
     assert name in page.inner_text("#message")

@@ -207,7 +207,7 @@ def test_scores_do_not_depend_on_the_number_of_threads(layers):
 
 def test_half_precision_does_not_overflow():
     """Squared gradients of hundreds leave the range of half; the passes themselves do not."""
-    network = build_network("resnet23", 10, rng=np.random.default_rng(0))
+    network = build_network("resnet23", 10, 16, rng=np.random.default_rng(0))
     images, labels = random_samples(8)
     network(nn.Variable((1, 3, 32, 32)), test=True)
     nn.get_parameters(grad_only=False)["conv1/bn/var"].d = 1e4

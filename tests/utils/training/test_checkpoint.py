@@ -22,6 +22,7 @@ from utils.training.checkpoint import (
     newest_description,
     read_parameters,
 )
+from utils.training.engines import NnablaEngine
 from utils.training.trainer import Trainer
 
 
@@ -106,7 +107,8 @@ def test_damaged_description_is_named(run, content):
 
 @pytest.mark.parametrize("wrong", [
     {"nmaps": 0}, {"nmaps": -4}, {"nmaps": True}, {"nmaps": 10**9}, {"classes": 0},
-    {"epoch": True}, {"history": []}, {"history": [{}, {}]}, {"arguments": []}, {"seed": -1}])
+    {"epoch": True}, {"history": []}, {"history": [{}, {}]}, {"arguments": []}, {"seed": -1},
+    {"engine": 1}])
 def test_wrong_value_in_a_description_is_named(run, wrong):
     path = run / "checkpoint_000002.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **wrong}))
@@ -195,7 +197,7 @@ def test_files_other_than_those_described_are_refused(run, name, damage):
         content = (run / name).read_bytes()
         other = (run / name.replace("2", "1")).read_bytes()
         (run / name).write_bytes(content[:3000] if damage == "cut" else other)
-    trainer = Trainer(build_network("resnet23", 3, 4), False, 0)
+    trainer = Trainer(NnablaEngine(build_network("resnet23", 3, 4)), False, 0)
     with pytest.raises(UserError, match=re.escape(name)):
         load_checkpoint(find_checkpoints(run)[1], trainer.solver)
 
@@ -210,7 +212,7 @@ def test_damaged_parameters_without_description_are_named(run, content):
 
 def test_files_are_as_nnabla_writes_them(run, tmp_path):
     """NNabla itself, saving the same parameters and states, writes the same content."""
-    trainer = Trainer(build_network("resnet23", 3, 4), False, 0)
+    trainer = Trainer(NnablaEngine(build_network("resnet23", 3, 4)), False, 0)
     load_checkpoint(find_checkpoints(run)[2], trainer.solver)
     nn.save_parameters(str(tmp_path / "params_000003.h5"))
     trainer.solver.save_states(str(tmp_path / "states_000003.h5"))

@@ -7,13 +7,16 @@ from nnabla.ext_utils import get_extension_context
 
 from models.registry import build_network
 from tests.conftest import WatchedSolver, make_dataset
+from utils.training.engines import ENGINES, NnablaEngine
 from utils.training.trainer import Trainer, batches, error_rate
 
+engines = pytest.mark.parametrize("engine", sorted(ENGINES))
 
-def make_trainer(augmentation=False, seed=0, half=False):
+
+def make_trainer(augmentation=False, seed=0, half=False, engine="nnabla"):
     nn.clear_parameters()
     network = build_network("resnet23", 3, 4, np.random.default_rng(0))
-    return Trainer(network, augmentation, seed, half)
+    return Trainer(ENGINES[engine].make(network, 1, half), augmentation, seed)
 
 
 def train(trainer, epochs=1, batch_size=8, rate=0.01):
@@ -51,7 +54,7 @@ def trained_images(trainer_seed, epochs, images, augmentation=False):
         size = min(8, len(images) - 8 * update)
         updates.append(next(image for image in entered[1:] if len(image.d) == size).d.copy())
         return 0.01
-    trainer = Trainer(watched, augmentation, trainer_seed)
+    trainer = Trainer(NnablaEngine(watched), augmentation, trainer_seed)
     for epoch in epochs:
         updates.clear()
         trainer.train_epoch(epoch, images, np.zeros((len(images), 1), int), 8, rate,
@@ -68,26 +71,29 @@ def test_epoch_trains_on_every_sample_once():
     assert [len(update) for update in updates] == [8, 8, 8, 6]
 
 
-def test_samples_are_observed_with_their_own_logits():
+@engines
+def test_samples_are_observed_with_their_own_logits(engine):
     """A network without batch statistics that is not updated gives each sample its logits."""
     def network(image, test=False):
-        features = F.mean(image, axis=(1, 2, 3), keepdims=True)
+        features = F.global_average_pooling(image)
         return PF.affine(features, 3), features
     dataset = make_dataset()
-    trainer, logits, told = Trainer(network, False, 0), np.zeros((30, 3)), []
+    trainer = Trainer(ENGINES[engine].make(network, 1, False), False, 0)
+    logits, told = np.zeros((30, 3)), []
     trainer.train_epoch(0, dataset.images, dataset.labels, 8, lambda update: 0.0,
                         lambda count, loss, error, rate: told.append((count, loss)), logits.__setitem__)
-    expected = dataset.images.mean(axis=(1, 2, 3))[:, None] * nn.get_parameters()["affine/W"].d
+    expected = dataset.images.mean(axis=(2, 3)) @ nn.get_parameters()["affine/W"].d
     np.testing.assert_allclose(logits, expected, rtol=1e-4)
     loss = np.log(np.exp(logits).sum(axis=1)) - np.take_along_axis(logits, dataset.labels, 1)[:, 0]
     assert [count for count, _ in told] == [8, 8, 8, 6]
     np.testing.assert_allclose(sum(count * loss for count, loss in told), loss.sum(), rtol=1e-4)
 
 
-def test_order_depends_on_seed_and_epoch_alone():
-    first = train(make_trainer(), 2)[0], parameters()
-    second = train(make_trainer(), 2)[0], parameters()
-    other = train(make_trainer(seed=1), 2)[0], parameters()
+@engines
+def test_order_depends_on_seed_and_epoch_alone(engine):
+    first = train(make_trainer(engine=engine), 2)[0], parameters()
+    second = train(make_trainer(engine=engine), 2)[0], parameters()
+    other = train(make_trainer(seed=1, engine=engine), 2)[0], parameters()
     assert first[0] == second[0] and equal(first[1], second[1])
     assert not equal(first[1], other[1])
 
@@ -110,9 +116,10 @@ def test_augmented_images_are_scaled_and_mirrored():
     assert 0.79 < scales.min() < 0.83 and 1.12 < scales.max() < 1.21
 
 
-def test_updates_are_momentum_descent_on_the_mean_cross_entropy():
+@engines
+def test_updates_are_momentum_descent_on_the_mean_cross_entropy(engine):
     """Two updates by hand: the second one moves by 0.9 of the first one's step too."""
-    dataset, trainer = make_dataset(), make_trainer()
+    dataset, trainer = make_dataset(), make_trainer(engine=engine)
 
     def set_parameters(values):
         for name, value in nn.get_parameters(grad_only=False).items():
@@ -122,7 +129,7 @@ def test_updates_are_momentum_descent_on_the_mean_cross_entropy():
         before = parameters()
         image, label = nn.Variable((30, 3, 32, 32)), nn.Variable((30, 1))
         image.d, label.d = dataset.images, dataset.labels
-        logits, _ = trainer.network(image, test=False)
+        logits, _ = trainer.engine.network(image, test=False)
         loss = F.mean(F.softmax_cross_entropy(logits, label))
         weight = nn.get_parameters()["affine/W"]
         weight.grad.zero()
@@ -140,8 +147,9 @@ def test_updates_are_momentum_descent_on_the_mean_cross_entropy():
     np.testing.assert_allclose(second, 0.9 * first - 0.1 * second_gradient, atol=1e-5)
 
 
-def test_losses_fall_and_are_means_over_samples():
-    trainer = make_trainer()
+@engines
+def test_losses_fall_and_are_means_over_samples(engine):
+    trainer = make_trainer(engine=engine)
     (first, _), seen = train(trainer, 1)
     assert [update[0] for update in seen] == [8, 8, 8, 6]
     assert first == pytest.approx(sum(count * loss for count, loss, _, _ in seen) / 30)
@@ -163,7 +171,7 @@ def trained_in(kind, factor):
     """The weights of the linear network after four updates, in float or half."""
     nn.clear_parameters()
     with nn.context_scope(get_extension_context("cpu", type_config=kind)):
-        trainer = Trainer(linear(factor), False, 0, half=kind == "half")
+        trainer = Trainer(NnablaEngine(linear(factor), half=kind == "half"), False, 0)
         (loss, _), seen = train(trainer, rate=1e-4 / factor**2)
         assert [update[0] for update in seen] == [8, 8, 8, 6] and np.isfinite(loss)
     return parameters()["affine/affine/W"]
@@ -202,7 +210,7 @@ class NotingScales(WatchedSolver):
 def test_loss_scale_is_that_of_the_batch_which_needed_the_smallest():
     nn.clear_parameters()
     with nn.context_scope(get_extension_context("cpu", type_config="half")):
-        trainer = Trainer(linear(100), False, 0, half=True)
+        trainer = Trainer(NnablaEngine(linear(100), half=True), False, 0)
         trainer.solver = NotingScales(trainer.solver)
         train(trainer, epochs=2, rate=0)
     scales = trainer.solver.scales
@@ -237,7 +245,7 @@ def test_overflow_changes_nothing_but_the_scale():
 def test_loss_that_is_no_number_ends_at_a_scale_of_one():
     nn.clear_parameters()
     with nn.context_scope(get_extension_context("cpu", type_config="half")):
-        trainer = Trainer(linear(np.nan), False, 0, half=True)
+        trainer = Trainer(NnablaEngine(linear(np.nan), half=True), False, 0)
         (loss, _), seen = train(trainer)
     assert np.isnan(loss) and len(seen) == 4
 
@@ -256,8 +264,9 @@ def test_parameter_or_state_that_diverged_is_named(name, value):
     assert trainer.diverged() == name
 
 
-def test_evaluation_covers_the_whole_test_set_whatever_the_batch():
-    trainer, dataset = make_trainer(), make_dataset()
+@engines
+def test_evaluation_covers_the_whole_test_set_whatever_the_batch(engine):
+    trainer, dataset = make_trainer(engine=engine), make_dataset()
     train(trainer, 2)
     whole = trainer.evaluate(dataset.images, dataset.labels, 30)
     assert trainer.evaluate(dataset.images, dataset.labels, 7) == pytest.approx(whole, rel=1e-5)

@@ -1,0 +1,68 @@
+"""Which engine and how many threads a run has."""
+import json
+
+import pytest
+
+import train
+from tests.conftest import refused
+from utils.training import settings
+
+
+@pytest.fixture(autouse=True)
+def _three_cores(monkeypatch):
+    monkeypatch.setattr(settings, "available_cores", lambda: 3)
+
+
+def chosen(run, *flags, context="cpu"):
+    """Engine and threads of a run, or of one that resumes `run`, and what that changes."""
+    more = ["--checkpoint", str(run), "--input", str(run), "--output", str(run)] if run else []
+    found = train.resolve(train.get_args([*more, *flags])).for_device(context)
+    return found.engine, found.workers, found.changes()
+
+
+def record(run, **values):
+    """Make the newest checkpoint one that says this of what made it; None leaves a value out."""
+    path = run / "checkpoint_000003.json"
+    content = {**json.loads(path.read_text()), **values}
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not None
+                                or name not in values}))
+
+
+def test_engine_of_a_new_run_has_all_cores(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert chosen(None) == ("onnxruntime", 3, "")
+    assert chosen(None, "--workers", "7") == ("onnxruntime", 7, "")
+    assert chosen(None, context="cudnn") == ("nnabla", 1, "")
+    assert chosen(None, "--engine", "nnabla") == chosen(None, "--engine", "nnabla", "--workers", "1")
+    for flags in (["--engine", "nnabla"], ["-c", "cudnn"]):
+        with refused("--workers 2", "--engine nnabla"):
+            chosen(None, *flags, "--workers", "2", context="cpu" if "--engine" in flags else "cudnn")
+
+
+def test_resumed_run_keeps_its_engine(run):
+    record(run, engine="onnxruntime")
+    assert chosen(run) == ("onnxruntime", 3, "")
+    record(run, engine="nnabla")
+    assert chosen(run) == ("nnabla", 1, "")
+    assert chosen(run, context="cudnn") == ("nnabla", 1, "")
+
+
+def test_earlier_versions_had_nnabla_alone(run):
+    record(run, engine=None)
+    assert chosen(run) == ("nnabla", 1, "")
+
+
+def test_change_of_a_resumed_run_is_told(run):
+    record(run, engine="onnxruntime")
+    for flags, context in [(["--engine", "nnabla"], "cpu"), ([], "cudnn")]:
+        engine, threads, told = chosen(run, *flags, context=context)
+        assert (engine, threads) == ("nnabla", 1) and "onnxruntime" in told
+    record(run, engine="nnabla")
+    engine, threads, told = chosen(run, "--engine", "onnxruntime")
+    assert (engine, threads) == ("onnxruntime", 3) and "nnabla" in told
+
+
+def test_engine_that_this_version_does_not_know_is_replaced_and_told(run):
+    record(run, engine="\x1b[2Jnew")
+    engine, _, told = chosen(run)
+    assert engine == "onnxruntime" and "new" in told and "\x1b" not in told
