@@ -218,7 +218,8 @@ def test_added_network_that_cannot_be_taken_is_refused_by_name(dataset_folder, t
     monkeypatch.setitem(MODELS, "unknown", Model(unknown))
     run = tmp_path / "run"
     train.main(["--model", "unknown", "--train_epochs", "1", "--train_batch_size", "8", "-c", "cpu",
-                "--input", str(dataset_folder), "--output", str(run), "--monitor-path", str(run)])
+                "--engine", "nnabla", "--input", str(dataset_folder), "--output", str(run),
+                "--monitor-path", str(run)])
     said = capsys.readouterr().out
     assert any("unknown_result.onnx" in line and "ELU" in line for line in said.splitlines())
     assert not (run / "unknown_result.onnx").exists() and (run / "unknown_result.nnp").exists()

@@ -22,8 +22,8 @@ BY_LOGITS, SUMS = "by_logits", ("squares", "inner_products", "by_bias")
 class OnnxPerSampleNetwork:
     """A network's passes, and the norm of each sample's gradient from them, on one thread.
 
-    The backward pass is a model of its own, because what it starts from is computed elsewhere, from the
-    forward pass.  Several threads may use an object at once.
+    The backward pass is a model of its own, for it starts from a gradient that is computed elsewhere,
+    from what the forward pass gives.  Several threads can use one object at a time.
 
     Args:
         image: the network's input, (B, C, H, W), of any B.
@@ -72,7 +72,7 @@ class OnnxPerSampleNetwork:
                 factors.append(step.factors)
             else:
                 output_rule, gradient_rule = RULES[step.info.type_name]
-                if step.info.type_name == "MaxPooling":  # once more, for the rule's sake
+                if step.info.type_name == "MaxPooling":  # repeated, for what the rule compares
                     names[output] = output_rule(steps, step)
                 gradient_rule(steps, step, gradient)
         self._backward = None
@@ -111,7 +111,7 @@ class OnnxPerSampleNetwork:
 
 
 def _needed(step) -> list[nn.Variable]:
-    """What the backward pass needs of the forward pass; it repeats poolings, for their indices."""
+    """What the backward pass needs of the forward pass."""
     if isinstance(step, Layer):
         return [step.x]
     return {"ReLU": [step.outputs[0]], "MaxPooling": [step.inputs[0]]}.get(step.info.type_name, [])
@@ -137,7 +137,7 @@ def _back_propagate(steps: Pass, layer: Layer, delta: str) -> list[str]:
     delta = _reshape(nodes, delta, layer.output.shape[1:], geometry.after)
     by_weight = by_filters(nodes, x, delta, geometry)
     values = nodes.reshape(by_weight.value, -1, filters, size)
-    # ReduceSumSquare takes twice as long, and products with vectors of ones do.
+    # ReduceSumSquare takes twice as long, and so do products with a vector of ones.
     squares, inner = (nodes.sum(nodes.add("Mul", values, other), 2) for other in (
         values, nodes.constant(by_weight.in_order(layer.filters))))
     if layer.x.need_grad:

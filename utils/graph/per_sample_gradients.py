@@ -165,8 +165,8 @@ class PerSampleNetwork:
         copies = {image: begin}  # of the network's variables
         for step in steps:
             if isinstance(step, Layer):
-                x = copies[step.x].reshape((image.shape[0], *step.geometry.before), unlink=False)
-                products = Products(step, x)
+                x, shape = copies[step.x], (image.shape[0], *step.geometry.before)
+                products = Products(step, x if x.shape == shape else F.reshape(x, shape))
                 self._layers.append(products)
                 y, result = products.output, step.output
             else:
