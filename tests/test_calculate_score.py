@@ -112,8 +112,6 @@ def test_data_of_another_run_are_refused(run, tmp_path):
     (["--workers", "0"], ["--workers", "256", "'0'"]),
     (["--epochs", "2", "9", "7"], ["--epochs", "1, 2, 3", "7, 9"]),
     (["--epochs"], ["--epochs"]),
-    (["--layers", "all", "--engine", "onnxruntime"],
-     ["--engine onnxruntime", "--layers last", "--layers all", "cpu"]),
     (["--layers", "first"], ["--layers", "'first'"]),
     (["--checkpoint", "nowhere"], ["nowhere", "--model_save_path"]),
     (["--input", "nowhere"], ["--input nowhere"]),
@@ -220,7 +218,8 @@ def test_added_network_that_cannot_be_taken_is_refused_by_name(dataset_folder, t
     monkeypatch.setitem(MODELS, "unknown", Model(unknown))
     run = tmp_path / "run"
     train.main(["--model", "unknown", "--train_epochs", "1", "--train_batch_size", "8", "-c", "cpu",
-                "--input", str(dataset_folder), "--output", str(run), "--monitor-path", str(run)])
+                "--engine", "nnabla", "--input", str(dataset_folder), "--output", str(run),
+                "--monitor-path", str(run)])
     said = capsys.readouterr().out
     assert any("unknown_result.onnx" in line and "ELU" in line for line in said.splitlines())
     assert not (run / "unknown_result.onnx").exists() and (run / "unknown_result.nnp").exists()

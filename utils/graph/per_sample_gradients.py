@@ -11,30 +11,15 @@ Goodfellow's method (arXiv:1510.01799).  Giving each sample its own copy of the 
 same (Rochette et al., arXiv:1912.06015), but its grouped convolutions are several times slower on a
 GPU.
 
-In inference mode batch normalization is an affine map of each channel, which joins the convolution
-before it, or one of its own with the identity as weights.  With :math:`\sigma^2 = \mathrm{var} +
-\epsilon` and :math:`s = \gamma / \sigma`,
-
-.. math:: \gamma \, (W x + b - \mu) / \sigma + \beta = W' x + b', \qquad
-          W' = s W, \quad b' = s (b - \mu) + \beta ,
-
-and the chain rule gives the gradients by the network's parameters from those by the joint ones:
-
-.. math:: \partial_W = s \, \partial_{W'}, \quad \partial_b = s \, \partial_{b'}, \quad
-          \partial_\beta = \partial_{b'}, \quad
-          \partial_\gamma = (\langle W, \partial_{W'} \rangle + (b - \mu) \, \partial_{b'}) / \sigma .
+`utils.graph.layers` joins batch normalizations with the convolutions before them.
 """
-from collections import Counter
-from collections.abc import Container
-from dataclasses import dataclass
-
 import nnabla as nn
 import nnabla.functions as F
 import numpy as np
 from nnabla.ext_utils import get_extension_context
 
 from utils.context import current_context
-from utils.graph.functions import LAYERS, Unsupported, functions
+from utils.graph.layers import Layer, find_layers, squared_norms
 
 # Functions without parameters.
 PLAIN = {"Add2": F.add2, "AveragePooling": F.average_pooling,
@@ -42,33 +27,17 @@ PLAIN = {"Add2": F.add2, "AveragePooling": F.average_pooling,
          "ReLU": F.relu}
 
 
-@dataclass
-class Normalization:
-    """The parameters of a batch normalization of O channels, each of O numbers."""
-
-    beta: nn.Variable
-    gamma: nn.Variable
-    mean: nn.Variable
-    variance: nn.Variable
-    epsilon: float
-
-
-class Layer:
-    """A convolution, an affine map or a batch normalization, as a convolution with O filters.
+class Products:
+    """A layer's convolution, and the products of its backward pass.
 
     Args:
-        x: its input, (B, C, H, W).
-        weight: its parameter, (O, I, k, k); or (I, O), of an affine map; or None for the identity.
-        bias: its parameter, (O,), or None.
-        shape: (O, I, k, k), the shape of the filters.
-        trained: the parameters whose gradient counts.
-        options: group, pad, stride and dilation of the convolution.
+        layer: the layer.
+        x: its input, (B, C, H, W), in this graph.
     """
 
-    def __init__(self, x: nn.Variable, weight: nn.Variable | None, bias: nn.Variable | None,
-                 shape: tuple[int, ...], trained: Container[nn.Variable], **options):
-        self._weight, self._bias, self._trained = weight, bias, trained
-        self.normalization: Normalization | None = None
+    def __init__(self, layer: Layer, x: nn.Variable):
+        options = {key: getattr(layer.geometry, key) for key in ("group", "pad", "stride", "dilation")}
+        self._layer, shape = layer, layer.shape
         self._joined, self._filters = nn.Variable(shape), nn.Variable((1, np.prod(shape)))
         self.output = F.convolution(x, self._joined, **options)
         device = nn.get_current_context().device_id
@@ -87,25 +56,11 @@ class Layer:
 
     def load_parameters(self):
         """Take the current parameters, joined with the normalization."""
-        shape = self._joined.shape
-        if self._weight is None:
-            weight = np.ones(shape)
-        else:
-            weight = self._weight.d.astype(np.float64)
-            weight = (weight.T if weight.ndim == 2 else weight).reshape(shape)
-        bias = np.zeros(shape[0]) if self._bias is None else self._bias.d.astype(np.float64)
-        self._scale, self._sigma, self._shifted = np.ones(shape[0]), np.ones(shape[0]), bias
-        if self.normalization:
-            gamma, mean, variance = (
-                parameter.d.astype(np.float64).ravel()
-                for parameter in (self.normalization.gamma, self.normalization.mean,
-                                  self.normalization.variance))
-            self._sigma = np.sqrt(variance + self.normalization.epsilon)
-            self._scale, self._shifted = gamma / self._sigma, bias - mean
-        self._filters.d = weight.transpose(0, 2, 3, 1).reshape(1, -1)
-        self._joined.d = weight * self._scale.reshape(-1, 1, 1, 1)
+        self._layer.load_parameters()
+        self._filters.d = self._layer.filters.transpose(0, 2, 3, 1).reshape(1, -1)
+        self._joined.d = self._layer.joined
 
-    def sum_gradients(self):
+    def compute(self):
         """Compute, after the backward pass, what `squared_norms` reads."""
         self._sums.forward(clear_buffer=True)
         for array in self._reshaped:  # clear_buffer keeps these
@@ -113,18 +68,8 @@ class Layer:
 
     def squared_norms(self) -> np.ndarray:
         """Squared norm of the gradient by the layer's parameters, of each sample, float64 (B,)."""
-        sums = self._sums.d.astype(np.float64).reshape(-1, len(self._scale), 3)
-        by_weight, inner, by_bias = np.moveaxis(sums, 2, 0)
-        total = np.zeros(len(sums))
-        if self._weight in self._trained:
-            total += by_weight @ self._scale**2
-        if self._bias in self._trained:
-            total += np.square(self._scale * by_bias).sum(axis=1)
-        if self.normalization and self.normalization.beta in self._trained:
-            total += np.square(by_bias).sum(axis=1)
-        if self.normalization and self.normalization.gamma in self._trained:
-            total += np.square((inner + self._shifted * by_bias) / self._sigma).sum(axis=1)
-        return total
+        sums = self._sums.d.reshape(-1, self._layer.shape[0], 3)
+        return squared_norms(np.moveaxis(sums, 2, 0), self._layer.factors)
 
 
 def _unfold(x: nn.Variable, delta: nn.Variable, kernel: tuple[int, ...], group=1, pad=(0, 0),
@@ -212,55 +157,30 @@ class PerSampleNetwork:
     """
 
     def __init__(self, image: nn.Variable, logits: nn.Variable):
-        self._layers: dict[nn.Variable, Layer] = {}  # by their output here
+        self._layers: list[Products] = []
         self._stateful = []
-        found = functions(image, logits, {*PLAIN, *LAYERS}, "--layers all")
-        uses = Counter(variable for function in found for variable in function.inputs)
-        _refuse_shared(uses)
-        _refuse_cuts(found)
-        # A parameter can be kept from training by the scope or by the graph.
-        trained = frozenset(nn.get_parameters().values()) & {
-            variable for function in found for variable in function.inputs if variable.need_grad}
-
-        def add(x: nn.Variable, weight: nn.Variable | None, bias: nn.Variable | None,
-                shape: tuple[int, ...], **options) -> nn.Variable:
-            layer = Layer(x, weight, bias, shape, trained, **options)
-            self._layers[layer.output] = layer
-            return layer.output
-
+        steps = find_layers(image, logits, PLAIN)
         begin = _as_images(image)
         begin.need_grad = True  # or the first layer's output would have no gradient
         copies = {image: begin}  # of the network's variables
-        for function in found:
-            kind, args, first = function.info.type_name, function.info.args, function.inputs[0]
-            x, result = copies[first], function.outputs[0]
-            if kind in PLAIN:
-                y = PLAIN[kind](*(copies[variable] for variable in function.inputs), **args)
-            elif kind == "BatchNormalization":
-                y = x
-                if x not in self._layers or self._layers[x].normalization or uses[first] > 1:
-                    channels = first.shape[1]
-                    y = add(x, None, None, (channels, 1, 1, 1), group=channels)
-                beta, gamma, mean, variance = function.inputs[1:]
-                self._layers[y].normalization = Normalization(beta, gamma, mean, variance, args["eps"])
+        for step in steps:
+            if isinstance(step, Layer):
+                x, shape = copies[step.x], (image.shape[0], *step.geometry.before)
+                products = Products(step, x if x.shape == shape else F.reshape(x, shape))
+                self._layers.append(products)
+                y, result = products.output, step.output
             else:
-                weight, bias = (*function.inputs[1:], None)[:2]
-                if kind == "Affine":
-                    inputs, outputs = weight.shape
-                    y = add(F.reshape(x, (image.shape[0], inputs, 1, 1)), weight, bias,
-                            (outputs, inputs, 1, 1))
-                else:
-                    y = add(x, weight, bias, weight.shape, **{
-                        key: args[key] for key in ("group", "pad", "stride", "dilation")})
+                kind, result = step.info.type_name, step.outputs[0]
+                y = PLAIN[kind](*(copies[variable] for variable in step.inputs), **step.info.args)
+                if kind == "MaxPooling":
+                    self._stateful.append(y.parent)
             y.data = _as_images(result).data
-            if kind == "MaxPooling":
-                self._stateful.append(y.parent)
             copies[result] = y
         self._logits = copies[logits]
 
     def load_parameters(self):
         """Take the parameters that the current scope has now."""
-        for layer in self._layers.values():
+        for layer in self._layers:
             layer.load_parameters()
 
     def squared_norms(self, by_logits: np.ndarray) -> np.ndarray:
@@ -276,27 +196,12 @@ class PerSampleNetwork:
         for function in self._stateful:  # max-pooling remembers where the maximum was
             function.forward(function.inputs, function.outputs)
         self._logits.backward(None)  # clear_buffer would clear the layers' gradients
-        for layer in self._layers.values():
-            layer.sum_gradients()  # all before the first is read, which waits for the GPU
-        return sum((layer.squared_norms() for layer in self._layers.values()),
+        for layer in self._layers:
+            layer.compute()  # all before the first is read, which waits for the GPU
+        return sum((layer.squared_norms() for layer in self._layers),
                    start=np.zeros(len(by_logits)))
 
 
 def _as_images(variable: nn.Variable) -> nn.Variable:
     """(B, C, ...) -> (B, C, H, W), with the same data."""
     return variable.reshape((*variable.shape, 1, 1)[:4], unlink=True)
-
-
-def _refuse_shared(uses: Counter):
-    for name, parameter in nn.get_parameters().items():
-        if uses[parameter] > 1:
-            raise Unsupported(f"--layers all supports parameters that are used once, found {name} "
-                            f"used {uses[parameter]} times")
-
-
-def _refuse_cuts(found: list):
-    for function in found:
-        if any(variable.need_grad for variable in function.inputs) and \
-                not function.outputs[0].need_grad:
-            raise Unsupported("--layers all supports networks that are back-propagated throughout, "
-                              f"found need_grad = False at the output of a {function.info.type_name}")

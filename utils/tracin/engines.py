@@ -1,5 +1,7 @@
 """Engines: they compute the features of a batch, and `utils.tracin.self_influence` its scores."""
+import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +15,8 @@ from models.registry import Network, build_network, is_network
 from utils.errors import UserError
 from utils.graph.functions import Unsupported, check_last_layer
 from utils.graph.onnx_forward import INPUT, to_onnx
+from utils.graph.onnx_nodes import make_session
+from utils.graph.onnx_per_sample import OnnxPerSampleNetwork
 from utils.graph.per_sample_gradients import PerSampleNetwork
 from utils.tracin.self_influence import Scores, self_influence
 from utils.training.checkpoint import Checkpoint, check_parameters, find_checkpoints
@@ -73,44 +77,60 @@ class NnablaEngine:
 
 
 class OnnxRuntimeEngine:
-    """The last layer's scores from ONNX Runtime's forward pass, on the CPU.
+    """Scores from ONNX Runtime's passes, on the CPU.
 
     Methods are those of `NnablaEngine`.
 
     Args:
         network: ``network(image, test=True) -> (logits, features)``.
         batch_size: samples per pass.
-        layers: ``last``.
-        threads: they share a pass, and do not decide the scores.
+        layers: ``last`` takes a forward pass, ``all`` a forward and a backward pass.
+        threads: each computes passes by itself, so their number does not decide the scores.
 
     Raises:
         Unsupported: the network uses something that has no translation; the message names it.
     """
 
     def __init__(self, network: Network, batch_size: int, layers: str, threads: int = 1):
-        self._batch_size = batch_size
+        self._batch_size, self._threads = batch_size, threads
         self._image = nn.Variable((1, *IMAGE_SHAPE))
         logits, self._features = network(self._image, test=True)
-        check_last_layer(logits, self._features, trained=True)
-        try:
-            to_onnx(self._image, self._features)
-        except Unsupported as error:
-            raise Unsupported(f"{error}; give --engine nnabla") from None
-        self._options = onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = threads
-        self._options.log_severity_level = 3
+        check_last_layer(logits, self._features, trained=layers == "last")
+        self._per_sample = None
+        if layers == "all":
+            try:
+                self._per_sample = OnnxPerSampleNetwork(self._image, logits)
+            except Unsupported as error:
+                raise Unsupported(f"{error}; give --layers last --engine nnabla") from None
+        else:
+            try:
+                to_onnx(self._image, self._features)
+            except Unsupported as error:
+                raise Unsupported(f"{error}; give --engine nnabla") from None
 
     def load_parameters(self):
-        self._session = onnxruntime.InferenceSession(
-            to_onnx(self._image, self._features).SerializeToString(), self._options,
-            providers=["CPUExecutionProvider"])
         self._weight, self._bias = _last_layer()
+        if self._per_sample:
+            self._per_sample.load_parameters()
+        else:
+            self._session = make_session(to_onnx(self._image, self._features), threads=1)
 
     def score(self, images: np.ndarray, labels: np.ndarray) -> Scores:
-        batches = (images[start:start + self._batch_size].astype(np.float32)
-                   for start in range(0, len(images), self._batch_size))
-        features = np.concatenate([self._session.run(None, {INPUT: batch})[0] for batch in batches])
-        return self_influence(features.reshape(len(images), -1), self._weight, self._bias, labels)
+        def score(start: int) -> Scores:
+            piece = slice(start, start + self._batch_size)
+            with np.errstate(all="ignore"):  # the caller's holds in its own thread only
+                return self._score(images[piece].astype(np.float32), labels[piece])
+        with ThreadPoolExecutor(self._threads) as pool:
+            return Scores.concatenate(list(pool.map(score, range(0, len(images), self._batch_size))))
+
+    def _score(self, images: np.ndarray, labels: np.ndarray) -> Scores:
+        per_sample, gain = self._per_sample, None
+        if per_sample is None:
+            features, = self._session.run(None, {INPUT: images})
+        else:
+            features, values = per_sample.forward(images)
+            gain = functools.partial(per_sample.squared_norms, values)
+        return self_influence(features.reshape(len(images), -1), self._weight, self._bias, labels, gain)
 
 
 def _last_layer() -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +160,8 @@ class Engine:
 
 # The first engine that supports the layers and the context is the default.
 ENGINES = {
-    "onnxruntime": Engine(OnnxRuntimeEngine, ("last",), ("cpu",), "threads", onnxruntime.__version__),
+    "onnxruntime": Engine(OnnxRuntimeEngine, ("last", "all"), ("cpu",), "threads",
+                          onnxruntime.__version__),
     "nnabla": Engine(NnablaEngine, ("last", "all"), ("cpu", "cudnn"), "processes", nn.__version__),
 }
 

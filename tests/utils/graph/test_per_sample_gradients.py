@@ -5,8 +5,10 @@ import nnabla.parametric_functions as PF
 import numpy as np
 import pytest
 
-from tests.utils.tracin.test_engines import gradient_norms, make_engine, random_samples
+from tests.utils.tracin.test_engines import EVERY, gradient_norms, make_engine, random_samples
 from utils.graph.functions import Unsupported
+
+BOTH = ("nnabla all", "onnxruntime all")
 
 
 def varied(image, test):
@@ -46,15 +48,17 @@ def varied_parameters():
     return nn.get_parameters()
 
 
-def test_network_with_every_kind_of_layer_is_scored(varied_parameters):
+@pytest.mark.parametrize("engine", BOTH)
+def test_network_with_every_kind_of_layer_is_scored(varied_parameters, engine):
     images, labels = random_samples()
-    scores = make_engine("all", varied, 5).score(images, labels)
+    scores = make_engine(engine, varied, 5).score(images, labels)
     np.testing.assert_allclose(scores.influence, gradient_norms(varied, images, labels, "all"),
                                rtol=1e-5)
     assert (scores.error_norm > 0.01).all()
 
 
-def test_gradient_by_each_parameter_alone(varied_parameters):
+@pytest.mark.parametrize("engine", BOTH)
+def test_gradient_by_each_parameter_alone(varied_parameters, engine):
     """A large gradient by one parameter must not hide a wrong one by another."""
     images, labels = random_samples(4)
     names = list(varied_parameters)
@@ -69,12 +73,13 @@ def test_gradient_by_each_parameter_alone(varied_parameters):
     parts = []
     for alone in names:
         parts.append(gradient_norms(network, images, labels, "all"))
-        scores = make_engine("all", network, 4).score(images, labels)
+        scores = make_engine(engine, network, 4).score(images, labels)
         np.testing.assert_allclose(scores.influence, parts[-1], rtol=1e-4, err_msg=alone)
     assert np.min(parts) > 0
     np.testing.assert_allclose(np.sum(parts, axis=0), everything, rtol=1e-6)
 
 
+@pytest.mark.parametrize("engine", BOTH)
 @pytest.mark.parametrize("options", [
     {"kernel": (2, 3)},
     {"kernel": (1, 3), "pad": (2, 0)},
@@ -86,7 +91,7 @@ def test_gradient_by_each_parameter_alone(varied_parameters):
     {"kernel": (1, 2), "stride": (5, 1)},
     {"kernel": (4, 4), "stride": (4, 4), "pad": (0, 2)},
 ], ids=str)
-def test_convolution_of_any_geometry(options):
+def test_convolution_of_any_geometry(options, engine):
     def network(image, test):
         h = F.average_pooling(image, (4, 3))
         with nn.parameter_scope("block"):
@@ -96,7 +101,7 @@ def test_convolution_of_any_geometry(options):
     network(nn.Variable((1, 3, 32, 32)), test=True)
     nn.get_parameters()["affine/W"].d *= 0.01
     images, labels = random_samples(3)
-    np.testing.assert_allclose(make_engine("all", network, 3).score(images, labels).influence,
+    np.testing.assert_allclose(make_engine(engine, network, 3).score(images, labels).influence,
                                gradient_norms(network, images, labels, "all"), rtol=1e-5)
 
 
@@ -104,7 +109,8 @@ def head(h):
     return PF.affine(h, 10), h
 
 
-def test_scale_of_zero_is_no_obstacle():
+@pytest.mark.parametrize("engine", BOTH)
+def test_scale_of_zero_is_no_obstacle(engine):
     def network(image, test):
         with nn.parameter_scope("block"):
             h = PF.batch_normalization(PF.convolution(image, 4, (3, 3), rng=rng), batch_stat=not test)
@@ -114,7 +120,7 @@ def test_scale_of_zero_is_no_obstacle():
     nn.get_parameters()["block/bn/gamma"].d = np.reshape([0, 1, 0, -1], (1, 4, 1, 1))
     nn.get_parameters(grad_only=False)["block/bn/var"].d = 1e4
     images, labels = random_samples()
-    np.testing.assert_allclose(make_engine("all", network, 13).score(images, labels).influence,
+    np.testing.assert_allclose(make_engine(engine, network, 13).score(images, labels).influence,
                                gradient_norms(network, images, labels, "all"), rtol=1e-5)
 
 
@@ -178,8 +184,9 @@ def wide_weight(image, test):
     (broadcast_sum, ["Add2", "image"]),
     (wide_weight, ["(3072, 4, 2)", "Affine", "eighth/affine/W"]),
 ])
-@pytest.mark.parametrize(("engine", "flags"), [("all", ["--layers all", "--layers last"]),
-                                               ("onnxruntime", ["--engine nnabla"])])
+@pytest.mark.parametrize(("engine", "flags"), [
+    ("nnabla all", ["--layers all", "--layers last"]), ("onnxruntime last", ["--engine nnabla"]),
+    ("onnxruntime all", ["--layers all", "--layers last", "--engine nnabla"])])
 def test_unsupported_function_is_named_with_its_layer(network, names, engine, flags):
     with pytest.raises(Unsupported) as error:
         make_engine(engine, network, 2)
@@ -201,10 +208,11 @@ def cut(image, test):
     return head(F.relu(h))
 
 
+@pytest.mark.parametrize("engine", BOTH)
 @pytest.mark.parametrize(("network", "name"), [(shared_weight, "tied/conv/W"), (cut, "Convolution")])
-def test_gradients_that_would_be_wrong_are_refused(network, name):
+def test_gradients_that_would_be_wrong_are_refused(network, name, engine):
     with pytest.raises(Unsupported) as error:
-        make_engine("all", network, 2)
+        make_engine(engine, network, 2)
     assert name in str(error.value) and "--layers all" in str(error.value)
 
 
@@ -238,7 +246,7 @@ def used_twice(h):
     return PF.affine(h, 10), h
 
 
-@pytest.mark.parametrize("name", ["last", "all", "onnxruntime"])
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("end", [other_features, scaled, rectified, scaled_weight, another_name,
                                  without_bias, used_twice])
 def test_model_that_does_not_end_in_its_last_layer_is_refused(end, name):
@@ -250,7 +258,8 @@ def test_model_that_does_not_end_in_its_last_layer_is_refused(end, name):
         make_engine(name, network, 2)
 
 
-def test_fixed_parameters_do_not_count():
+@pytest.mark.parametrize("engine", BOTH)
+def test_fixed_parameters_do_not_count(engine):
     """Fixed by the graph, whatever the scope says; of the last layer, nothing is left to score."""
     def network(image, test):
         with nn.parameter_scope("first"):
@@ -261,10 +270,10 @@ def test_fixed_parameters_do_not_count():
     for fixed in (False, True):
         rng = np.random.default_rng(0)
         nn.clear_parameters()
-        scores = make_engine("all", network, 13).score(images, labels).influence
+        scores = make_engine(engine, network, 13).score(images, labels).influence
         np.testing.assert_allclose(scores, gradient_norms(network, images, labels, "all"), rtol=1e-5,
                                    atol=1e-30)
         assert (scores > 0).any() != fixed
-    for name in ("last", "onnxruntime"):
+    for name in ("nnabla last", "onnxruntime last"):
         with pytest.raises(Unsupported, match="affine/W"):
             make_engine(name, network, 2)
