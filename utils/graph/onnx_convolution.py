@@ -114,6 +114,10 @@ def by_input(nodes: Nodes, delta: str, w: str, geometry: Geometry) -> str:
         w = nodes.reshape(w, filters // block, block, channels // block, block, places)
         w = nodes.add("Transpose", w, perm=[2, 0, 4, 1, 3])
         return _convolve_blocks(nodes, delta, nodes.add("Gather", w, backwards, axis=2), turned)
+    if places == group == 1 and not max(geometry.pad):  # faster than Conv if the filters are fixed
+        product = nodes.add("FusedMatMul", nodes.reshape(w, filters, channels),
+                            nodes.reshape(delta, 0, filters, -1), domain=RUNTIME, transA=1)
+        return nodes.reshape(product, 0, *geometry.before)
     w = nodes.add("Transpose", nodes.reshape(w, group, filters // group, channels // group, places),
                   perm=[0, 2, 1, 3])
     if places > 1:
