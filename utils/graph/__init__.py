@@ -1,1 +1,1 @@
-"""A network as a list of functions, and its readers: read functions first."""
+"""A network as a list of functions, and its readers: read functions first, then onnx_nodes."""
