@@ -22,7 +22,6 @@ from utils.context import current_context, memory_for, set_context
 from utils.errors import UserError
 from utils.files import check_folder
 from utils.tracin.engines import noise_logits
-from utils.tracin.self_influence import loss_and_margin
 from utils.training import dynamics
 from utils.training.checkpoint import (
     Description,
@@ -32,7 +31,7 @@ from utils.training.checkpoint import (
     run_key,
     save_checkpoint,
 )
-from utils.training.dynamics import TrainingDynamics
+from utils.training.dynamics import TrainingDynamics, loss_and_margin
 from utils.training.engines import ENGINES
 from utils.training.export import save_networks
 from utils.training.learning_rate import learning_rate

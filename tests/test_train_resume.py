@@ -101,7 +101,7 @@ def test_run_of_nnabla_goes_on_bit_identical(dataset_folder, tmp_path):
         path.unlink()
     path = resumed / "checkpoint_000001.json"
     description = json.loads(path.read_text())
-    assert description.pop("engine") == "nnabla"
+    assert (description.pop("engine"), description.pop("workers")) == ("nnabla", 1)
     path.write_text(json.dumps(description))
     nn.clear_parameters()
     train.main(train_flags(dataset_folder, resumed, "--checkpoint", str(resumed)))

@@ -202,6 +202,29 @@ def add_engine_flags(group: argparse._ArgumentGroup, engines: Iterable[str], eng
     group.add_argument("--workers", type=number(int, 1, 256), metavar="N", help=workers)
 
 
+def choose_engine(supported: Mapping[str, Mapping[str, Sequence[str]]], name: str | None,
+                  **wanted: str) -> str:
+    """`name`, or the first engine that fits if it is None.
+
+    Args:
+        supported: engine -> flag -> the values of the flag that the engine supports.
+        name: the value of --engine, or None.
+        wanted: the flags' values; some engine supports them all.
+
+    Raises:
+        UserError: the engine does not support them.
+    """
+    def flags(values: Mapping[str, str]) -> str:
+        return " and ".join(f"--{flag.replace('_', '-')} {value}" for flag, value in values.items())
+    names = [engine for engine, values in supported.items()
+             if all(value in values[flag] for flag, value in wanted.items())]
+    if name and name not in names:
+        found = {flag: ", ".join(values) for flag, values in supported[name].items()}
+        raise UserError(f"expected an engine that supports {flags(wanted)}, found --engine {name}, "
+                        f"which supports {flags(found)}; give --engine {names[0]} or leave the flag out")
+    return name or names[0]
+
+
 def take_recorded(args: argparse.Namespace, parser: Parser, names: Sequence[str], recorded: dict,
                   source: str):
     """Set the arguments called `names` to the values that a run was made with.

@@ -22,7 +22,7 @@ import nnabla as nn
 import numpy as np
 
 from utils.graph.functions import LAYERS, Unsupported, functions
-from utils.graph.onnx_convolution import Geometry
+from utils.graph.geometry import Geometry, geometry_of
 
 
 @dataclass
@@ -154,14 +154,13 @@ def find_layers(image: nn.Variable, logits: nn.Variable, plain: Collection[str])
 
 def _geometry(function) -> Geometry:
     """The geometry of a function with parameters, as a convolution."""
-    x, after, args = function.inputs[0], _as_image(function.outputs[0]), function.info.args
+    x, after = function.inputs[0], _as_image(function.outputs[0])
     if function.info.type_name == "Affine":
         return Geometry((function.inputs[1].shape[0], 1, 1), after, (1, 1))
     before = _as_image(x)
     if function.info.type_name == "BatchNormalization":
         return Geometry(before, after, (1, 1), group=before[0])
-    pad, stride, dilation = (tuple(args[key]) for key in ("pad", "stride", "dilation"))
-    return Geometry(before, after, function.inputs[1].shape[2:], pad, stride, dilation, args["group"])
+    return geometry_of(function)
 
 
 def _as_image(variable: nn.Variable) -> tuple[int, int, int]:

@@ -17,49 +17,32 @@ from math import prod
 
 import numpy as np
 
+from utils.graph.geometry import Geometry
 from utils.graph.onnx_nodes import BLOCKED, RUNTIME, Nodes, make_session
-
-Pair = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """A convolution of (B, *before) to (B, *after) with filters (O, C/group, *kernel)."""
-
-    before: tuple[int, int, int]
-    after: tuple[int, int, int]
-    kernel: Pair
-    pad: Pair = (0, 0)
-    stride: Pair = (1, 1)
-    dilation: Pair = (1, 1)
-    group: int = 1
-
-    @property
-    def attributes(self) -> dict:
-        """Those of ONNX's ``Conv``."""
-        return {"pads": [*self.pad, *self.pad], "strides": self.stride, "dilations": self.dilation,
-                "group": self.group}
 
 
 @functools.cache
 def block_size() -> int:
     """The number of channels in a block of ONNX Runtime's own convolutions here; 0 without them.
 
-    It depends on the processor and no function tells it, so both are tried, on integers, which have
-    no rounding.
+    It depends on the processor, and no function tells it.  So both sizes are tried, on integers, whose
+    sums have no rounding.
     """
     rng = np.random.default_rng(0)
     x, w = (rng.integers(-4, 5, shape).astype(np.float32) for shape in [(1, 32, 6, 6), (16, 32, 3, 3)])
-    geometry = Geometry((32, 6, 6), (16, 4, 4), (3, 3))
-    found = []
-    for size in (0, 16, 8):
+
+    def result(size: int) -> np.ndarray:
         nodes = Nodes()
-        result = _convolve(nodes, nodes.add_input("x", x.shape), nodes.constant(w), geometry, size)
+        y = _convolve(nodes, nodes.add_input("x", x.shape), nodes.constant(w),
+                      Geometry((32, 6, 6), (16, 4, 4), (3, 3)), size)
+        return make_session(nodes.model({y: None}), 1).run(None, {"x": x})[0]
+    expected = result(0)
+    for size in (16, 8):
         try:
-            found.append(make_session(nodes.model({result: None}), 1).run(None, {"x": x})[0])
+            found = result(size)
         except Exception:  # ONNX Runtime has a type for each of its errors
             continue
-        if size and np.array_equal(found[0], found[-1]):
+        if np.array_equal(found, expected):
             return size
     return 0
 

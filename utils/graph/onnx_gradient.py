@@ -10,8 +10,8 @@ arXiv:1502.03167) has, for the gradient :math:`\delta` by its output,
           \partial_x = \frac{\gamma}{\sigma} \left( \delta - \frac{\partial_\beta}{M}
                        - \frac{\partial_\gamma}{M} \frac{x - \mu}{\sigma} \right) ,
 
-of which the factor :math:`\gamma / \sigma` is left to the filters of the convolution before it, which
-are fewer than the numbers in an image.
+of which the factor :math:`\gamma / \sigma` is applied to the filters of the convolution before it, which
+are smaller than the images.
 """
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,13 +24,16 @@ import onnx
 
 from datasets.arrays import IMAGE_SHAPE
 from utils.graph.functions import Unsupported, functions
-from utils.graph.onnx_convolution import Geometry, by_filters, by_input, convolve, stack, windows
+from utils.graph.geometry import Geometry, geometry_of, pooling_of
+from utils.graph.onnx_convolution import by_filters, by_input, convolve, stack, windows
 from utils.graph.onnx_forward import add_operator
 from utils.graph.onnx_nodes import RUNTIME, Nodes, another, make_session
 
 IMAGES, LABELS = "x", "labels"
-# Positive numbers times STEEP are above 1, differences of unlike numbers too.
+# Any positive number times STEEP is above 1, unless it is below 3.3e-39.
 STEEP = 3e38
+# What ONNX Runtime 1.23 says of max-pooling back over nothing but NaN, which has no largest number.
+NAN_IN_POOLING = "narrowing_error"
 
 
 @dataclass(frozen=True)
@@ -96,13 +99,6 @@ class Pass:
         if not gradient.factor:
             return gradient.value
         return self.nodes.add("Mul", gradient.value, self.nodes.reshape(gradient.factor, -1, 1, 1))
-
-
-def geometry_of(function) -> Geometry:
-    """The geometry of a function of type Convolution."""
-    pad, stride, dilation = (tuple(function.info.args[key]) for key in ("pad", "stride", "dilation"))
-    return Geometry(function.inputs[0].shape[1:], function.outputs[0].shape[1:],
-                    function.inputs[1].shape[2:], pad, stride, dilation, function.info.args["group"])
 
 
 def convolution(steps: Pass, function) -> str:
@@ -205,15 +201,6 @@ def average_pooling_back(steps: Pass, function, gradient: Gradient):
     steps.give(function.inputs[0], result)
 
 
-def pooling_of(function) -> Geometry:
-    """The geometry of a function of a pooling type."""
-    before, after, args = function.inputs[0].shape[1:], function.outputs[0].shape[1:], function.info.args
-    if "kernel" not in args:  # the whole image
-        return Geometry(before, after, before[1:])
-    kernel, pad, stride = (tuple(args[key]) for key in ("kernel", "pad", "stride"))
-    return Geometry(before, after, kernel, pad, stride, group=before[0])
-
-
 def _window_over_image(pooling: Geometry) -> np.ndarray:
     """The size of each window over that of its part inside the image, (1, 1, *after)."""
     inside = []
@@ -271,7 +258,7 @@ def _tiles(pooling: Geometry) -> bool:
 
 
 def _to_first_largest(nodes: Nodes, delta: str, y: str, seen: list[str]) -> list[str]:
-    """Parts of `delta` for each value in `seen`, the first that equals their maximum `y` gets it."""
+    """The part of `delta` for each value in `seen`: the first that equals their maximum `y` has it."""
     parts = []
     for value in seen[:-1]:
         smaller = nodes.add("HardSigmoid", nodes.add("Sub", y, value), alpha=STEEP, beta=0.0)
@@ -339,6 +326,7 @@ class BatchGradients:
             gradient = steps.take(function.outputs[0])
             if gradient:
                 RULES[function.info.type_name][1](steps, function, gradient)
+        self._classes = logits.shape[1]
         self._trained = list(steps.parameters)
         self._normalizations = list(steps.statistics)
         self._outputs = [loss, known[logits], *steps.parameters.values(),
@@ -362,16 +350,22 @@ class BatchGradients:
         """Set ``.g`` of the trained parameters, and update the running statistics.
 
         Args:
-            images: (B, *IMAGE_SHAPE), of any kind of number.
+            images: (B, *IMAGE_SHAPE), of any numeric type.
             labels: integers (B, 1).
 
         Returns:
-            The logits, float32 (B, C), and the mean cross entropy.
+            The logits, float32 (B, C), and the mean cross entropy.  They can be NaN where parameters are
+            not finite; gradients and statistics may then be those of before.
         """
         if any(variable.grad.zeroing for variable in self._trained):
             self.bind()  # zeros that NNabla has yet to write would replace what is written here
         feeds = {IMAGES: images.astype(np.float32, copy=False), LABELS: labels.ravel().astype(np.int64)}
-        loss, logits, *values = self._session.run(self._outputs, {**self._feeds, **feeds})
+        try:
+            loss, logits, *values = self._session.run(self._outputs, {**self._feeds, **feeds})
+        except Exception as error:  # ONNX Runtime has a type for each of its errors
+            if NAN_IN_POOLING not in str(error):
+                raise
+            return np.full((len(images), self._classes), np.nan, np.float32), np.nan
         for gradient, value in zip(self._gradients, values, strict=False):
             gradient[...] = value.reshape(gradient.shape)
         statistics = values[len(self._gradients):]

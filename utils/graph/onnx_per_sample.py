@@ -23,7 +23,7 @@ class OnnxPerSampleNetwork:
     """A network's passes, and the norm of each sample's gradient from them, on one thread.
 
     The backward pass is a model of its own, for it starts from a gradient that is computed elsewhere,
-    from what the forward pass gives.  Several threads can use one object at a time.
+    from what the forward pass gives.  It is safe to call from several threads at once.
 
     Args:
         image: the network's input, (B, C, H, W), of any B.
@@ -52,7 +52,8 @@ class OnnxPerSampleNetwork:
                 names[step.outputs[0]] = add_operator(nodes, step, [names[x] for x in step.inputs])
         self._features = names[self._steps[-1].x]
         self._kept = [names[variable] for variable in needed][1:]
-        self._forward = make_session(nodes.model(dict.fromkeys(self._kept)), threads=1)
+        self._forward = make_session(nodes.model(dict.fromkeys(self._kept)), threads=1) \
+            if self._kept else None  # a network of an affine map alone
         self._load_backward({variable: names[variable] for variable in needed})
 
     def _load_backward(self, needed: dict[nn.Variable, str]):
@@ -89,8 +90,9 @@ class OnnxPerSampleNetwork:
             images: float32 (B, C, H, W).
         """
         values = {INPUT: OrtValue.ortvalue_from_numpy(images)}
-        kept = self._forward.run_with_ort_values(self._kept, values)
-        values.update(zip(self._kept, kept, strict=True))
+        if self._forward:
+            kept = self._forward.run_with_ort_values(self._kept, values)
+            values.update(zip(self._kept, kept, strict=True))
         return values[self._features].numpy(), values
 
     def squared_norms(self, values: dict[str, OrtValue], by_logits: np.ndarray) -> np.ndarray:

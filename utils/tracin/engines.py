@@ -12,6 +12,7 @@ import onnxruntime
 
 from datasets.arrays import IMAGE_SHAPE
 from models.registry import Network, build_network, is_network
+from utils import cli
 from utils.errors import UserError
 from utils.graph.functions import Unsupported, check_last_layer
 from utils.graph.onnx_forward import INPUT, to_onnx
@@ -145,42 +146,30 @@ class Engine:
     Attributes:
         make: ``make(network, batch_size, layers, threads)`` returns an object with the methods of
             `NnablaEngine`.
-        layers: the values of --layers that it supports.
-        contexts: the values of --context that it supports.
+        supports: flag -> the values that it supports, as for `cli.choose_engine`.
         parallel: what --workers counts.
         version: another version may round differently, so kept scores are not mixed.
     """
 
     make: Callable[[Network, int, str, int], "NnablaEngine | OnnxRuntimeEngine"]
-    layers: tuple[str, ...]
-    contexts: tuple[str, ...]
+    supports: dict[str, tuple[str, ...]]
     parallel: Literal["threads", "processes"]
     version: str
 
 
 # The first engine that supports the layers and the context is the default.
 ENGINES = {
-    "onnxruntime": Engine(OnnxRuntimeEngine, ("last", "all"), ("cpu",), "threads",
+    "onnxruntime": Engine(OnnxRuntimeEngine, {"layers": ("last", "all"), "context": ("cpu",)}, "threads",
                           onnxruntime.__version__),
-    "nnabla": Engine(NnablaEngine, ("last", "all"), ("cpu", "cudnn"), "processes", nn.__version__),
+    "nnabla": Engine(NnablaEngine, {"layers": ("last", "all"), "context": ("cpu", "cudnn")}, "processes",
+                     nn.__version__),
 }
 
 
 def choose_engine(name: str | None, layers: str, context: str) -> str:
-    """Return `name`, or the default engine if it is None.
-
-    Raises:
-        UserError: the engine does not support the layers or the context.
-    """
-    names = [key for key, engine in ENGINES.items()
-             if layers in engine.layers and context in engine.contexts]
-    if name and name not in names:
-        engine = ENGINES[name]
-        raise UserError(f"expected an engine that supports --layers {layers} and --context {context}, "
-                        f"found --engine {name}, which supports --layers {', '.join(engine.layers)} "
-                        f"and --context {', '.join(engine.contexts)}; give --engine {names[0]} or "
-                        "leave the flag out")
-    return name or names[0]
+    """`name`, or the default engine if it is None; raises as `cli.choose_engine` does."""
+    return cli.choose_engine({key: engine.supports for key, engine in ENGINES.items()}, name,
+                             layers=layers, context=context)
 
 
 def predict(checkpoint: Checkpoint, network: Network, images: np.ndarray) -> np.ndarray:

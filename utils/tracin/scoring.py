@@ -20,6 +20,8 @@ from utils.training.checkpoint import Checkpoint, load_parameters
 
 # Long enough that the passes dominate a slice's cost, short enough to show progress and share work.
 SAMPLES_PER_SLICE = 256
+# Threads take batches of a slice until none is left; then some wait.
+BATCHES_PER_THREAD = 4
 # By context and layers.  On the CPU, as many as fit the caches (measured: 4 to 32 differ by a few per
 # cent); on a GPU, enough to keep it busy.
 SAMPLES_PER_PASS = {("cpu", "last"): 16, ("cpu", "all"): 8,
@@ -65,9 +67,10 @@ class ScoringPlan:
         return self.workers if ENGINES[self.engine].parallel == "threads" else 1
 
 
-def slices(samples: int, batch_size: int) -> list[tuple[int, int]]:
-    """(start, stop) of each slice of `samples`; all but the last are whole batches."""
-    length = batch_size * max(1, SAMPLES_PER_SLICE // batch_size)
+def slices(samples: int, batch_size: int, threads: int = 1) -> list[tuple[int, int]]:
+    """(start, stop) of each slice of `samples`; all but the last are whole batches for all threads."""
+    enough = BATCHES_PER_THREAD * threads if threads > 1 else 1
+    length = batch_size * max(enough, SAMPLES_PER_SLICE // batch_size)
     return [(start, min(start + length, samples)) for start in range(0, samples, length)]
 
 
@@ -136,7 +139,7 @@ def score_missing(plan: ScoringPlan, checkpoints: list[Checkpoint], results: lis
     """
     by_epoch = {result.epoch: result for result in results}
     tasks = [(checkpoint, *piece) for checkpoint in checkpoints
-             for piece in slices(results[0].size, plan.batch_size)
+             for piece in slices(results[0].size, plan.batch_size, plan.threads)
              if by_epoch[checkpoint.epoch].missing(*piece)]
     total, done = sum(stop - start for _, start, stop in tasks), 0
     begin = saved = time.monotonic()

@@ -25,6 +25,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from utils.training.dynamics import loss_and_margin
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -69,21 +71,6 @@ def output_error(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     np.put_along_axis(probability, labels, 0, axis=1)
     np.put_along_axis(probability, labels, -probability.sum(axis=1, keepdims=True), axis=1)
     return probability
-
-
-def loss_and_margin(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cross entropy, and the given label's logit minus the largest other logit, float64 (B,) each.
-
-    Args:
-        logits: (B, C).
-        labels: integers (B, 1).
-    """
-    logits = logits.astype(np.float64)
-    labelled = np.take_along_axis(logits, labels, axis=1)[:, 0]
-    largest = logits.max(axis=1)
-    loss = np.log(np.exp(logits - largest[:, None]).sum(axis=1)) + largest - labelled
-    np.put_along_axis(logits, labels, -np.inf, axis=1)
-    return loss, labelled - logits.max(axis=1)
 
 
 def self_influence(features: np.ndarray, weight: np.ndarray, bias: np.ndarray, labels: np.ndarray,

@@ -55,7 +55,9 @@ class Description:
         dataset_path: ``train.py --dataset`` as typed, if it is a path.  It is not in `arguments`, where
             earlier versions put it, because images may move during a run: their digest identifies them.
         engine: what computed the last epochs, a name in ``engines.ENGINES``; ``nnabla`` where earlier
-            versions recorded none.  It is not in `arguments`, because it may change during a run.
+            versions recorded none.  Neither it nor `workers` is in `arguments`, because they may change
+            during a run.
+        workers: by how many threads, or None if unknown.
         parameters_sha256, states_sha256: digests of the checkpoint's files, once they are written.
 
     Raises:
@@ -75,6 +77,7 @@ class Description:
     annotations: dict[str, str] = field(default_factory=dict)
     dataset_path: str | None = None
     engine: str = "nnabla"
+    workers: int | None = None
     parameters_sha256: str = ""
     states_sha256: str = ""
 
@@ -95,6 +98,7 @@ class Description:
                 isinstance(text, str) for item in self.annotations.items() for text in item),
             "dataset_path": self.dataset_path is None or isinstance(self.dataset_path, str),
             "engine": isinstance(self.engine, str),
+            "workers": self.workers is None or _is_integer(self.workers, 1),
             "parameters_sha256": isinstance(self.parameters_sha256, str),
             "states_sha256": isinstance(self.states_sha256, str)}
         wrong = [name for name, is_valid in valid.items() if not is_valid]

@@ -11,6 +11,21 @@ FILE = "training_dynamics.npz"
 LARGEST = float(np.finfo(np.float16).max)
 
 
+def loss_and_margin(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cross entropy, and the given label's logit minus the largest other logit, float64 (B,) each.
+
+    Args:
+        logits: (B, C).
+        labels: integers (B, 1).
+    """
+    logits = logits.astype(np.float64)
+    labelled = np.take_along_axis(logits, labels, axis=1)[:, 0]
+    largest = logits.max(axis=1)
+    loss = np.log(np.exp(logits - largest[:, None]).sum(axis=1)) + largest - labelled
+    np.put_along_axis(logits, labels, -np.inf, axis=1)
+    return loss, labelled - logits.max(axis=1)
+
+
 class TrainingDynamics:
     """Loss, margin and correctness of N samples in every epoch so far.
 

@@ -10,16 +10,15 @@ import nnabla.functions as F
 import numpy as np
 
 from datasets.arrays import IMAGE_SHAPE
-from utils.errors import UserError
+from utils import cli
 from utils.graph.functions import Unsupported
 from utils.graph.onnx_forward import INPUT, to_onnx
 from utils.graph.onnx_gradient import BatchGradients
 from utils.graph.onnx_nodes import make_session
+from utils.training.dynamics import loss_and_margin
 
 # A power of two scales without rounding; half ranges from 6e-8 to 65504.
 HALF_LOSS_SCALE = 2.0**15
-# What ONNX Runtime says of a pooling over nothing but NaN, which no index of a largest number follows.
-NO_PLACE = "narrowing_error"
 
 Result = tuple[np.ndarray, float]  # logits (B, C) and mean loss of a batch
 
@@ -133,10 +132,13 @@ class OnnxRuntimeEngine:
         half: must be False.
 
     Raises:
+        ValueError: `half` is True.
         Unsupported: the network uses something that has no translation; the message names it.
     """
 
     def __init__(self, network: Callable, threads: int = 1, half: bool = False):
+        if half:
+            raise ValueError("expected float, found half precision; take another engine")
         self.network = network
         self._one = nn.Variable((1, *IMAGE_SHAPE))
         self._logits, _ = network(self._one, test=True)  # creates the parameters
@@ -149,19 +151,15 @@ class OnnxRuntimeEngine:
         self._threads = threads
 
     def image(self, batch_size: int) -> nn.Variable:
-        return self._images.setdefault(batch_size, nn.Variable((batch_size, *IMAGE_SHAPE)))
+        if batch_size not in self._images:
+            self._images[batch_size] = nn.Variable((batch_size, *IMAGE_SHAPE))
+        return self._images[batch_size]
 
     def updater(self, solver) -> Callable[[np.ndarray], Callable[[], Result]]:
         self._gradients.bind()  # a checkpoint may have been loaded
 
         def update(labels: np.ndarray) -> Callable[[], Result]:
-            try:
-                result = self._gradients(self.image(len(labels)).d, labels)
-            except Exception as error:  # ONNX Runtime's own type is not public
-                if NO_PLACE not in str(error):
-                    raise
-                nothing = np.full((len(labels), self._logits.shape[1]), np.nan, np.float32), np.nan
-                return lambda: nothing
+            result = self._gradients(self.image(len(labels)).d, labels)
             solver.update()
             return lambda: result
         return update
@@ -171,17 +169,10 @@ class OnnxRuntimeEngine:
 
         def evaluate(images: np.ndarray, labels: np.ndarray) -> Result:
             logits = session.run(None, {INPUT: images.astype(np.float32)})[0]
-            return logits, cross_entropy(logits, labels)
+            with np.errstate(invalid="ignore"):  # NaN and infinity are for the caller to find
+                loss, _ = loss_and_margin(logits, labels)
+            return logits, float(loss.mean())
         return evaluate
-
-
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The mean softmax cross entropy of `logits` (B, C) and `labels` (B, 1)."""
-    logits = logits.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # infinity is for the caller to find
-        logits -= logits.max(axis=1, keepdims=True)
-        own = np.take_along_axis(logits, labels, axis=1)[:, 0]
-        return float((np.log(np.exp(logits).sum(axis=1)) - own).mean())
 
 
 @dataclass(frozen=True)
@@ -190,36 +181,24 @@ class Engine:
 
     Attributes:
         make: ``make(network, threads, half)`` returns an object with the methods of `NnablaEngine`.
-        contexts: the values of --context that it supports.
-        types: the values of --type-config that it supports.
+        supports: flag -> the values that it supports, as for `cli.choose_engine`.
         parallel: whether it uses several threads.
     """
 
     make: Callable[[Callable, int, bool], NnablaEngine | OnnxRuntimeEngine]
-    contexts: tuple[str, ...]
-    types: tuple[str, ...]
+    supports: dict[str, tuple[str, ...]]
     parallel: bool
 
 
 # The first engine that supports the context and the precision is the default.
 ENGINES = {
-    "onnxruntime": Engine(OnnxRuntimeEngine, ("cpu",), ("float",), parallel=True),
-    "nnabla": Engine(NnablaEngine, ("cpu", "cudnn"), ("float", "half"), parallel=False),
+    "onnxruntime": Engine(OnnxRuntimeEngine, {"context": ("cpu",), "type_config": ("float",)}, True),
+    "nnabla": Engine(NnablaEngine, {"context": ("cpu", "cudnn"), "type_config": ("float", "half")},
+                     False),
 }
 
 
 def choose_engine(name: str | None, context: str, type_config: str) -> str:
-    """`name`, or the default engine if it is None.
-
-    Raises:
-        UserError: the engine does not support the context or the precision.
-    """
-    names = [key for key, engine in ENGINES.items()
-             if context in engine.contexts and type_config in engine.types]
-    if name and name not in names:
-        engine = ENGINES[name]
-        raise UserError(f"expected an engine that supports --context {context} and --type-config "
-                        f"{type_config}, found --engine {name}, which supports --context "
-                        f"{', '.join(engine.contexts)} and --type-config {', '.join(engine.types)}; "
-                        f"give --engine {names[0]} or leave the flag out")
-    return name or names[0]
+    """`name`, or the default engine if it is None; raises as `cli.choose_engine` does."""
+    return cli.choose_engine({key: engine.supports for key, engine in ENGINES.items()}, name,
+                             context=context, type_config=type_config)

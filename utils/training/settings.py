@@ -54,8 +54,8 @@ def add_training_flags(parser: Parser):
                                "augmentation (default: %(default)s)")
     add_engine_flags(training, ENGINES, "library that computes (default: that of the run to resume, "
                      f"else the first of {', '.join(ENGINES)} that supports --context and "
-                     "--type-config)", "threads of onnxruntime, which do not change the results "
-                     "(default: one per core)")
+                     "--type-config)", "threads of onnxruntime; another number may round otherwise "
+                     "(default: that of the run to resume, at most one per core, else one per core)")
     add_context_flags(parser)
     parser.add_run_flag({"output": ".", "monitor_path": ".", "model_save_path": "."},
                         "one folder for all files of the run: --output, --monitor-path and "
@@ -164,30 +164,40 @@ class TrainSettings:
     def for_device(self, context: str) -> "TrainSettings":
         """These settings with an engine and its threads.
 
-        A resumed run keeps its engine, unless a flag says otherwise or it does not run here.
+        A resumed run keeps its own, unless a flag says otherwise or this machine has too few cores.
 
         Args:
             context: ``cpu`` or ``cudnn``, where the training will run.
 
         Raises:
-            UserError: the engine does not support the context or the precision, or has no threads.
+            UserError: the engine does not support the context or the precision, or has no threads, or is
+                not the one to resume and no flag said so.
         """
         began = self.resumed.description if self.resumed else None
-        known = ENGINES.get(began.engine) if began else None
-        kept = began.engine if began and known and context in known.contexts else None
-        name = choose_engine(self.engine or kept, context, self.type_config)
+        name = choose_engine(self.engine, context, self.type_config)
+        if began and not self.engine:
+            known = ENGINES.get(began.engine)
+            if not known or context not in known.supports["context"]:
+                raise UserError(f"expected to resume by the run's engine, {began.engine!a}, found "
+                                f"--context {context}, which it does not support; give "
+                                f"{'-c cpu, or ' if known else ''}--engine {name} to change it")
+            name = began.engine
         most = available_cores() if ENGINES[name].parallel else 1
         if self.workers and self.workers > 1 and not ENGINES[name].parallel:
             raise UserError(f"expected --workers 1 with --engine {name}, which has no threads, found "
                             f"--workers {self.workers}; leave the flag out")
-        return replace(self, engine=name, workers=self.workers or most)
+        usual = min(began.workers or most, most) if began and began.engine == name else most
+        return replace(self, engine=name, workers=self.workers or usual)
 
     def changes(self) -> str:
         """What keeps a resumed run from the bits of one that ran through, in words; else nothing."""
         began = self.resumed.description if self.resumed else None
         if began and began.engine != self.engine:
-            return (f"resuming by {self.engine} what {began.engine!a} began: the result is not "
-                    "bit-identical to that of one engine")
+            return (f"resuming with --engine {self.engine} a run of {began.engine!a}: the result will "
+                    "differ in rounding from that of one engine")
+        if began and began.workers and began.workers != self.workers:
+            return (f"resuming with --workers {self.workers} a run of --workers {began.workers}: the "
+                    "result may differ in rounding")
         return ""
 
     def for_dataset(self, dataset: Dataset) -> "RunSettings":
@@ -242,4 +252,5 @@ class RunSettings(TrainSettings):
         return Description(epoch=0, model=self.model, nmaps=self.nmaps, classes=len(dataset.names),
                            learning_rate=0.0, seed=self.seed, data_sha256=dataset.digest(),
                            arguments=arguments, history=[], annotations=dataset.annotations(),
-                           dataset_path=path, engine=self.engine)
+                           dataset_path=path, engine=self.engine,
+                           workers=self.workers)

@@ -226,3 +226,14 @@ def test_engine_supports_the_layers_and_the_context():
     for layers, context in cases[2:]:
         with pytest.raises(UserError):
             choose_engine("onnxruntime", layers, context)
+
+
+@pytest.mark.parametrize("name", ["nnabla all", "onnxruntime all"])
+def test_network_of_an_affine_map_alone_is_scored(name):
+    def network(image, test):
+        return PF.affine(image, 10, rng=np.random.default_rng(0)), image
+    network(nn.Variable((1, 3, 32, 32)), test=True)
+    nn.get_parameters()["affine/W"].d *= 1e-3
+    images, labels = random_samples(5)
+    np.testing.assert_allclose(make_engine(name, network, 3).score(images, labels).influence,
+                               gradient_norms(network, images, labels, "all"), rtol=1e-5)

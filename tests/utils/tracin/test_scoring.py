@@ -27,6 +27,14 @@ def test_slices_are_whole_batches(samples, batch_size, expected):
     assert slices(samples, batch_size) == expected
 
 
+@pytest.mark.parametrize("batch_size", [8, 256, 1000])
+def test_every_slice_has_batches_for_all_threads(batch_size):
+    pieces = slices(100_000, batch_size, threads=6)
+    assert all(stop - start >= 6 * batch_size for start, stop in pieces[:-1])
+    assert [start for start, _ in pieces[1:]] == [stop for _, stop in pieces[:-1]]
+    assert all(start % batch_size == 0 for start, _ in pieces) and pieces[-1][1] == 100_000
+
+
 @pytest.fixture
 def scored(tmp_path):
     """A plan for 600 samples, a checkpoint of a network with fresh parameters, and empty results."""

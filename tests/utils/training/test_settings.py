@@ -39,30 +39,39 @@ def test_engine_of_a_new_run_has_all_cores(tmp_path, monkeypatch):
             chosen(None, *flags, "--workers", "2", context="cpu" if "--engine" in flags else "cudnn")
 
 
-def test_resumed_run_keeps_its_engine(run):
-    record(run, engine="onnxruntime")
-    assert chosen(run) == ("onnxruntime", 3, "")
-    record(run, engine="nnabla")
+def test_resumed_run_keeps_its_engine_and_its_threads(run):
+    record(run, engine="onnxruntime", workers=2)
+    assert chosen(run) == ("onnxruntime", 2, "")
+    record(run, engine="nnabla", workers=1)
     assert chosen(run) == ("nnabla", 1, "")
     assert chosen(run, context="cudnn") == ("nnabla", 1, "")
 
 
 def test_earlier_versions_had_nnabla_alone(run):
-    record(run, engine=None)
+    record(run, engine=None, workers=None)
     assert chosen(run) == ("nnabla", 1, "")
 
 
 def test_change_of_a_resumed_run_is_told(run):
-    record(run, engine="onnxruntime")
-    for flags, context in [(["--engine", "nnabla"], "cpu"), ([], "cudnn")]:
-        engine, threads, told = chosen(run, *flags, context=context)
-        assert (engine, threads) == ("nnabla", 1) and "onnxruntime" in told
-    record(run, engine="nnabla")
-    engine, threads, told = chosen(run, "--engine", "onnxruntime")
-    assert (engine, threads) == ("onnxruntime", 3) and "nnabla" in told
+    record(run, engine="onnxruntime", workers=2)
+    for flags, engine, workers in [(["--engine", "nnabla"], "nnabla", 1),
+                                   (["--workers", "1"], "onnxruntime", 1)]:
+        found = chosen(run, *flags)
+        assert found[:2] == (engine, workers) and found[2]
+    record(run, engine="onnxruntime", workers=64)
+    engine, workers, told = chosen(run)
+    assert (engine, workers) == ("onnxruntime", 3) and "--workers 64" in told
+    record(run, engine="nnabla", workers=1)
+    engine, workers, told = chosen(run, "--engine", "onnxruntime")
+    assert (engine, workers) == ("onnxruntime", 3) and "nnabla" in told
 
 
-def test_engine_that_this_version_does_not_know_is_replaced_and_told(run):
-    record(run, engine="\x1b[2Jnew")
-    engine, _, told = chosen(run)
-    assert engine == "onnxruntime" and "new" in told and "\x1b" not in told
+@pytest.mark.parametrize(("engine", "context", "remedies"), [
+    ("onnxruntime", "cudnn", ["-c cpu", "--engine nnabla"]),
+    ("\x1b[2Jnew", "cpu", ["--engine onnxruntime"])])
+def test_engine_is_changed_only_when_told(run, engine, context, remedies):
+    record(run, engine=engine)
+    with refused(ascii(engine), *remedies):
+        chosen(run, context=context)
+    flag = remedies[-1].split()
+    assert chosen(run, *flag, context=context)[0] == flag[1]
