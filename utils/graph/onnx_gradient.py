@@ -47,14 +47,17 @@ class Gradient:
 class Pass:
     """A pass through a network and back, node by node.
 
-    Attributes:
+    Args:
         nodes: the nodes so far.
         names: variable -> the name of its value.
+        trained: the parameters of the scope that are trained; a graph can fix some of them.
+        samples: the name of the number of samples in the batch, a float.
+
+    Attributes:
+        nodes, names, samples: as above.
         parameters: trained parameter -> the name of the gradient by it, summed over the batch.
         statistics: batch normalization -> the names of its batch's mean and (biased) variance, (C,).
         seen: max-pooling -> the names of the indices along its rows, and of what it compares then.
-        samples: the name of the number of samples in the batch, a float.
-        trained: the parameters of the scope that are trained, unless the graph fixes them.
     """
 
     def __init__(self, nodes: Nodes, names: dict[nn.Variable, str], trained: set[nn.Variable],
@@ -70,6 +73,7 @@ class Pass:
         return parameter.need_grad and parameter in self._trained
 
     def inputs(self, function) -> list[str]:
+        """The names of a function's inputs, but for those without a name, such as running statistics."""
         return [self.names[variable] for variable in function.inputs if variable in self.names]
 
     def give(self, variable: nn.Variable, value: str, factor: str = ""):

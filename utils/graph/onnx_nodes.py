@@ -59,10 +59,11 @@ class Nodes:
         return name
 
     def reshape(self, value: str, *shape: int) -> str:
-        """Reshape; `shape` holds the batch, as -1 or as 0, which keeps an axis."""
+        """Reshape to a shape that holds the batch, if `value` does; -1 is what is left, 0 keeps an axis."""
         return self.add("Reshape", value, self.constant(shape))
 
     def sum(self, value: str, *axes: int) -> str:
+        """The sum over axes, which are dropped; the batch is axis 0."""
         return self.add("ReduceSum", value, self.constant(axes), keepdims=0)
 
     def model(self, outputs: dict[str, Sequence[int | str] | None]) -> onnx.ModelProto:
@@ -83,7 +84,7 @@ def another(name: str, number: int) -> str:
 
 
 def make_session(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
-    """ONNX Runtime's session for a model, on the CPU."""
+    """ONNX Runtime's session for a model, on the CPU; `threads` share each of its operations."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # errors are raised
