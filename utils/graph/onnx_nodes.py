@@ -59,7 +59,7 @@ class Nodes:
         return name
 
     def reshape(self, value: str, *shape: int) -> str:
-        """Reshape to a shape that holds the batch, if `value` does; -1 is what is left, 0 keeps an axis."""
+        """Reshape; `shape` holds the batch, if `value` does; -1 is what is left, 0 keeps an axis."""
         return self.add("Reshape", value, self.constant(shape))
 
     def sum(self, value: str, *axes: int) -> str:
