@@ -1,8 +1,8 @@
-# make demo   find mislabelled digits, from nothing, in a few minutes
+# make demo   find mislabelled digits, from nothing, in a minute or two
 # make photos PHOTOS=folder [RUN=folder]   rank your own images, in a folder per class; run it again to resume
 # make test   ruff, mypy and the tests
-# make bench  how fast the scores are computed, in three minutes
-# make experiment  which ranking finds mislabelled CIFAR-10 images best, in under two hours;
+# make bench  how fast training steps and scores are computed, in six minutes
+# make experiment  which ranking finds mislabelled CIFAR-10 images best, in an hour;
 #             where there is no network, with DATA=cifar-10-python.tar.gz
 # make setup  only make .venv, with Python 3.10, and install what the suite needs
 
