@@ -8,8 +8,9 @@ from nnabla.ext_utils import get_extension_context
 from utils.cuda import cudnn_problem
 from utils.errors import RunError, UserError
 
-# The words of NNabla, CUDA, cuBLAS and cuDNN, ONNX Runtime and C++.
-OUT_OF_MEMORY = ("memory error in", "out of memory", "alloc_failed", "allocate memory", "bad_alloc")
+# The words of NNabla, CUDA, cuBLAS and cuDNN, ONNX Runtime, C++ and Python's threads.
+OUT_OF_MEMORY = ("memory error in", "out of memory", "alloc_failed", "allocate memory", "bad_alloc",
+                 "start new thread")
 
 
 def set_context(context: str | None, device_id: int, type_config: str) -> str:

@@ -25,6 +25,7 @@ DESCRIPTION = "checkpoint_{:06d}.json"
 PARAMETERS_PATTERN = re.compile(r"params_(\d+)\.h5")
 DESCRIPTION_PATTERN = re.compile(r"checkpoint_(\d{6,})\.json")
 
+LONGEST_NAME = 100  # of an engine: it is printed
 # Arguments that older descriptions lack, and the values that mean the same as their absence.
 LATER_ARGUMENTS = {"noise": (None, "uniform"), "val_fraction": (None,)}
 
@@ -97,7 +98,7 @@ class Description:
             "annotations": isinstance(self.annotations, dict) and all(
                 isinstance(text, str) for item in self.annotations.items() for text in item),
             "dataset_path": self.dataset_path is None or isinstance(self.dataset_path, str),
-            "engine": isinstance(self.engine, str),
+            "engine": isinstance(self.engine, str) and len(self.engine) <= LONGEST_NAME,
             "workers": self.workers is None or _is_integer(self.workers, 1),
             "parameters_sha256": isinstance(self.parameters_sha256, str),
             "states_sha256": isinstance(self.states_sha256, str)}

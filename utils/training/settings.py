@@ -184,8 +184,10 @@ class TrainSettings:
             name = began.engine
         most = available_cores() if ENGINES[name].parallel else 1
         if self.workers and self.workers > 1 and not ENGINES[name].parallel:
-            raise UserError(f"expected --workers 1 with --engine {name}, which has no threads, found "
-                            f"--workers {self.workers}; leave the flag out")
+            remedy = " or give --engine onnxruntime" if began and not self.engine else ""
+            raise UserError(f"expected --workers 1 with --engine {name}, which has no threads"
+                            f"{' and made the run to resume' if remedy else ''}, found --workers "
+                            f"{self.workers}; leave the flag out{remedy}")
         usual = min(began.workers or most, most) if began and began.engine == name else most
         return replace(self, engine=name, workers=self.workers or usual)
 

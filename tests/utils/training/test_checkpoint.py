@@ -108,7 +108,7 @@ def test_damaged_description_is_named(run, content):
 @pytest.mark.parametrize("wrong", [
     {"nmaps": 0}, {"nmaps": -4}, {"nmaps": True}, {"nmaps": 10**9}, {"classes": 0},
     {"epoch": True}, {"history": []}, {"history": [{}, {}]}, {"arguments": []}, {"seed": -1},
-    {"engine": 1}, {"workers": 0}])
+    {"engine": 1}, {"engine": "x" * 1000}, {"workers": 0}])
 def test_wrong_value_in_a_description_is_named(run, wrong):
     path = run / "checkpoint_000002.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **wrong}))

@@ -50,6 +50,8 @@ def test_resumed_run_keeps_its_engine_and_its_threads(run):
 def test_earlier_versions_had_nnabla_alone(run):
     record(run, engine=None, workers=None)
     assert chosen(run) == ("nnabla", 1, "")
+    with refused("--workers 2", "--engine nnabla", "--engine onnxruntime"):
+        chosen(run, "--workers", "2")
 
 
 def test_change_of_a_resumed_run_is_told(run):
