@@ -37,7 +37,8 @@ def test_gpu_is_used_where_it_works(monkeypatch, asked):
     MemoryError(), RuntimeError("memory error in alloc\nFailed `this->alloc_impl()`"),
     RuntimeError('(cudaMalloc()) failed with "out of memory" (cudaErrorMemoryAllocation).'),
     RuntimeError("target_specific error in f\nALLOC_FAILED"), Exception("std::bad_alloc"),
-    RuntimeError("can't start new thread"), Exception("Failed to allocate memory for requested buffer of size 1000")])
+    RuntimeError("can't start new thread"),
+    Exception("Failed to allocate memory for requested buffer of size 1000")])
 def test_lack_of_memory_is_told_with_a_batch_size_to_try(error):
     with pytest.raises(RunError) as caught, context.memory_for("--batch_size", 9, "run again"):
         raise error
