@@ -4,19 +4,7 @@ from pathlib import Path
 import nnabla.functions as F
 import pytest
 
-from tests.utils.graph.training_batches import (
-    assert_close,
-    assert_same_as_nnabla,
-    convolution,
-    head,
-    make_parameters,
-    nnabla_results,
-    normalization,
-    results,
-    samples,
-    set_values,
-    values,
-)
+from tests.utils.graph import training_batches as batches
 from utils.graph import onnx_convolution
 from utils.graph.onnx_convolution import block_size
 from utils.graph.onnx_gradient import BatchGradients
@@ -57,9 +45,9 @@ def around(before: int, after: int, group: int = 1, normalized: bool = False, **
     """A network of a convolution between others, with a bias or else a normalization."""
     def network(image, test):
         h = F.average_pooling(image, (4, 3))
-        h = convolution(h, "before", before, kernel=(1, 1), with_bias=not normalized)
-        h = convolution(h, "middle", after, group=group, with_bias=not normalized, **geometry)
-        return head(normalization(h, "middle", test) if normalized else h)
+        h = batches.convolution(h, "before", before, kernel=(1, 1), with_bias=not normalized)
+        h = batches.convolution(h, "middle", after, group=group, with_bias=not normalized, **geometry)
+        return batches.head(batches.normalization(h, "middle", test) if normalized else h)
     return network
 
 
@@ -72,23 +60,23 @@ LAYERS = [(6, 9, 1, False), (6, 9, 3, True), (4, 4, 4, False), (16, 16, 1, True)
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_convolution_is_nnabla_s(geometry, before, after, group, normalized):
     network = around(before, after, group, normalized, **geometry)
-    make_parameters(network)
-    assert_same_as_nnabla(network, *samples(3))
+    batches.make_parameters(network)
+    batches.assert_same_as_nnabla(network, *batches.samples(3))
 
 
 def test_blocks_of_channels_change_nothing(monkeypatch):
     """Wherever the processor has them, and as if it had none."""
     network = around(32, 16, kernel=(3, 3), pad=(1, 1))
-    make_parameters(network)
-    start, found = values(), []
+    batches.make_parameters(network)
+    start, found = batches.values(), []
     for size in (onnx_convolution.block_size(), 0):
         monkeypatch.setattr(onnx_convolution, "block_size", lambda size=size: size)
-        set_values(start)
-        found.append(results(BatchGradients(network, 1), *samples()))
-    set_values(start)
+        batches.set_values(start)
+        found.append(batches.results(BatchGradients(network, 1), *batches.samples()))
+    batches.set_values(start)
     for result in found:
-        assert_close(result, nnabla_results(network, *samples()))
-        set_values(start)
+        batches.assert_close(result, batches.nnabla_results(network, *batches.samples()))
+        batches.set_values(start)
 
 
 @pytest.mark.skipif("avx512f" not in CPU and "avx2" not in CPU, reason="no such instructions here")

@@ -173,6 +173,24 @@ def test_variance_is_exact_where_nnabla_s_is_not():
         np.testing.assert_allclose(found[f"image/bn/{name}"].ravel(), expected, rtol=1e-6)
 
 
+def few_numbers(image, test):
+    """A normalization of as many numbers per channel as there are samples."""
+    with nn.parameter_scope("hidden"):
+        h = PF.affine(F.average_pooling(image, (8, 8)), 5)
+    return head(normalization(h, "few", test))
+
+
+def test_running_variance_of_two_numbers_and_of_one():
+    start = make_parameters(few_numbers)
+    expected = nnabla_results(few_numbers, *samples(2))
+    set_values(start)
+    np.testing.assert_allclose(results(BatchGradients(few_numbers, 1), *samples(2))["few/bn/var"],
+                               expected["few/bn/var"], rtol=1e-4)
+    set_values(start)
+    np.testing.assert_allclose(results(BatchGradients(few_numbers, 1), *samples(1))["few/bn/var"],
+                               0.9 * start["few/bn/var"], rtol=1e-6)
+
+
 def smooth(image, test):
     """Without kinks, so that rounding never decides."""
     h = normalization(convolution(F.average_pooling(image, (2, 2)), "first", 16, with_bias=False,
