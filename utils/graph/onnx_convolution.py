@@ -1,13 +1,13 @@
-"""Convolutions in ONNX with filters that change from run to run, and their gradients.
+r"""Convolutions in ONNX with filters that change from run to run, and their gradients.
 
 A convolution's gradient by its input is a convolution with the filters turned around.  The gradient by
 its filters is a product over the positions :math:`q` of the output, for each place :math:`(i, j)` in
 the filters,
 
-.. math:: \\partial W_{o c i j} = \\sum_q \\delta_{o q} \\, x_{c, q + i L + j} ,
+.. math:: \partial W_{o c i j} = \sum_q \delta_{o q} \, x_{c, q + i L + j} ,
 
 where the rows of the image, of length :math:`L` with the zeros between them, lie one behind the other.
-Shifting :math:`\\delta` by the rows and :math:`x` by the columns gives all places from one product of
+Shifting :math:`\delta` by the rows and :math:`x` by the columns gives all places from one product of
 matrices with few copies.
 """
 import functools

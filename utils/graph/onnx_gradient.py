@@ -27,7 +27,7 @@ from utils.graph.functions import Unsupported, functions
 from utils.graph.geometry import Geometry, geometry_of, pooling_of
 from utils.graph.onnx_convolution import by_filters, by_input, convolve, stack, windows
 from utils.graph.onnx_forward import add_operator
-from utils.graph.onnx_nodes import RUNTIME, Nodes, another, make_session
+from utils.graph.onnx_nodes import RUNTIME, Nodes, make_session, result_name
 
 IMAGES, LABELS = "x", "labels"
 # Any positive number times STEEP is above 1, unless it is below 3.3e-39.
@@ -38,7 +38,7 @@ NAN_IN_POOLING = "narrowing_error"
 
 @dataclass(frozen=True)
 class Gradient:
-    """A gradient (B, ...) by a variable, but for a factor per channel, (C,), if there is one."""
+    """A gradient (B, ...) by a variable, without its factor per channel, (C,), if there is one."""
 
     value: str
     factor: str = ""
@@ -73,20 +73,21 @@ class Pass:
         return parameter.need_grad and parameter in self._trained
 
     def inputs(self, function) -> list[str]:
-        """The names of a function's inputs, but for those without a name, such as running statistics."""
+        """The names of a function's inputs; running statistics have none."""
         return [self.names[variable] for variable in function.inputs if variable in self.names]
 
-    def give(self, variable: nn.Variable, value: str, factor: str = ""):
+    def add_gradient(self, variable: nn.Variable, value: str, factor: str = ""):
         """Add to the gradient by a variable, unless nothing before it is trained."""
         if not variable.need_grad:
             return
         gradient = Gradient(value, factor)
         if variable in self._gradients:
-            gradient = Gradient(self.nodes.add("Add", self.whole(self._gradients[variable]),
-                                               self.whole(gradient)))
+            gradient = Gradient(self.nodes.add("Add", self.scaled(self._gradients[variable]),
+                                               self.scaled(gradient)))
         self._gradients[variable] = gradient
 
-    def give_parameter(self, parameter: nn.Variable, value: str, factor: str = "", rank: int = 1):
+    def add_parameter_gradient(self, parameter: nn.Variable, value: str, factor: str = "",
+                               rank: int = 1):
         """Add to the gradient by a trained parameter, whose first of `rank` axes is that of `factor`."""
         if factor:
             value = self.nodes.add("Mul", value, self.nodes.reshape(factor, *[-1, *[1] * (rank - 1)]))
@@ -94,11 +95,11 @@ class Pass:
             value = self.nodes.add("Add", self.parameters[parameter], value)
         self.parameters[parameter] = value
 
-    def take(self, variable: nn.Variable) -> Gradient | None:
+    def pop_gradient(self, variable: nn.Variable) -> Gradient | None:
         """The gradient by a variable, which is complete; None if the loss does not depend on it."""
         return self._gradients.pop(variable, None)
 
-    def whole(self, gradient: Gradient) -> str:
+    def scaled(self, gradient: Gradient) -> str:
         """The gradient with its factor."""
         if not gradient.factor:
             return gradient.value
@@ -116,27 +117,28 @@ def convolution_back(steps: Pass, function, gradient: Gradient):
     delta, factor = gradient.value, gradient.factor
     data, weight, *bias = function.inputs
     if steps.trains(weight):
-        steps.give_parameter(weight, by_filters(nodes, x, delta, geometry).total(nodes), factor, 4)
+        by_weight = by_filters(nodes, x, delta, geometry).total(nodes)
+        steps.add_parameter_gradient(weight, by_weight, factor, rank=4)
     if bias and steps.trains(bias[0]):
-        steps.give_parameter(bias[0], nodes.sum(delta, 0, 2, 3), factor)
+        steps.add_parameter_gradient(bias[0], nodes.sum(delta, 0, 2, 3), factor)
     if data.need_grad:
         if factor:
             w = nodes.add("Mul", w, nodes.reshape(factor, -1, 1, 1, 1))
-        steps.give(data, by_input(nodes, delta, w, geometry))
+        steps.add_gradient(data, by_input(nodes, delta, w, geometry))
 
 
 def affine_back(steps: Pass, function, gradient: Gradient):
     nodes, (x, w, *_) = steps.nodes, steps.inputs(function)
-    delta = steps.whole(gradient)
+    delta = steps.scaled(gradient)
     data, weight, *bias = function.inputs
     if steps.trains(weight):
-        steps.give_parameter(weight, nodes.add("FusedMatMul", nodes.add("Flatten", x), delta,
+        steps.add_parameter_gradient(weight, nodes.add("FusedMatMul", nodes.add("Flatten", x), delta,
                                                domain=RUNTIME, transA=1))
     if bias and steps.trains(bias[0]):
-        steps.give_parameter(bias[0], nodes.sum(delta, 0))
+        steps.add_parameter_gradient(bias[0], nodes.sum(delta, 0))
     if data.need_grad:
         by_data = nodes.add("FusedMatMul", delta, w, domain=RUNTIME, transB=1)
-        steps.give(data, nodes.reshape(by_data, -1, *data.shape[1:]))
+        steps.add_gradient(data, nodes.reshape(by_data, -1, *data.shape[1:]))
 
 
 def batch_normalization(steps: Pass, function) -> str:
@@ -146,12 +148,12 @@ def batch_normalization(steps: Pass, function) -> str:
     y = nodes.add("BatchNormalization", x, gamma, beta, nodes.constant(np.zeros(channels)),
                   nodes.constant(np.ones(channels)), results=3, training_mode=1, momentum=0.0,
                   epsilon=function.info.args["eps"])
-    steps.statistics[function] = another(y, 1), another(y, 2)
+    steps.statistics[function] = result_name(y, 1), result_name(y, 2)
     return y
 
 
 def batch_normalization_back(steps: Pass, function, gradient: Gradient):
-    nodes, (x, _, gamma), delta = steps.nodes, steps.inputs(function), steps.whole(gradient)
+    nodes, (x, _, gamma), delta = steps.nodes, steps.inputs(function), steps.scaled(gradient)
     data, beta_parameter, gamma_parameter = function.inputs[:3]
     channels, positions = data.shape[1], prod(data.shape[2:])
     mean, variance = steps.statistics[function]
@@ -167,7 +169,7 @@ def batch_normalization_back(steps: Pass, function, gradient: Gradient):
     by_gamma = nodes.add("Mul", nodes.add("Sub", by_x, nodes.add("Mul", mean, by_beta)), inverse)
     for parameter, value in [(beta_parameter, by_beta), (gamma_parameter, by_gamma)]:
         if steps.trains(parameter):
-            steps.give_parameter(parameter, value)
+            steps.add_parameter_gradient(parameter, value)
     if data.need_grad:
         share = nodes.add("Div", nodes.constant(-1 / positions), steps.samples)
         mean_part = nodes.add("BatchNormalization", x, nodes.add("Mul", by_gamma, share),
@@ -175,25 +177,25 @@ def batch_normalization_back(steps: Pass, function, gradient: Gradient):
         scale = nodes.add("Mul", gamma, inverse)
         result = nodes.add("Add", delta, mean_part)
         if len(data.shape) == 4:
-            steps.give(data, result, scale)
+            steps.add_gradient(data, result, scale)
         else:
-            steps.give(data, nodes.add("Mul", result, scale))
+            steps.add_gradient(data, nodes.add("Mul", result, scale))
 
 
 def relu_back(steps: Pass, function, gradient: Gradient):
     # 1 where the output is positive; Greater and Where take ten times as long.
     mask = steps.nodes.add("HardSigmoid", steps.names[function.outputs[0]], alpha=STEEP, beta=0.0)
-    steps.give(function.inputs[0], steps.nodes.add("Mul", steps.whole(gradient), mask))
+    steps.add_gradient(function.inputs[0], steps.nodes.add("Mul", steps.scaled(gradient), mask))
 
 
 def add_back(steps: Pass, function, gradient: Gradient):
-    delta = steps.whole(gradient)
+    delta = steps.scaled(gradient)
     for variable in function.inputs:
-        steps.give(variable, delta)
+        steps.add_gradient(variable, delta)
 
 
 def average_pooling_back(steps: Pass, function, gradient: Gradient):
-    nodes, delta = steps.nodes, steps.whole(gradient)
+    nodes, delta = steps.nodes, steps.scaled(gradient)
     pooling, size = pooling_of(function), function.inputs[0].shape[2:]
     if pooling.kernel == size and not max(pooling.pad):
         result = nodes.add("Mul", delta, nodes.constant(np.full((1, 1, *size), 1 / prod(size))))
@@ -202,7 +204,7 @@ def average_pooling_back(steps: Pass, function, gradient: Gradient):
             delta = nodes.add("Mul", delta, nodes.constant(_window_over_image(pooling)))
         share = np.full((pooling.before[0], 1, *pooling.kernel), 1 / prod(pooling.kernel))
         result = _spread(nodes, delta, share, pooling)
-    steps.give(function.inputs[0], result)
+    steps.add_gradient(function.inputs[0], result)
 
 
 def _window_over_image(pooling: Geometry) -> np.ndarray:
@@ -231,13 +233,13 @@ def max_pooling(steps: Pass, function) -> str:
     in_rows = nodes.add("MaxPool", x, results=2, kernel_shape=[columns], strides=[columns])
     split = nodes.add("Split", nodes.reshape(in_rows, 0, channels, height // rows, rows, -1),
                       axis=3, results=rows)
-    seen = [nodes.reshape(another(split, row), 0, *pooling.after) for row in range(rows)]
-    steps.seen[function] = [another(in_rows, 1), *seen]
+    seen = [nodes.reshape(result_name(split, row), 0, *pooling.after) for row in range(rows)]
+    steps.seen[function] = [result_name(in_rows, 1), *seen]
     return nodes.add("Max", *seen)
 
 
 def max_pooling_back(steps: Pass, function, gradient: Gradient):
-    nodes, delta, pooling = steps.nodes, steps.whole(gradient), pooling_of(function)
+    nodes, delta, pooling = steps.nodes, steps.scaled(gradient), pooling_of(function)
     y, (channels, *after) = steps.names[function.outputs[0]], pooling.after
     if _tiles(pooling):
         indices, *seen = steps.seen[function]
@@ -252,7 +254,7 @@ def max_pooling_back(steps: Pass, function, gradient: Gradient):
         parts = _to_first_largest(nodes, delta, y, seen)
         shares = np.tile(np.eye(len(parts)), (channels, 1)).reshape(-1, 1, *pooling.kernel)
         result = _spread(nodes, stack(nodes, parts, channels, *after), shares, pooling)
-    steps.give(function.inputs[0], result)
+    steps.add_gradient(function.inputs[0], result)
 
 
 def _tiles(pooling: Geometry) -> bool:
@@ -276,16 +278,30 @@ def plain(steps: Pass, function) -> str:
     return add_operator(steps.nodes, function, steps.inputs(function))
 
 
-# Function -> the rule for its output, and that for the gradients.
-RULES: dict[str, tuple[Callable[[Pass, Any], str], Callable[[Pass, Any, Gradient], None]]] = {
-    "Add2": (plain, add_back),
-    "Affine": (plain, affine_back),
-    "AveragePooling": (plain, average_pooling_back),
-    "BatchNormalization": (batch_normalization, batch_normalization_back),
-    "Convolution": (convolution, convolution_back),
-    "GlobalAveragePooling": (plain, average_pooling_back),
-    "MaxPooling": (max_pooling, max_pooling_back),
-    "ReLU": (plain, relu_back),
+@dataclass(frozen=True)
+class Rule:
+    """An entry of ``RULES``.
+
+    Attributes:
+        forward: adds the function and returns the name of its output.
+        backward: adds the gradients by its inputs and parameters, from that by its output.
+        needs: for functions without parameters, the variables whose values `backward` reads.
+    """
+
+    forward: Callable[[Pass, Any], str]
+    backward: Callable[[Pass, Any, Gradient], None]
+    needs: Callable[[Any], list[nn.Variable]] = lambda function: []
+
+
+RULES = {
+    "Add2": Rule(plain, add_back),
+    "Affine": Rule(plain, affine_back),
+    "AveragePooling": Rule(plain, average_pooling_back),
+    "BatchNormalization": Rule(batch_normalization, batch_normalization_back),
+    "Convolution": Rule(convolution, convolution_back),
+    "GlobalAveragePooling": Rule(plain, average_pooling_back),
+    "MaxPooling": Rule(max_pooling, max_pooling_back, needs=lambda function: function.inputs),
+    "ReLU": Rule(plain, relu_back, needs=lambda function: function.outputs),
 }
 
 
@@ -323,13 +339,13 @@ class BatchGradients:
         samples = nodes.add("Cast", nodes.add("Shape", labels), to=onnx.TensorProto.FLOAT)
         steps = Pass(nodes, known, trained, samples)
         for function in found:
-            known[function.outputs[0]] = RULES[function.info.type_name][0](steps, function)
+            known[function.outputs[0]] = RULES[function.info.type_name].forward(steps, function)
         loss, by_logits = _cross_entropy(nodes, known[logits], labels, logits.shape[1], samples)
-        steps.give(logits, by_logits)
+        steps.add_gradient(logits, by_logits)
         for function in reversed(found):
-            gradient = steps.take(function.outputs[0])
+            gradient = steps.pop_gradient(function.outputs[0])
             if gradient:
-                RULES[function.info.type_name][1](steps, function, gradient)
+                RULES[function.info.type_name].backward(steps, function, gradient)
         self._classes = logits.shape[1]
         self._trained = list(steps.parameters)
         self._normalizations = list(steps.statistics)
@@ -377,6 +393,7 @@ class BatchGradients:
                 self._normalizations, self._running, statistics[::2], statistics[1::2], strict=True):
             decay = np.float32(function.info.args["decay_rate"])
             count = len(images) * prod(function.inputs[0].shape[2:])
+            # The variance of one number is 0 here; in NNabla it makes the running variance NaN.
             _approach(mean, found_mean, decay)
             _approach(variance, found_variance * np.float32(count / max(count - 1, 1)), decay)
         return logits, loss.item()

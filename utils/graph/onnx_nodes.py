@@ -51,10 +51,10 @@ class Nodes:
 
     def add(self, operator: str, *inputs: str, domain: str = "", results: int = 1, name: str = "",
             **attributes) -> str:
-        """Add a node; returns the name of its first result.  `another` names the others."""
+        """Add a node; returns the name of its first result.  `result_name` names the others."""
         name = name or f"{operator}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(
-            operator, list(inputs), [another(name, number) for number in range(results)],
+            operator, list(inputs), [result_name(name, number) for number in range(results)],
             domain=domain, **attributes))
         return name
 
@@ -78,7 +78,7 @@ class Nodes:
             helper.make_opsetid(domain, version) for domain, version in domains.items()])
 
 
-def another(name: str, number: int) -> str:
+def result_name(name: str, number: int) -> str:
     """The name of a node's result by its number; 0 is the first."""
     return f"{name}_{number}" if number else name
 

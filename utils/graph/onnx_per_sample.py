@@ -61,21 +61,21 @@ class OnnxPerSampleNetwork:
         names = {variable: nodes.add_input(name, ["B", *variable.shape[1:]])
                  for variable, name in needed.items()}
         steps = Pass(nodes, names, trained=set(), samples="")
-        steps.give(self._logits, nodes.add_input(BY_LOGITS, ["B", self._logits.shape[1]]))
+        steps.add_gradient(self._logits, nodes.add_input(BY_LOGITS, ["B", self._logits.shape[1]]))
         sums, factors = [], []
         for step in reversed(self._steps):
             output = step.output if isinstance(step, Layer) else step.outputs[0]
-            gradient = steps.take(output)
+            gradient = steps.pop_gradient(output)
             if not gradient:
                 continue
             if isinstance(step, Layer):
-                sums.append(_back_propagate(steps, step, steps.whole(gradient)))
+                sums.append(_back_propagate(steps, step, steps.scaled(gradient)))
                 factors.append(step.factors)
             else:
-                output_rule, gradient_rule = RULES[step.info.type_name]
-                if step.info.type_name == "MaxPooling":  # repeated, for what the rule compares
-                    names[output] = output_rule(steps, step)
-                gradient_rule(steps, step, gradient)
+                rule = RULES[step.info.type_name]
+                if set(rule.needs(step)) & set(step.inputs):  # and what it computed from them
+                    names[output] = rule.forward(steps, step)
+                rule.backward(steps, step, gradient)
         self._backward = None
         if sums:
             for name, parts in zip(SUMS, zip(*sums, strict=True), strict=True):
@@ -114,9 +114,7 @@ class OnnxPerSampleNetwork:
 
 def _needed(step) -> list[nn.Variable]:
     """What the backward pass needs of the forward pass."""
-    if isinstance(step, Layer):
-        return [step.x]
-    return {"ReLU": [step.outputs[0]], "MaxPooling": [step.inputs[0]]}.get(step.info.type_name, [])
+    return [step.x] if isinstance(step, Layer) else RULES[step.info.type_name].needs(step)
 
 
 def _reshape(nodes: Nodes, value: str, before: tuple[int, ...], after: tuple[int, ...]) -> str:
@@ -144,5 +142,5 @@ def _back_propagate(steps: Pass, layer: Layer, delta: str) -> list[str]:
         values, nodes.constant(by_weight.in_order(layer.filters))))
     if layer.x.need_grad:
         by_x = by_input(nodes, delta, nodes.constant(layer.joined), geometry)
-        steps.give(layer.x, _reshape(nodes, by_x, geometry.before, layer.x.shape[1:]))
+        steps.add_gradient(layer.x, _reshape(nodes, by_x, geometry.before, layer.x.shape[1:]))
     return [squares, inner, nodes.sum(delta, 2, 3)]

@@ -98,16 +98,14 @@ class OnnxRuntimeEngine:
         logits, self._features = network(self._image, test=True)
         check_last_layer(logits, self._features, trained=layers == "last")
         self._per_sample = None
-        if layers == "all":
-            try:
+        try:
+            if layers == "all":
                 self._per_sample = OnnxPerSampleNetwork(self._image, logits)
-            except Unsupported as error:
-                raise Unsupported(f"{error}; give --layers last --engine nnabla") from None
-        else:
-            try:
+            else:
                 to_onnx(self._image, self._features)
-            except Unsupported as error:
-                raise Unsupported(f"{error}; give --engine nnabla") from None
+        except Unsupported as error:
+            remedy = "--layers last --engine nnabla" if layers == "all" else "--engine nnabla"
+            raise Unsupported(f"{error}; give {remedy}") from None
 
     def load_parameters(self):
         self._weight, self._bias = _last_layer()
