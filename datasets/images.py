@@ -59,7 +59,12 @@ def to_array(image: Image.Image, white: int | None = None) -> np.ndarray:
 
 
 def read_image(path: Path, stretched: list[Path] | None = None) -> np.ndarray:
-    """Read the first frame of an image file, upright, as `to_array` returns it.
+    """Read an image file as `to_array` returns it; arguments and errors are those of `read_rgb`."""
+    return to_array(read_rgb(path, stretched))
+
+
+def read_rgb(path: Path, stretched: list[Path] | None = None) -> Image.Image:
+    """Read the first frame of an image file, upright, in its own size, as `to_rgb` returns it.
 
     Args:
         path: the file.
@@ -81,7 +86,7 @@ def read_image(path: Path, stretched: list[Path] | None = None) -> np.ndarray:
             upright = image
         if white and is_negative:
             upright = Image.fromarray(white - np.asarray(upright, np.uint16))
-        return to_array(upright, white)
+        return to_rgb(upright, white)
 
 
 def _depth(image: Image.Image) -> tuple[int | None, bool]:
@@ -124,16 +129,7 @@ def decode(read: Callable[[object], np.ndarray], sources: Sequence | np.ndarray)
         except Exception as error:  # untrusted files raise almost anything
             errors[number] = error
 
-    # Pillow releases the GIL while it decodes and resizes.
-    with warnings.catch_warnings(), ThreadPoolExecutor(available_cores()) as pool:
-        warnings.simplefilter("ignore")  # about files that are readable nevertheless
-        try:
-            for _ in tqdm(pool.map(read_one, range(len(sources))), total=len(sources), unit="image",
-                          leave=False, disable=None):
-                pass
-        except BaseException:  # an interrupt
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    on_all_cores(read_one, len(sources))
     for number, error in errors.items():
         if isinstance(error, MemoryError):
             raise RunError(f"out of memory while decoding {sources[number]}; make it smaller, or free "
@@ -142,3 +138,17 @@ def decode(read: Callable[[object], np.ndarray], sources: Sequence | np.ndarray)
             raise RunError(f"cannot read {sources[number]}: {error}; check the disk, then run again") \
                 from error
     return images, dict(sorted(errors.items()))
+
+
+def on_all_cores(work: Callable[[int], object], count: int):
+    """Call `work` with 0 to `count` - 1, each for one image, on all cores, with a progress bar."""
+    # Pillow releases the GIL while it decodes and resizes.
+    with warnings.catch_warnings(), ThreadPoolExecutor(available_cores()) as pool:
+        warnings.simplefilter("ignore")  # about files that are readable nevertheless
+        try:
+            for _ in tqdm(pool.map(work, range(count)), total=count, unit="image", leave=False,
+                          disable=None):
+                pass
+        except BaseException:  # an interrupt
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -1,18 +1,17 @@
 """The review page: one HTML file that needs neither network nor server."""
-import base64
-import io
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
 import numpy as np
-from PIL import Image
 
 from datasets.arrays import Dataset
 from datasets.corrections import COLUMNS, DECISIONS, DIGEST_PREFIX, digest_text
 from datasets.duplicates import copy_numbers
 from utils.files import save_text
+from utils.review.photos import page_pictures
 from utils.review.suspects import Facts, Suspect, ranked_suspects
 from utils.tracin.scores import PerCheckpoint
 
@@ -20,6 +19,7 @@ TEMPLATE = "page.html"
 CHECK = 4  # how many digits of every sample's digest the page has, for those that it does not show
 DOWNLOAD = "corrections.csv"
 LONGEST_NAME = 60  # characters of a download's name
+POINTS = 60  # of the line of margins, at most
 
 
 def download_name(run: Path) -> str:
@@ -39,7 +39,8 @@ def download_name(run: Path) -> str:
 
 def save_review(path: Path, dataset: Dataset, score: np.ndarray, rank_by: str,
                 per_checkpoint: PerCheckpoint, limit: int, facts: Facts, *, likely: int | None = None,
-                reason: str = "", next_command: str = "", download: str = DOWNLOAD):
+                reason: str = "", next_command: str = "", download: str = DOWNLOAD,
+                files: Sequence[Path] | None = None, margins: np.ndarray | None = None):
     """Write the page with the first suspects.
 
     Args:
@@ -55,10 +56,15 @@ def save_review(path: Path, dataset: Dataset, score: np.ndarray, rank_by: str,
         reason: why the samples are ranked by this score, if there is something to say.
         next_command: what to run with the corrections, if there is something to say.
         download: file name of the corrections; see `download_name`.
+        files: where the N original files should be, None if there are none; see `page_pictures`.
+        margins: of the N samples in E epochs, float (N, E), NaN where unknown; None if there are none.
     """
     copies = copy_numbers(facts.digests, dataset.labels)
-    suspects = [_entry(suspect, dataset, facts, int(copies[suspect.index]))
-                for suspect in ranked_suspects(dataset, score, per_checkpoint, facts, limit)]
+    ranked = list(ranked_suspects(dataset, score, per_checkpoint, facts, limit))
+    pictures = page_pictures(dataset.images, [suspect.index for suspect in ranked], files)
+    suspects = [{**_entry(suspect, dataset, facts), "picture": picture, "copy": int(copies[suspect.index]),
+                 "margins": [] if margins is None else _line(margins[suspect.index])}
+                for suspect, picture in zip(ranked, pictures, strict=True)]
     # Class and file names are untrusted: autoescape protects the page, tojson the script.
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent),
                                      autoescape=True, undefined=jinja2.StrictUndefined)
@@ -68,7 +74,7 @@ def save_review(path: Path, dataset: Dataset, score: np.ndarray, rank_by: str,
         "suspects": suspects, "names": dataset.names, "run": dataset.digest(),
         "samples": len(dataset.images), "columns": COLUMNS, "kinds": DECISIONS,
         "checkpoints": len(per_checkpoint.epochs), "likely": likely, "nextCommand": next_command,
-        "download": download,
+        "download": download, "epochs": 0 if margins is None else margins.shape[1],
         "applied": [[one.image_sha256, one.given_label, one.decision, one.new_label]
                     for one in facts.applied],
         "checks": {"length": CHECK, "start": start, "labels": dataset.labels[:, 0].tolist(),
@@ -78,11 +84,10 @@ def save_review(path: Path, dataset: Dataset, score: np.ndarray, rank_by: str,
         rank_by=rank_by, reason=reason, twice=twice, data=data))
 
 
-def _entry(suspect: Suspect, dataset: Dataset, facts: Facts, copy: int) -> dict:
-    """A suspect as the page's script knows it."""
+def _entry(suspect: Suspect, dataset: Dataset, facts: Facts) -> dict:
+    """What is known of a suspect, as the page's script knows it."""
     twin, decided = suspect.duplicate_of, suspect.decided
-    return {**vars(suspect), "image_sha256": digest_text(facts.digests[suspect.index]), "copy": copy,
-            "image": _png(dataset.images[suspect.index]),
+    return {**vars(suspect), "image_sha256": digest_text(facts.digests[suspect.index]),
             "decided": decided and {"decision": decided.decision, "given_label": decided.given_label,
                                     "new_label": decided.new_label},
             "twin": None if twin is None else {
@@ -90,7 +95,10 @@ def _entry(suspect: Suspect, dataset: Dataset, facts: Facts, copy: int) -> dict:
                 "given_label": int(dataset.labels[twin, 0])}}
 
 
-def _png(image: np.ndarray) -> str:
-    content = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(content, "PNG")
-    return base64.b64encode(content.getvalue()).decode()
+def _line(margins: np.ndarray) -> list[float]:
+    """Margins (E,) as at most `POINTS` means of neighbouring epochs; none if one of them is unknown."""
+    values = margins.astype(np.float64)
+    if not np.isfinite(values).all():
+        return []
+    parts = np.array_split(values, min(POINTS, len(values)))
+    return [round(float(part.mean()), 2) for part in parts]

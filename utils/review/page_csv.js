@@ -53,8 +53,7 @@ function findSample(row, taken) {
 }
 
 function loadRows(rows) {
-  const numbers = {loaded: 0, applied: 0, unknown: 0, broken: 0}, taken = new Set();
-  let kept = true;
+  const numbers = {loaded: 0, applied: 0, unknown: 0, broken: 0}, taken = new Map();
   for (const row of rows) {
     row.index = /^\d{1,15}$/.test(row.index) ? Number(row.index) : -1;
     if (row.decision === "relabel" && row.new_label === row.given_label) row.decision = "fine";
@@ -65,12 +64,12 @@ function loadRows(rows) {
       const index = findSample(row, taken), suspect = byIndex.get(index);
       numbers[index === undefined ? "unknown" : "loaded"]++;
       if (index === undefined) continue;
-      taken.add(index);
-      kept = keep(index, suspect ? makeRow(suspect, row.decision, classes.get(row.new_label)) : row)
-        && kept;
+      taken.set(index, suspect ? makeRow(suspect, row.decision, classes.get(row.new_label)) : row);
     }
   }
+  const kept = keep(taken);
   settle();
+  undoable.length = 0;
   update();
   say([amount(numbers.loaded, "decision is loaded", "decisions are loaded"),
     numbers.applied && amount(numbers.applied, "row was applied earlier", "rows were applied earlier"),

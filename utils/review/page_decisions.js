@@ -70,14 +70,19 @@ function fits(row) {
       === row.image_sha256.slice(start, start + length);
 }
 
-// Each decision has a key of its own, because another tab may store others meanwhile.
-function keep(index, row) {
-  const stored = row && {...row, run, time: Date.now()};
-  let kept = store(runKey(index), stored);
-  for (const [key, one] of decisions)  // under a key of an earlier page
-    if (one.run === run && one.index === index && one !== stored) kept = store(key, null) && kept;
-  if (stored) own.set(index, stored);
-  else own.delete(index);
+// Keeps rows, by the index of their sample, null for none.  Each has a key of its own, because another tab
+// may store others meanwhile.  Returns whether the browser stored all.
+function keep(rows) {
+  const earlier = [...decisions].filter(([key, one]) => one.run === run && rows.has(one.index)
+    && key !== runKey(one.index)).map(([key]) => key);  // under keys of an earlier page
+  let kept = true;
+  for (const [index, row] of rows) {
+    const stored = row && {...row, run, time: Date.now()};
+    kept = store(runKey(index), stored) && kept;
+    if (stored) own.set(index, stored);
+    else own.delete(index);
+  }
+  for (const key of earlier) kept = store(key, null) && kept;
   return kept;
 }
 

@@ -28,6 +28,7 @@ class Run:
         rank_by: the name of the ranking to use.
         reason: why that one, in words; empty where the user named it.
         per_checkpoint: the scores at each checkpoint.
+        margins: of each sample in every epoch, float16 (N, E), NaN where unknown; None if not recorded.
     """
 
     dataset: Dataset
@@ -35,6 +36,7 @@ class Run:
     rank_by: str
     reason: str
     per_checkpoint: PerCheckpoint
+    margins: np.ndarray | None = None
 
     @property
     def score(self) -> np.ndarray:
@@ -84,4 +86,5 @@ def load_run(folder: Path, rank_by: str | None = None) -> Run:
         hint = nearest(choice.name, [AUTO, *by_name])
         raise UserError(f"expected --rank_by to be {AUTO} or one of the rankings of this run "
                         f"({', '.join(by_name)}), found {rank_by}{hint and f'; {hint}'}")
-    return Run(dataset, by_name, choice.name, choice.reason, per_checkpoint)
+    return Run(dataset, by_name, choice.name, choice.reason, per_checkpoint,
+               statistics and statistics.margin)

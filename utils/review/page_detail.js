@@ -1,0 +1,83 @@
+// The detail view: one suspect, large, with all that is known of it.
+
+const detail = byId("detail"), help = byId("help");
+
+function openDetail(suspect) {
+  openDialog(detail);
+  showDetail(suspect);
+}
+
+// A dialog makes all outside it inert, so that the messages and their undo button go with it.
+function openDialog(dialog) {
+  dialog.append(byId("dock"));
+  if (!dialog.open) dialog.showModal();
+}
+
+function showDetail(suspect) {
+  const view = element("section", "", {tabIndex: -1}), facts = element("div", "", {className: "facts"});
+  const picture = element("div", "", {className: "picture"}), place = shown.indexOf(suspect);
+  view.setAttribute("role", "group");
+  view.dataset.index = suspect.index;
+  picture.append(makePicture(suspect), element("p", "", {className: "decided"}),
+    makeButton(suspect, "undo", view));
+  const table = element("dl", "");
+  for (const [name, value] of [["rank", `${suspect.rank} of ${samples}`],
+    ["score", suspect.score.toPrecision(4)],
+    ["disagreed", `${Math.round(suspect.disagreement * checkpoints)} of ${checkpoints} times`]])
+    table.append(element("dt", name), element("dd", value));
+  facts.append(element("h2", `Suspect ${suspect.rank}`), named("", file(suspect), "", {className: "small file"}),
+    labelledBar("labelled ", suspect.given_label, suspect.given_probability),
+    labelledBar("suggested ", suspect.suggested_label, suspect.suggested_probability), table);
+  if (suspect.twin) facts.append(makeTwin(suspect));
+  if (suspect.margins.length > 1) facts.append(makeLine(suspect.margins));
+  facts.append(makeActions(suspect, view));
+  view.append(picture, facts);
+  byId("view").replaceChildren(view);
+  byId("position").textContent = `${place + 1} of ${shown.length} shown`;
+  byId("detailPrevious").disabled = place === 0;
+  byId("detailNext").disabled = place === shown.length - 1;
+  for (const one of view.querySelectorAll("button, select")) one.tabIndex = 0;
+  fill(view, suspect);
+  view.focus();
+}
+
+function labelledBar(before, label, probability) {
+  const line = labelled(before, label, probability), bar = element("span", "", {className: "share"});
+  bar.style.setProperty("--share", `${100 * probability}%`);
+  line.append(bar);
+  return line;
+}
+
+// The margin over the epochs, as a line over or under zero.
+function makeLine(margins) {
+  const figure = element("figure", ""), low = Math.min(0, ...margins), high = Math.max(0, ...margins);
+  const y = value => 60 - 60 * (value - low) / (high - low || 1);
+  const points = margins.map((value, place) => `${300 * place / (margins.length - 1)},${y(value)}`);
+  const drawing = svg("svg", {viewBox: "0 -2 300 64", preserveAspectRatio: "none", role: "img",
+    "aria-label": `margin from ${margins[0]} in the first epochs to ${margins.at(-1)} in the last`});
+  drawing.append(svg("line", {x1: 0, x2: 300, y1: y(0), y2: y(0)}),
+    svg("polyline", {points: points.join(" ")}));
+  figure.append(drawing, element("figcaption", `Margin in epochs 1 to ${epochs}, from ${low} to ${high}: `
+    + "below the dashed line, at 0, the network preferred another class."));
+  return figure;
+}
+
+function svg(name, attributes) {
+  const result = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) result.setAttribute(key, value);
+  return result;
+}
+
+for (const dialog of [detail, help]) {
+  dialog.addEventListener("close", () => {
+    document.body.append(byId("dock"));
+    byId("view").replaceChildren();
+    stopTile()?.focus();
+    stopTile()?.scrollIntoView({block: "nearest"});
+  });
+  dialog.onclick = event => { if (event.target === dialog) dialog.close(); };  // the backdrop
+  dialog.querySelector(".close").onclick = () => dialog.close();
+}
+byId("detailPrevious").onclick = () => goTo(placeOf(stopTile()) - 1);
+byId("detailNext").onclick = () => goTo(placeOf(stopTile()) + 1);
+byId("helpButton").onclick = () => openDialog(help);

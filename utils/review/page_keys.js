@@ -1,0 +1,109 @@
+// What keys, buttons and other tabs do, and the start of the page.
+
+const DECISIONS = {a: "accept", f: "fine", r: "remove", u: "undo"};
+
+document.addEventListener("keydown", event => {
+  if (event.ctrlKey || event.metaKey || event.altKey || help.open) return;
+  const focused = document.activeElement, key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (["SELECT", "INPUT"].includes(focused.tagName) && focused.type !== "checkbox") return;
+  const anywhere = {n: () => turn(1), p: () => turn(-1), z: undoLast, "?": () => openDialog(help),
+                    e: detail.open ? null : () => byId("all").click()};
+  const tile = detail.open || focused === document.body ? stopTile() : focused.closest("article");
+  if (anywhere[key]) anywhere[key]();
+  else if (!tile || !(detail.open ? inDetail : inList)(key, event, tile)) return;
+  event.preventDefault();
+});
+
+function inDetail(key, event, tile) {
+  const step = {ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1}[key];
+  if (step) goTo(placeOf(tile) + step);
+  else if (key in DECISIONS) decide([shown[placeOf(tile)]], DECISIONS[key]);
+  else if (key === "c") byId("view").querySelector("select").focus();
+  else return false;
+  return true;
+}
+
+function inList(key, event, tile) {
+  if (document.activeElement === document.body) tile.focus();
+  const suspect = shown[placeOf(tile)], onTile = document.activeElement === tile;
+  const steps = {ArrowLeft: () => -1, ArrowRight: () => 1, ArrowUp: () => rowStep(tile, -1),
+                 ArrowDown: () => rowStep(tile, 1)};
+  if (key in steps) {
+    const place = placeOf(tile);
+    if (!event.shiftKey) range = null;
+    goTo(place + steps[key]());
+    if (event.shiftKey) extend(place, placeOf(stopTile()));
+  } else if (key in DECISIONS) decide(affected(suspect), DECISIONS[key]);
+  else if (key === "c") (affected(suspect).length > 1 ? batchChooser : tile.querySelector("select")).focus();
+  else if (key === "Enter" && onTile) openDetail(suspect);
+  else if (key === " " && onTile) toggle(suspect);
+  else if (key === "Escape" && selected.size) setSelected(new Set());
+  else return false;
+  return true;
+}
+
+byId("download").onclick = () => {
+  load();
+  const rows = rowsToSave();
+  if (!rows.length) return say("No decisions to download yet.");
+  const link = element("a", "", {download,
+    href: URL.createObjectURL(new Blob([corrections(rows)], {type: "text/csv"}))});
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+  const saved = amount(rows.length, "decision is saved", "decisions are saved");
+  if (nextCommand) say(`${saved} in ${download}.  Train on the corrected set: `, {command: nextCommand});
+  else say(`${saved} in ${download}.`);
+};
+
+byId("load").onclick = () => byId("file").click();
+byId("file").onchange = async () => {
+  const [chosenFile] = byId("file").files;
+  if (!chosenFile) return;
+  try {
+    if (chosenFile.size > 1e8) throw new Error("too large");
+    const decoder = new TextDecoder("utf-8", {fatal: true});
+    const rows = readRows(decoder.decode(await chosenFile.arrayBuffer()));
+    if (!rows) throw new Error("other columns");
+    load();
+    loadRows(rows);
+  } catch (error) {
+    say(`Expected corrections of a review page, a CSV in UTF-8 with commas, found `
+      + `${chosenFile.name} (${error.message}); choose another file.`);
+  }
+  byId("file").value = "";
+};
+byId("use").onclick = () => {
+  load();
+  const taken = new Map([...offers()].map(([suspect, row]) => [suspect.index, row])), kept = keep(taken);
+  undoable.length = 0;
+  update();
+  stopTile()?.focus();
+  say(amount(taken.size, "decision is taken over", "decisions are taken over") + (kept ? "" : UNKEPT));
+};
+for (const id of ["class", "suggested", "show", "sort"]) byId(id).onchange = refilter;
+for (const [name, step] of [["previous", -1], ["next", 1]])
+  for (const one of document.querySelectorAll("." + name)) one.onclick = () => turn(step);
+main.addEventListener("focusin", event => makeStop(event.target.closest("article")));
+new ResizeObserver(() => {
+  const header = document.querySelector("header");
+  const height = getComputedStyle(header).position === "sticky" ? header.offsetHeight : 0;
+  document.documentElement.style.setProperty("--header", height + "px");
+}).observe(document.querySelector("header"));
+addEventListener("storage", event => {  // from another tab
+  if (!event.key?.startsWith(PREFIX)) return;
+  unkept.delete(event.key);
+  take(event.key, event.newValue);
+  settle();
+  refresh(suspects.filter(suspect => runKey(suspect.index) === event.key));
+});
+byId("moves").onchange = () => {
+  try { localStorage.setItem(MOVES, byId("moves").checked); } catch {}
+};
+try { byId("moves").checked = localStorage.getItem(MOVES) !== "false"; } catch {}
+
+load();
+update();
+const start = Math.max(0, shown.findIndex(isOpen));
+page = Math.floor(start / PAGE);
+render(start % PAGE);
+stopTile()?.focus();

@@ -1,0 +1,121 @@
+// Which suspects are shown, in what order, and the movement among their tiles and pages.
+
+function isEarlier(suspect) { return !current(suspect) && Boolean(suspect.decided); }
+
+function isOpen(suspect) { return !current(suspect) && !suspect.decided; }
+
+const FILTERS = {open: isOpen, decided: suspect => Boolean(current(suspect)), earlier: isEarlier,
+                 differ: suspect => differs(suspect) && !isEarlier(suspect), all: () => true};
+
+function count() {
+  const now = decidedNow(), other = elsewhere().length, offered = offers().size;
+  const old = decidedEarlier.filter(isEarlier).length, all = suspects.length - old;
+  byId("count").textContent = `${now.length} of ${all} suspects decided`
+    + (other ? `, and ${other} on other pages of this run` : "")
+    + (old ? `; ${old} decided earlier` : "");
+  for (const kind of kinds) {
+    const number = now.filter(suspect => current(suspect).decision === kind).length;
+    byId("counts").querySelector(`[data-kind="${kind}"] b`).textContent = number;
+    byId("progress").querySelector(`[data-kind="${kind}"]`).style.width = `${100 * number / (all || 1)}%`;
+  }
+  byId("progress").ariaValueMax = all;
+  byId("progress").ariaValueNow = now.length;
+  byId("offer").hidden = byId("use").hidden = !offered;
+  byId("offer").firstChild.textContent = amount(offered, "decision of another review in this browser fits "
+    + "an image here", "decisions of another review in this browser fit images here");
+}
+
+function update() {
+  const given = byId("class").value, suggested = byId("suggested").value, sort = byId("sort").value;
+  const fits = (wanted, label) => wanted === "" || label === Number(wanted);
+  shown = suspects.filter(suspect => fits(given, suspect.given_label)
+    && fits(suggested, suspect.suggested_label) && FILTERS[byId("show").value](suspect));
+  if (sort === "twin") {
+    // Identical images stand together, the most suspicious first; the other suspects follow.
+    const first = new Map([...suspects].reverse().map(one => [one.image_sha256, one.rank]));
+    const place = one => one.twin ? first.get(one.image_sha256) : Infinity;
+    shown.sort((a, b) => place(a) < place(b) ? -1 : Number(place(a) > place(b)));
+  } else if (sort === "disagreement") shown.sort((a, b) => b[sort] - a[sort]);
+  else if (sort !== "rank") shown.sort((a, b) => a[sort] - b[sort]);
+  page = 0;
+  range = null;
+  setSelected(new Set());
+  byId("allPairs").hidden = given === "" && suggested === "";
+  updatePairs();
+  render();
+  scrollTo(0, 0);
+}
+
+function refilter() {
+  update();
+  say(`Suspects shown: ${shown.length}`);
+}
+
+function render(focus = 0) {
+  const pages = Math.max(1, Math.ceil(shown.length / PAGE));
+  page = Math.min(Math.max(page, 0), pages - 1);
+  main.replaceChildren(...shown.slice(page * PAGE, (page + 1) * PAGE).map(makeTile));
+  if (!shown.length)
+    main.append(element("p", "Nothing to show: choose more under Show.", {className: "line"}));
+  markLikely();
+  for (const one of document.querySelectorAll(".page"))
+    one.textContent = `page ${page + 1} of ${pages}, ${shown.length} of ${samples} samples`;
+  for (const one of document.querySelectorAll(".previous")) one.disabled = page === 0;
+  for (const one of document.querySelectorAll(".next")) one.disabled = page === pages - 1;
+  byId("all").disabled = !shown.length;
+  const tile = tiles()[Math.min(focus, tiles().length - 1)];
+  if (tile) makeStop(tile);
+  count();
+}
+
+function tiles() { return [...main.querySelectorAll("article")]; }
+
+// The tile where the focus is or was last.
+function stopTile() { return main.querySelector("article[tabindex='0']"); }
+
+function placeOf(tile) { return page * PAGE + tiles().indexOf(tile); }
+
+// A line after as many suspects as have wrong labels by the estimate, which is often too low.
+function markLikely() {
+  if (likely === null || byId("sort").value !== "rank") return;
+  const above = shown.filter(suspect => suspect.rank <= likely).length;
+  if (above < shown.length) tiles()[above - 1 - page * PAGE]?.after(
+    element("p", `At least ${amount(likely, "wrong label is", "wrong labels are")} expected (an estimate, `
+      + "often too low): continue below this line while you find wrong labels.",
+      {className: "line", id: "likely"}));
+}
+
+// Tab stops only at this tile and its controls.
+function makeStop(tile) {
+  for (const one of main.querySelectorAll("[tabindex='0']")) one.tabIndex = -1;
+  for (const one of [tile, ...tile.querySelectorAll("button:not(.select), select")]) one.tabIndex = 0;
+}
+
+// Gives the focus to a suspect, by its place among those shown, in the list or in the detail view.
+function goTo(place) {
+  place = Math.min(Math.max(place, 0), shown.length - 1);
+  if (place < 0) return;
+  if (Math.floor(place / PAGE) !== page) {
+    page = Math.floor(place / PAGE);
+    render(place % PAGE);
+    scrollTo(0, 0);
+  }
+  const tile = tiles()[place % PAGE];
+  makeStop(tile);
+  if (detail.open) return showDetail(shown[place]);
+  tile.focus();
+  tile.scrollIntoView({block: "nearest"});
+}
+
+function turn(step) {
+  if (page + step >= 0 && (page + step) * PAGE < shown.length) goTo((page + step) * PAGE);
+}
+
+// How many tiles it is to the tile in the same column of the next or previous row, or off the page.  The
+// row above the line may be short.
+function rowStep(tile, step) {
+  const all = tiles(), rows = [...new Set(all.map(one => one.offsetTop))];
+  const row = all.filter(one => one.offsetTop === rows[rows.indexOf(tile.offsetTop) + step]);
+  if (row.length) return all.indexOf(row.findLast(one => one.offsetLeft <= tile.offsetLeft)) - all.indexOf(tile);
+  return step < 0 ? -1 - all.indexOf(tile) : all.length - all.indexOf(tile);
+}
