@@ -97,8 +97,14 @@ def page(tab, page_file):
     return open_page(tab, page_file)
 
 
-def open_page(tab, path):
+def open_page(tab, path, moves=False):
+    """Open a page, where a decision moves on to the next suspect or, as most tests prefer, does not."""
     tab.goto(path.as_uri())
+    tab.evaluate("""moves => {
+        const box = document.getElementById("moves");
+        box.checked = moves;
+        box.dispatchEvent(new Event("change"));
+    }""", moves)
     return tab
 
 
