@@ -252,7 +252,8 @@ def test_flags_of_the_data_that_make_no_sense_are_refused(tmp_path, monkeypatch,
 def test_default_batch_is_a_hundredth(tmp_path, monkeypatch, samples, batch):
     monkeypatch.chdir(tmp_path)
     images, labels = np.zeros((samples, 3, 32, 32), np.uint8), np.zeros((samples, 1), int)
-    dataset = Dataset(images, labels, labels, Split(images[:9], labels[:9]), ["a", "b"])
+    dataset = Dataset(images, labels, true_labels=labels, test=Split(images[:9], labels[:9]),
+                      names=["a", "b"])
     settings = train.resolve(train.get_args([])).for_dataset(dataset)
     assert (settings.train_batch_size, settings.val_batch_size) == (batch, 9)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from nnabla.ext_utils import get_extension_context
 
-from models.registry import build_network
+from models.registry import Network, build_network
 from tests.conftest import WatchedSolver, make_dataset
 from utils.training.engines import ENGINES, NnablaEngine
 from utils.training.trainer import Trainer, batches, error_rate
@@ -45,6 +45,7 @@ def trained_images(trainer_seed, epochs, images, augmentation=False):
     nn.clear_parameters()
     network, entered, updates = build_network("resnet23", 3, 4), [], []
 
+    @Network
     def watched(image, test=False):
         entered.append(image)
         return network(image, test=test)
@@ -74,6 +75,7 @@ def test_epoch_trains_on_every_sample_once():
 @engines
 def test_samples_are_observed_with_their_own_logits(engine):
     """A network without batch statistics that is not updated gives each sample its logits."""
+    @Network
     def network(image, test=False):
         features = F.global_average_pooling(image)
         return PF.affine(features, 3), features
@@ -160,6 +162,7 @@ def test_losses_fall_and_are_means_over_samples(engine):
 
 def linear(factor):
     """A linear network whose gradients are about as large as `factor`."""
+    @Network
     def network(image, test=False):
         features = image / 255
         logits = factor * PF.affine(features, 3, name="affine", w_init=lambda shape: np.zeros(shape))
