@@ -10,7 +10,7 @@ import nnabla as nn
 import numpy as np
 import onnxruntime
 
-from models.registry import Network, build_network, is_network
+from models.registry import MODELS, Network, build_network, is_network
 from utils import cli
 from utils.errors import UserError
 from utils.graph.functions import Unsupported, check_last_layer
@@ -214,4 +214,8 @@ def noise_logits(dataset: str | None, noise_model: Path, images: np.ndarray,
         raise UserError(f"expected a checkpoint_<epoch>.json of a network of {classes} classes in "
                         f"{noise_model}, found {found}; give the --model_save_path of a run with "
                         f"--dataset {dataset}")
-    return predict(checkpoint, build_network(made_by.model, classes, made_by.nmaps), images)
+    if MODELS[made_by.model].on_features:
+        raise UserError(f"expected a network on images in {noise_model}, found a {made_by.model}, which "
+                        "is trained on features; give a run without --backbone")
+    network = build_network(made_by.model, classes, made_by.nmaps, shape=images.shape[1:])
+    return predict(checkpoint, network, images)
