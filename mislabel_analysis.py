@@ -136,7 +136,8 @@ def write_tables(settings: Settings, run: Run, facts: Facts, issues: int):
     if settings.review:
         save_review(output / REVIEW, run.dataset, run.score, run.rank_by, run.per_checkpoint,
                     settings.review, facts, likely=issues if trustworthy(run) else None,
-                    reason=run.reason, download=download_name(settings.input), margins=run.margins,
+                    reason=run.reason, download=download_name(settings.input),
+                    files=run.dataset.files(), margins=run.margins,
                     next_command=training_command(replace(settings, drop=None, relabel=None)))
     else:
         (output / REVIEW).unlink(missing_ok=True)  # from an earlier analysis

@@ -62,8 +62,8 @@ def save_review(path: Path, dataset: Dataset, score: np.ndarray, rank_by: str,
     copies = copy_numbers(facts.digests, dataset.labels)
     ranked = list(ranked_suspects(dataset, score, per_checkpoint, facts, limit))
     pictures = page_pictures(dataset.images, [suspect.index for suspect in ranked], files)
-    suspects = [{**_entry(suspect, dataset, facts), "picture": picture, "copy": int(copies[suspect.index]),
-                 "margins": [] if margins is None else _line(margins[suspect.index])}
+    suspects = [{**_entry(suspect, dataset, facts), "copy": int(copies[suspect.index]),
+                 "picture": picture, "margins": [] if margins is None else _line(margins[suspect.index])}
                 for suspect, picture in zip(ranked, pictures, strict=True)]
     # Class and file names are untrusted: autoescape protects the page, tojson the script.
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent),

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.arrays import TRAIN_IMAGES
-from datasets.images import on_all_cores, read_rgb
+from datasets.images import on_all_cores, read_rgb, to_array
 
 LONGEST_SIDE = 256  # pixels of a photo on the page
 LARGEST = 17_000  # bytes of a photo on the page: 1,000 of them, in base64, stay below 25 MB
@@ -33,21 +33,24 @@ def page_pictures(images: np.ndarray, indices: Sequence[int], files: Sequence[Pa
     Returns:
         A URI per index.
     """
+    if files is None:
+        return [_as_trained(images[index]) for index in indices]
     pictures, lost = [""] * len(indices), []
 
     def make(place: int):
         index = indices[place]
         try:
-            pictures[place] = None if files is None else _photo(files[index], images[index])
+            pictures[place] = _photo(files[index], images[index])
         except Exception:  # untrusted files raise almost anything
-            lost.append(index)
-        pictures[place] = pictures[place] or _uri("png", _to_image(images[index]))
+            pictures[place] = _as_trained(images[index])
+            lost.append(place)
 
     on_all_cores(make, len(indices))
-    if files is not None and lost:
+    if lost:
+        first = str(files[indices[min(lost)]])
         print(f"{len(lost):,} of {len(indices):,} suspects are shown from {TRAIN_IMAGES}: their files are "
-              f"missing, unreadable or changed since the training, the first {str(files[min(lost)])!a}; "
-              "put them back where train.py read them and run this again to see the photos", flush=True)
+              f"missing, unreadable or no longer what was trained on, the first {first!a}; put them back "
+              "and run this again to see the photos", flush=True)
     return pictures
 
 
@@ -59,8 +62,7 @@ def _photo(path: Path, trained: np.ndarray) -> str:
         ValueError: it is not what was trained on.
     """
     photo = read_rgb(path)
-    now = np.asarray(photo.resize(trained.shape[:0:-1], Image.Resampling.BICUBIC), np.int16)
-    if np.abs(now.transpose(2, 0, 1) - trained).mean() > TOLERANCE:
+    if np.abs(to_array(photo, trained.shape[-1]).astype(int) - trained).mean() > TOLERANCE:
         raise ValueError("another image")
     return encode(photo)
 
@@ -83,8 +85,8 @@ def encode(photo: Image.Image) -> str:
     return uri
 
 
-def _to_image(pixels: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+def _as_trained(pixels: np.ndarray) -> str:
+    return _uri("png", Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))))
 
 
 def _uri(kind: str, image: Image.Image, **options) -> str:

@@ -87,4 +87,4 @@ def load_run(folder: Path, rank_by: str | None = None) -> Run:
         raise UserError(f"expected --rank_by to be {AUTO} or one of the rankings of this run "
                         f"({', '.join(by_name)}), found {rank_by}{hint and f'; {hint}'}")
     return Run(dataset, by_name, choice.name, choice.reason, per_checkpoint,
-               statistics and statistics.margin)
+               statistics.margin if statistics else None)

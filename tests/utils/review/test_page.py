@@ -369,7 +369,7 @@ def test_tile_says_all_that_is_known(page, dataset):
 def test_names_that_run_from_right_to_left_do_not_turn_the_line(dataset, make_page, tab, tmp_path):
     dataset = replace(dataset, names=["כלב", "סוס", "חתול"])
     page = open_page(tab, make_page(tmp_path / "rtl.html", dataset))
-    lefts = page.evaluate("""() => [...document.querySelector("article .labelled").childNodes].map(node => {
+    lefts = page.evaluate("""() => [...document.querySelector(".labelled").childNodes].map(node => {
         const range = document.createRange();
         range.selectNode(node);
         return range.getBoundingClientRect().left;
