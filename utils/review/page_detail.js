@@ -30,7 +30,8 @@ function showDetail(suspect) {
     labelledBar("suggested ", suspect.suggested_label, suspect.suggested_probability), table);
   if (suspect.twin) facts.append(makeTwin(suspect));
   if (suspect.margins.length > 1) facts.append(makeLine(suspect.margins));
-  facts.append(makeActions(suspect, view));
+  facts.append(makeActions(suspect, view), element("p", "← → other suspects, A accept, F label OK, "
+    + "R remove, C another class, U undo, Esc close", {className: "small keys"}));
   view.append(picture, facts);
   byId("view").replaceChildren(view);
   byId("position").textContent = `${place + 1} of ${shown.length} shown`;
@@ -50,14 +51,15 @@ function labelledBar(before, label, probability) {
 
 // The margin over the epochs, as a line over or under zero.
 function makeLine(margins) {
-  const figure = element("figure", ""), low = Math.min(0, ...margins), high = Math.max(0, ...margins);
+  const figure = element("figure", ""), least = Math.min(...margins), most = Math.max(...margins);
+  const low = Math.min(0, least), high = Math.max(0, most);
   const y = value => 60 - 60 * (value - low) / (high - low || 1);
   const points = margins.map((value, place) => `${300 * place / (margins.length - 1)},${y(value)}`);
   const drawing = svg("svg", {viewBox: "0 -2 300 64", preserveAspectRatio: "none", role: "img",
     "aria-label": `margin from ${margins[0]} in the first epochs to ${margins.at(-1)} in the last`});
   drawing.append(svg("line", {x1: 0, x2: 300, y1: y(0), y2: y(0)}),
     svg("polyline", {points: points.join(" ")}));
-  figure.append(drawing, element("figcaption", `Margin in epochs 1 to ${epochs}, from ${low} to ${high}: `
+  figure.append(drawing, element("figcaption", `Margin in epochs 1 to ${epochs}, from ${least} to ${most}: `
     + "below the dashed line, at 0, the network preferred another class."));
   return figure;
 }

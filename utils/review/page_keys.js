@@ -106,4 +106,4 @@ update();
 const start = Math.max(0, shown.findIndex(isOpen));
 page = Math.floor(start / PAGE);
 render(start % PAGE);
-stopTile()?.focus();
+stopTile()?.focus({preventScroll: start % PAGE === 0});

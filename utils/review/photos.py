@@ -48,9 +48,9 @@ def page_pictures(images: np.ndarray, indices: Sequence[int], files: Sequence[Pa
     on_all_cores(make, len(indices))
     if lost:
         first = str(files[indices[min(lost)]])
-        print(f"{len(lost):,} of {len(indices):,} suspects are shown from {TRAIN_IMAGES}: their files are "
-              f"missing, unreadable or no longer what was trained on, the first {first!a}; put them back "
-              "and run this again to see the photos", flush=True)
+        print(f"{len(lost):,} of {len(indices):,} suspects are shown from {TRAIN_IMAGES}: their files "
+              f"are missing, unreadable or no longer what was trained on, the first {first!a}; put them "
+              "back and run this again to see the photos", flush=True)
     return pictures
 
 

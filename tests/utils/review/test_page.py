@@ -207,7 +207,7 @@ def test_line_is_among_the_suspects_that_are_shown(tab, dataset, make_page, tmp_
 
 
 def test_up_and_down_keep_the_column_across_the_line(tab, make_page, tmp_path):
-    tab.set_viewport_size({"width": 1300, "height": 700})  # five tiles a row
+    tab.set_viewport_size({"width": 1500, "height": 700})  # five tiles a row
     page = open_page(tab, make_page(tmp_path / "line.html", likely=7))
     press(page, "ArrowRight ArrowDown")
     assert focused(page) == 6
