@@ -25,12 +25,14 @@ function showDetail(suspect) {
     ["score", suspect.score.toPrecision(4)],
     ["disagreed", `${Math.round(suspect.disagreement * checkpoints)} of ${checkpoints} times`]])
     table.append(element("dt", name), element("dd", value));
-  facts.append(element("h2", `Suspect ${suspect.rank}`), named("", file(suspect), "", {className: "small file"}),
+  facts.append(element("h2", `Suspect ${suspect.rank}`),
+    named("", file(suspect), "", {className: "small"}),
     labelledBar("labelled ", suspect.given_label, suspect.given_probability),
-    labelledBar("suggested ", suspect.suggested_label, suspect.suggested_probability), table);
+    labelledBar("suggested ", suspect.suggested_label, suspect.suggested_probability),
+    makeActions(suspect, view), table);
   if (suspect.twin) facts.append(makeTwin(suspect));
   if (suspect.margins.length > 1) facts.append(makeLine(suspect.margins));
-  facts.append(makeActions(suspect, view), element("p", "← → other suspects, A accept, F label OK, "
+  facts.append(element("p", "← → other suspects, A accept, F label OK, "
     + "R remove, C another class, U undo, Esc close", {className: "small keys"}));
   view.append(picture, facts);
   byId("view").replaceChildren(view);
@@ -71,12 +73,13 @@ function svg(name, attributes) {
 }
 
 for (const dialog of [detail, help]) {
-  dialog.addEventListener("close", () => {
+  dialog.onclose = () => {
     document.body.append(byId("dock"));
+    // The browser has given the focus to the tile that had it when the dialog was opened.
+    const suspect = byIndex.get(Number(byId("view").querySelector("[data-index]")?.dataset.index));
     byId("view").replaceChildren();
-    stopTile()?.focus();
-    stopTile()?.scrollIntoView({block: "nearest"});
-  });
+    goTo(suspect ? shown.indexOf(suspect) : placeOf(stopTile()));
+  };
   dialog.onclick = event => { if (event.target === dialog) dialog.close(); };  // the backdrop
   dialog.querySelector(".close").onclick = () => dialog.close();
 }

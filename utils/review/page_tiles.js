@@ -58,7 +58,7 @@ function makeTile(suspect) {
   facts.append(labelled("labelled ", suspect.given_label, suspect.given_probability),
     labelled("suggested ", suspect.suggested_label, suspect.suggested_probability),
     element("p", `#${suspect.rank} · score ${suspect.score.toPrecision(4)} · disagreed `
-      + `${Math.round(suspect.disagreement * checkpoints)} of ${checkpoints} times`, {className: "small"}),
+      + `${Math.round(suspect.disagreement * checkpoints)} of ${checkpoints}`, {className: "small"}),
     named("", file(suspect), "", {className: "small file", title: file(suspect)}));
   if (suspect.twin) facts.append(makeTwin(suspect));
   tile.append(picture, facts, makeActions(suspect, tile));
