@@ -85,9 +85,7 @@ for (const [name, step] of [["previous", -1], ["next", 1]])
   for (const one of document.querySelectorAll("." + name)) one.onclick = () => turn(step);
 main.addEventListener("focusin", event => makeStop(event.target.closest("article")));
 new ResizeObserver(() => {
-  const header = document.querySelector("header");
-  const height = getComputedStyle(header).position === "sticky" ? header.offsetHeight : 0;
-  document.documentElement.style.setProperty("--header", height + "px");
+  document.documentElement.style.setProperty("--header", headerHeight() + "px");
 }).observe(document.querySelector("header"));
 addEventListener("storage", event => {  // from another tab
   if (!event.key?.startsWith(PREFIX)) return;

@@ -104,7 +104,16 @@ function goTo(place) {
   makeStop(tile);
   if (detail.open) return showDetail(shown[place]);
   tile.focus();
+  // Where it does not fit between the header and the messages, its top counts.
   tile.scrollIntoView({block: "nearest"});
+  const hidden = headerHeight() - tile.getBoundingClientRect().top;
+  if (hidden > 0) scrollBy(0, -hidden);
+}
+
+// How much of the screen the header covers.
+function headerHeight() {
+  const header = document.querySelector("header");
+  return getComputedStyle(header).position === "sticky" ? header.offsetHeight : 0;
 }
 
 function turn(step) {
