@@ -1,4 +1,4 @@
-// Decisions about one suspect or about several at once, each undone as one, and the selection of several.
+// Decisions about one suspect or several, each undone as one, and the selection of several.
 
 let selected = new Set(), range = null;  // suspects; where shift began, and what was selected then
 const undoable = [];  // of each action, what was decided before, null for nothing, by index
@@ -37,7 +37,8 @@ function rowOf(suspect, kind, label) {
 }
 
 function undoLast() {
-  const before = undoable.pop();
+  const before = undoable.findLast(one => one.size);
+  undoable.length = before ? undoable.lastIndexOf(before) : 0;
   if (!before) return say("Nothing to undo.");
   const kept = keep(before), changed = [...before.keys()].map(index => byIndex.get(index));
   refresh(changed);
@@ -64,8 +65,8 @@ function toggle(suspect) {
   setSelected(next);
 }
 
-// Selects, beside what was selected before, from the place where shift began, which is `from` unless it is
-// still held, to the place `to`.
+// Selects, beside what was selected before, from the place where shift began, or else from the place
+// `from`, to the place `to`.
 function extend(from, to) {
   range ??= {start: from, before: selected};
   const [first, last] = [range.start, to].sort((a, b) => a - b);

@@ -70,8 +70,8 @@ function fits(row) {
       === row.image_sha256.slice(start, start + length);
 }
 
-// Keeps rows, by the index of their sample, null for none.  Each has a key of its own, because another tab
-// may store others meanwhile.  Returns whether the browser stored all.
+// Keeps rows, by the index of their sample, null for none, and returns whether the browser stored all.
+// Each has a key of its own, because another tab may store others meanwhile.
 function keep(rows) {
   const earlier = [...decisions].filter(([key, one]) => one.run === run && rows.has(one.index)
     && key !== runKey(one.index)).map(([key]) => key);  // under keys of an earlier page

@@ -61,8 +61,8 @@ function makeLine(margins) {
     "aria-label": `margin from ${margins[0]} in the first epochs to ${margins.at(-1)} in the last`});
   drawing.append(svg("line", {x1: 0, x2: 300, y1: y(0), y2: y(0)}),
     svg("polyline", {points: points.join(" ")}));
-  figure.append(drawing, element("figcaption", `Margin in epochs 1 to ${epochs}, from ${least} to ${most}: `
-    + "below the dashed line, at 0, the network preferred another class."));
+  figure.append(drawing, element("figcaption", `Margin in epochs 1 to ${epochs}, from ${least} to `
+    + `${most}: below the dashed line, at 0, the network preferred another class.`));
   return figure;
 }
 

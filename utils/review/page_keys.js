@@ -4,15 +4,22 @@ const DECISIONS = {a: "accept", f: "fine", r: "remove", u: "undo"};
 
 document.addEventListener("keydown", event => {
   if (event.ctrlKey || event.metaKey || event.altKey || help.open) return;
-  const focused = document.activeElement, key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const focused = document.activeElement;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (["SELECT", "INPUT"].includes(focused.tagName) && focused.type !== "checkbox") return;
   const anywhere = {n: () => turn(1), p: () => turn(-1), z: undoLast, "?": () => openDialog(help),
-                    e: detail.open ? null : () => byId("all").click()};
+                    ...detail.open ? {} : {e: () => byId("all").click(), Escape: dismiss}};
   const tile = detail.open || focused === document.body ? stopTile() : focused.closest("article");
   if (anywhere[key]) anywhere[key]();
   else if (!tile || !(detail.open ? inDetail : inList)(key, event, tile)) return;
   event.preventDefault();
 });
+
+// Ends the selection; where there is none, hides the message.
+function dismiss() {
+  if (selected.size) byId("clear").click();
+  else byId("toast").classList.remove("on");
+}
 
 function inDetail(key, event, tile) {
   const step = {ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1}[key];
@@ -34,10 +41,10 @@ function inList(key, event, tile) {
     goTo(place + steps[key]());
     if (event.shiftKey) extend(place, placeOf(stopTile()));
   } else if (key in DECISIONS) decide(affected(suspect), DECISIONS[key]);
-  else if (key === "c") (affected(suspect).length > 1 ? batchChooser : tile.querySelector("select")).focus();
+  else if (key === "c" && affected(suspect).length > 1) batchChooser.focus();
+  else if (key === "c") tile.querySelector("select").focus();
   else if (key === "Enter" && onTile) openDetail(suspect);
   else if (key === " " && onTile) toggle(suspect);
-  else if (key === "Escape" && selected.size) setSelected(new Set());
   else return false;
   return true;
 }
@@ -92,7 +99,9 @@ addEventListener("storage", event => {  // from another tab
   unkept.delete(event.key);
   take(event.key, event.newValue);
   settle();
-  refresh(suspects.filter(suspect => runKey(suspect.index) === event.key));
+  const changed = suspects.filter(suspect => runKey(suspect.index) === event.key);
+  for (const before of undoable) for (const {index} of changed) before.delete(index);  // theirs is newer
+  refresh(changed);
 });
 byId("moves").onchange = () => {
   try { localStorage.setItem(MOVES, byId("moves").checked); } catch {}

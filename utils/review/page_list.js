@@ -16,7 +16,8 @@ function count() {
   for (const kind of kinds) {
     const number = now.filter(suspect => current(suspect).decision === kind).length;
     byId("counts").querySelector(`[data-kind="${kind}"] b`).textContent = number;
-    byId("progress").querySelector(`[data-kind="${kind}"]`).style.width = `${100 * number / (all || 1)}%`;
+    const part = byId("progress").querySelector(`[data-kind="${kind}"]`);
+    part.style.width = `${100 * number / (all || 1)}%`;
   }
   byId("progress").ariaValueMax = all;
   byId("progress").ariaValueNow = now.length;
@@ -125,6 +126,7 @@ function turn(step) {
 function rowStep(tile, step) {
   const all = tiles(), rows = [...new Set(all.map(one => one.offsetTop))];
   const row = all.filter(one => one.offsetTop === rows[rows.indexOf(tile.offsetTop) + step]);
-  if (row.length) return all.indexOf(row.findLast(one => one.offsetLeft <= tile.offsetLeft)) - all.indexOf(tile);
-  return step < 0 ? -1 - all.indexOf(tile) : all.length - all.indexOf(tile);
+  const place = all.indexOf(tile);
+  if (!row.length) return step < 0 ? -1 - place : all.length - place;
+  return all.indexOf(row.findLast(one => one.offsetLeft <= tile.offsetLeft)) - place;
 }

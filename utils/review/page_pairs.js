@@ -38,7 +38,8 @@ function heading(label, scope) {
 function pairCell(given, suggested, number, most) {
   const cell = element("td", "");
   if (!number) return cell;
-  const chosenPair = byId("class").value === String(given) && byId("suggested").value === String(suggested);
+  const chosenPair = byId("class").value === String(given)
+    && byId("suggested").value === String(suggested);
   const button = element("button", number, {ariaPressed: String(chosenPair),
     ariaLabel: `${number} labelled ${names[given]}, suggested ${names[suggested]}`,
     onclick: () => filterPair(chosenPair ? "" : given, chosenPair ? "" : suggested)});

@@ -84,11 +84,13 @@ function makePicture(suspect) {
 
 function labelled(before, label, probability) {
   const line = element("p", "", {className: before.trim(), title: names[label]});
-  line.append(element("span", before), element("bdi", names[label]), element("span", percent(probability)));
+  line.append(element("span", before), element("bdi", names[label]),
+    element("span", percent(probability)));
   return line;
 }
 
-const BUTTONS = {accept: ["Accept", "accept the suggestion (A)"], fine: ["Label OK", "the label is right (F)"],
+const BUTTONS = {accept: ["Accept", "accept the suggestion (A)"],
+                 fine: ["Label OK", "the label is right (F)"],
                  remove: ["Remove", "remove the image (R)"], undo: ["Undo", "undo (U)"]};
 
 // A button to decide; `view`, the tile or the detail view, gets the focus when the button vanishes.
@@ -116,7 +118,8 @@ function makeActions(suspect, view) {
 // whether to move on; `leave` gives the focus back.
 function makeChooser(shows, choose, leave) {
   const select = element("select", "", {tabIndex: -1, ariaLabel: "another class",
-    title: "another class (C)", onfocus: () => addOptions(select), onmousedown: () => addOptions(select)});
+    title: "another class (C)"});
+  select.onfocus = select.onmousedown = () => addOptions(select);
   // Arrow keys browse the classes; the choice counts with Enter or when the chooser loses focus.
   let browsing = false;
   const settleOn = moves => {

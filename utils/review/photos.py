@@ -12,7 +12,7 @@ from datasets.images import on_all_cores, read_rgb, to_array
 
 LONGEST_SIDE = 256  # pixels of a photo on the page
 LARGEST = 17_000  # bytes of a photo on the page: 1,000 of them, in base64, stay below 25 MB
-QUALITIES = (85, 75, 60, 45, 30)  # of JPEG; the first that is small enough is taken
+QUALITIES = (90, 75, 60, 45, 30)  # of JPEG; the first that is small enough is taken
 SMALL = 64  # pixels; images up to this side are kept exactly
 # Mean absolute difference, of 255, between what was trained on and the file as it is read today.  It is
 # below 1 where another version of Pillow or libjpeg rounds otherwise.

@@ -120,6 +120,17 @@ def test_undo_brings_back_what_was_decided_before(page, dataset, tmp_path):
     assert (row["decision"], row["new_label"]) == ("relabel", dataset.names[other])
 
 
+def test_undo_leaves_what_another_tab_decided_since(page, page_file):
+    press(page, "r ArrowRight f ArrowLeft")
+    other = open_page(page.context.new_page(), page_file)
+    other.select_option("#show", "all")
+    other.locator("article").nth(1).focus()
+    press(other, "r")
+    page.wait_for_selector("[data-index='1'][data-decision='remove']")
+    press(page, "z z")
+    assert [decision(page, number) for number in (0, 1)] == ["", "remove"]
+
+
 def test_loading_a_file_is_not_undone_with_a_decision_before_it(page, dataset, tmp_path):
     press(page, "r")
     corrections.save(tmp_path / "a.csv", dataset, corrections.Corrections(fine=[0]))
@@ -139,6 +150,18 @@ def test_message_vanishes_with_its_button(page):
     assert not page.locator("#undoLast").is_visible() and numbers(page.inner_text("#message")) == [1]
     press(page, "z")
     assert decided(page) == [0, 150]
+
+
+def test_escape_hides_the_message(page):
+    press(page, "r Escape")
+    assert not page.locator("#undoLast").is_visible() and decided(page) == [1, 150]
+
+
+def test_escape_ends_the_selection_from_its_buttons(page):
+    press(page, "Shift+ArrowRight")
+    page.focus("#batch [data-kind=fine]")
+    press(page, "Escape")
+    assert selection(page) == ([], 0) and focused(page) == 1
 
 
 def test_shift_and_arrows_select_a_range(page):
@@ -177,6 +200,10 @@ def test_clicks_and_space_select(page):
     page.click("#clear")
     assert selection(page) == ([], 0) and focused(page) in (0, 11)
     assert page.evaluate("String(getSelection())") == ""
+    for first, last in [(20, 22), (30, 31)]:
+        tiles.nth(first).click()
+        tiles.nth(last).click(modifiers=["Shift"])
+    assert selection(page) == ([20, 21, 22, 30, 31], 5)
 
 
 @pytest.mark.parametrize(("act", "kind"), [
@@ -248,8 +275,9 @@ def test_decision_at_another_tile_is_about_that_alone(page):
 
 
 def test_another_class_for_several(page, dataset, tmp_path):
-    press(page, "Shift+ArrowRight Shift+ArrowRight c ArrowDown Escape")
-    assert decided(page) == [0, 150] and selection(page)[1] == 3 and focused(page) == 2
+    press(page, "ArrowRight ArrowRight c ArrowDown Enter ArrowLeft ArrowLeft "
+                "Shift+ArrowRight Shift+ArrowRight c ArrowDown Escape")
+    assert decided(page) == [1, 150] and selection(page)[1] == 3 and focused(page) == 2
     press(page, "c ArrowDown Enter")  # the first class
     assert focused(page) == 2
     rows = download(page, tmp_path / "a.csv")
@@ -257,7 +285,7 @@ def test_another_class_for_several(page, dataset, tmp_path):
         assert (row["decision"], row["new_label"]) == (
             ("fine", "") if given == 0 else ("relabel", dataset.names[0]))
     press(page, "z")
-    assert decided(page) == [0, 150]
+    assert decided(page) == [1, 150]
 
 
 def test_several_decided_move_on_to_the_suspect_after_them(moving):

@@ -22,8 +22,12 @@ VIEW = "#detail [data-index]"
 
 @pytest.fixture
 def with_margins(dataset, make_page, tab, tmp_path):
-    """The page of `dataset` with four epochs' margins: of sample i, 2 - i, 1 - i, -i, -1 - i."""
+    """The page of `dataset` with four epochs' margins: of sample i, 2 - i, 1 - i, -i, -1 - i.
+
+    Those of sample 4 are 1, 2, 3, 4.
+    """
     margins = 2.0 - np.arange(4) - np.arange(len(dataset.labels))[:, None]
+    margins[4] = np.arange(1, 5)
     return open_page(tab, make_page(tmp_path / "margins.html", margins=margins))
 
 
@@ -63,6 +67,9 @@ def test_margins_are_a_line_over_the_epochs(with_margins):
     press(page, "ArrowRight ArrowRight ArrowRight")  # from -1 to -4: 0 stays above
     points = page.locator("#detail polyline").get_attribute("points").split()
     assert points[0] == "0,15" and float(page.locator("#detail svg line").get_attribute("y1")) == 0
+    press(page, "ArrowRight")  # and below
+    points = page.locator("#detail polyline").get_attribute("points").split()
+    assert points[0] == "0,45" and float(page.locator("#detail svg line").get_attribute("y1")) == 60
 
 
 def test_no_line_without_margins(page):

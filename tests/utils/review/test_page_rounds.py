@@ -95,6 +95,20 @@ def test_decisions_of_an_older_page_are_kept(page, dataset, tmp_path):
         {0: (given[0] + 2) % 3}, [1], [2])
 
 
+def test_decision_under_the_key_of_an_older_page_is_replaced(page, dataset):
+    row = {"run": dataset.digest(), "index": 0, "path": "", "decision": "remove", "new_label": "",
+           "given_label": dataset.names[dataset.labels[0, 0]], "time": 1,
+           "image_sha256": corrections.sample_digest(dataset, 0)}
+    page.evaluate("row => localStorage.setItem('tracin-review-old', JSON.stringify(row))", row)
+    page.reload()
+    assert decided(page) == [1, 150]
+    page.select_option("#show", "all")
+    page.locator("article").first.focus()
+    press(page, "u")
+    page.reload()
+    assert decided(page) == [0, 150]
+
+
 def test_two_tabs_and_two_pages_of_a_run_share_their_decisions(page, page_file, make_page, tmp_path):
     make_page(page_file.with_name("short.html"), limit=2)
     other = page.context.new_page()
