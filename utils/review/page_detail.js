@@ -41,7 +41,8 @@ function showDetail(suspect) {
   byId("detailNext").disabled = place === shown.length - 1;
   for (const one of view.querySelectorAll("button, select")) one.tabIndex = 0;
   fill(view, suspect);
-  view.focus();
+  view.focus({preventScroll: true});
+  detail.scrollTop = 0;
 }
 
 function labelledBar(before, label, probability) {

@@ -110,6 +110,16 @@ def test_detail_view_crosses_pages_and_ends_with_the_suspects(page):
     assert in_detail(page) == 0 and page.locator("#detailPrevious").is_disabled()
 
 
+def test_detail_view_begins_at_its_top(tab, page_file):
+    tab.set_viewport_size({"width": 390, "height": 500})
+    page = open_page(tab, page_file)
+    for keys in ("Enter", "ArrowRight"):
+        press(page, keys)
+        assert page.evaluate("document.getElementById('detail').scrollTop") == 0
+        page.locator("#detail dl").scroll_into_view_if_needed()
+        assert page.evaluate("document.getElementById('detail').scrollTop") > 0
+
+
 def test_all_decisions_are_made_in_the_detail_view(page, dataset, tmp_path):
     given = dataset.labels[:, 0]
     press(page, "Enter a ArrowRight f ArrowRight r ArrowRight r u ArrowRight c")
