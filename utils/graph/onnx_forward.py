@@ -30,9 +30,13 @@ OPERATORS: dict[str, tuple[str, Callable[[dict], dict], tuple[int, ...]]] = {
     "Convolution": ("Conv", lambda args: {
         "strides": args["stride"], "pads": args["pad"] * 2, "dilations": args["dilation"],
         "group": args["group"]}, (0, 1, 2)),
+    "Div2": ("Div", lambda args: {}, (0, 1)),
     "GlobalAveragePooling": ("GlobalAveragePool", lambda args: {}, (0,)),
     "MaxPooling": ("MaxPool", _window, (0,)),
+    "MulScalar": ("Mul", lambda args: {}, (0,)),
+    "NormNormalization": ("LpNormalization", lambda args: {"axis": 1, "p": 2}, (0,)),
     "ReLU": ("Relu", lambda args: {}, (0,)),
+    "Sub2": ("Sub", lambda args: {}, (0, 1)),
 }
 
 
@@ -42,6 +46,8 @@ def add_operator(nodes: Nodes, function, inputs: list[str], **more) -> str:
     inputs = [inputs[place] for place in order if place < len(inputs)]
     if function.info.type_name == "Affine":
         inputs[0] = nodes.add("Flatten", inputs[0])
+    elif function.info.type_name == "MulScalar":
+        inputs.append(nodes.constant(float(function.info.args["val"])))
     return nodes.add(operator, *inputs, **attributes(function.info.args), **more)
 
 
