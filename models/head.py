@@ -9,6 +9,7 @@ import nnabla as nn
 import nnabla.functions as F
 import nnabla.parametric_functions as PF
 import numpy as np
+from nnabla.initializer import ConstantInitializer
 
 LENGTH = 4.0
 # Rows of features that are read at once.
@@ -23,7 +24,7 @@ def head(x: nn.Variable, classes: int, test: bool = False,
         x: features (B, D).
         classes: number of classes.
         test: ignored; training and inference compute the same.
-        rng: draws the initial weights.
+        rng: ignored; the weights start at zero.
 
     Returns:
         logits (B, classes), and the input of ``affine`` (B, D), each row of length `LENGTH` (or 0, for a
@@ -32,7 +33,7 @@ def head(x: nn.Variable, classes: int, test: bool = False,
     mean, deviation = _standardization(x.shape[1])
     h = F.norm_normalization(F.div2(F.sub2(x, mean), deviation), p=2, axes=[1])
     h = F.mul_scalar(h, LENGTH)
-    return PF.affine(h, classes, rng=rng), h
+    return PF.affine(h, classes, w_init=ConstantInitializer(0)), h
 
 
 def _standardization(size: int) -> tuple[nn.Variable, nn.Variable]:
@@ -43,18 +44,17 @@ def _standardization(size: int) -> tuple[nn.Variable, nn.Variable]:
                      for name, value in [("mean", 0.0), ("deviation", 1.0)])
 
 
-def set_standardization(features: np.ndarray, members: np.ndarray | None = None):
+def set_standardization(features: np.ndarray):
     """Set the mean and the deviation of every feature in the current scope, from float64 sums.
 
     The deviation of a feature that is constant, up to the rounding of float32, is set to 1.
 
     Args:
-        features: float32 (N, D); may be memory-mapped.
-        members: the samples to take, indices (M,); None for all.
+        features: of the training set, float32 (N, D); may be memory-mapped.
     """
-    count = len(features) if members is None else len(members)
-    mean = sum(chunk.sum(axis=0) for chunk in _chunks(features, members)) / count
-    variance = sum(np.square(chunk - mean).sum(axis=0) for chunk in _chunks(features, members)) / count
+    count = len(features)
+    mean = sum(chunk.sum(axis=0) for chunk in _chunks(features)) / count
+    variance = sum(np.square(chunk - mean).sum(axis=0) for chunk in _chunks(features)) / count
     deviation = np.sqrt(variance)
     constant = deviation <= np.finfo(np.float32).eps * np.abs(mean)
     for parameter, value in zip(_standardization(features.shape[1]),
@@ -62,8 +62,7 @@ def set_standardization(features: np.ndarray, members: np.ndarray | None = None)
         parameter.d = value
 
 
-def _chunks(features: np.ndarray, members: np.ndarray | None) -> Iterator[np.ndarray]:
+def _chunks(features: np.ndarray) -> Iterator[np.ndarray]:
     """The samples, float64 (up to CHUNK, D) at a time."""
-    for start in range(0, len(features) if members is None else len(members), CHUNK):
-        piece = slice(start, start + CHUNK)
-        yield features[piece if members is None else members[piece]].astype(np.float64)
+    for start in range(0, len(features), CHUNK):
+        yield features[start:start + CHUNK].astype(np.float64)
