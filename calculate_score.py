@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None):
     model, classes, nmaps = network_of(settings, checkpoints[0])
     check(settings, checkpoints[0], dataset, classes, digest)
     device = set_context(settings.context, settings.device_id, settings.type_config)
-    plan = make_plan(settings, build_network(model, classes, nmaps), samples)
+    inputs = inputs_of(model, dataset, settings)
+    plan = make_plan(settings, build_network(model, classes, nmaps, shape=inputs.shape[1:]), samples)
     checkpoints = check_parameters(checkpoints, plan.network)
     print(f"{model} on {device}: {'all layers' if plan.layers == 'all' else 'last layer'} by "
           f"{plan.engine}, --workers {plan.workers}, {len(checkpoints)} "
@@ -118,10 +119,21 @@ def network_of(settings: ScoreSettings, first: Checkpoint) -> tuple[str, int, in
     return model, first.description.classes, nmaps
 
 
+def inputs_of(model: str, dataset: Dataset, settings: ScoreSettings) -> np.ndarray:
+    """What the network was trained on, (N, ...)."""
+    if not MODELS[model].on_features:
+        return dataset.images
+    if dataset.features is None:
+        raise UserError(f"expected {settings.input / arrays.TRAIN_FEATURES}, which "
+                        f"{settings.checkpoint} was trained on, found nothing; give that run's --output")
+    return dataset.features
+
+
 def check(settings: ScoreSettings, first: Checkpoint, dataset: Dataset, classes: int,
           digest: str):
     """Refuse data that the checkpoints were not trained on, and batches larger than the data."""
     if first.description and first.description.data_sha256 != digest:
+        arrays.check_features(settings.input, dataset, first.description.annotations)
         raise UserError(f"the images and labels in {settings.input} are not those that "
                         f"{settings.checkpoint} was trained on; give that run's --output")
     if first.description:
@@ -140,7 +152,8 @@ def make_plan(settings: ScoreSettings, network: Network, samples: int) -> Scorin
     """The flags, with their defaults resolved for the current context."""
     context = current_context()
     return ScoringPlan(
-        network, settings.input / arrays.TRAIN_IMAGES, settings.input / arrays.TRAIN_LABELS,
+        network, settings.input / (arrays.TRAIN_IMAGES if len(network.shape) == 3
+                                   else arrays.TRAIN_FEATURES), settings.input / arrays.TRAIN_LABELS,
         settings.layers, choose_engine(settings.engine, settings.layers, context),
         settings.batch_size or min(SAMPLES_PER_PASS[context, settings.layers], samples),
         settings.workers or (available_cores() if context == "cpu" else 1),

@@ -40,6 +40,7 @@ from utils.training.settings import (
     RunSettings,
     TrainSettings,
     add_training_flags,
+    fill_defaults,
     take_corrected,
     take_resumed,
 )
@@ -71,7 +72,12 @@ def resolve(args: argparse.Namespace) -> TrainSettings:
         resumed = take_resumed(args, build_parser())
     elif args.input and args.corrections and args.shuffle_label is not False:
         take_corrected(args, build_parser())
+    fill_defaults(args)
     data = flags.resolve(args, resumed=resumed is not None)
+    if MODELS[args.model].on_features:
+        data = replace(data, augmentation=False)
+    if args.backbone:  # --image_size is what enters the backbone
+        data = replace(data, image_size=None)
     values = {name: getattr(args, name) for name in TrainSettings.__dataclass_fields__
               if name in args}
     values["nmaps"] = MODELS[args.model].check_nmaps(args.nmaps)
@@ -101,9 +107,10 @@ def train_and_evaluate(chosen: TrainSettings):
     dataset = flags.load_data(chosen.data, rng, partial(noise_logits, chosen.data.dataset))
     settings = chosen.for_dataset(dataset)
     description = settings.describe(dataset)
-    network = build_network(settings.model, len(dataset.names), settings.nmaps, rng)
+    network = build_network(settings.model, len(dataset.names), settings.nmaps, rng,
+                            dataset.inputs.shape[1:])
     engine = ENGINES[settings.engine].make(network, settings.workers, settings.type_config == "half")
-    trainer = Trainer(engine, settings.data.augmentation, settings.seed)
+    trainer = Trainer(engine, settings.data.augmentation, settings.seed, settings.weight_decay)
     save_data(settings, dataset, description)
     log, record = start_or_resume(settings, trainer, dataset, run_key(description))
     done = len(log.history)
@@ -189,10 +196,10 @@ def train_epoch(settings: RunSettings, trainer: Trainer, dataset: Dataset, log: 
     with log.epoch(len(dataset.images), len(test.images)) as progress:
         with memory_for("--train_batch_size", batch_size, "start over"):
             train_loss, train_error = trainer.train_epoch(
-                epoch, dataset.images, dataset.labels, batch_size, rate, progress, observe)
+                epoch, dataset.inputs, dataset.labels, batch_size, rate, progress, observe)
         check_finite(trainer.diverged())
         with memory_for("--val_batch_size", test_batch_size, "run again"):
-            test_loss, test_error = trainer.evaluate(test.images, test.labels, test_batch_size)
+            test_loss, test_error = trainer.evaluate(test.inputs, test.labels, test_batch_size)
     check_finite(None if math.isfinite(train_loss + test_loss) else "the loss")
     log.add(train_loss, train_error, test_loss, test_error, rate(updates - 1))
     return rate(updates - 1)

@@ -1,12 +1,13 @@
 """Where images and labels come from, and the training sets with label noise made from them."""
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from datasets import cifar, digits
-from datasets.arrays import Dataset, Source, Split
+from datasets.arrays import SIDE, Dataset, Source, Split
+from datasets.images import resize
 from datasets.label_noise import asymmetric_labels, hardest_labels, next_class, shuffle_labels
 from datasets.own import load_own
 from utils.errors import UserError
@@ -50,13 +51,14 @@ NOISES = ("uniform", "asymmetric", "hardest")
 
 
 def load_source(name: str, path: Path | None, val_fraction: float | None, strict: bool,
-                rng: np.random.Generator) -> Source:
+                rng: np.random.Generator, size: int = SIDE) -> Source:
     """Load a known set of images, or your own.
 
     Args:
         name: a key of ``DATASETS``, or the path of your own images.
         path: the files of a known set, or None for their default place.
         val_fraction, strict, rng: for your own images; see `datasets.own.load_own`.
+        size: of the images, in pixels.
 
     Raises:
         UserError: the source cannot be read.
@@ -65,8 +67,16 @@ def load_source(name: str, path: Path | None, val_fraction: float | None, strict
         if path is not None and not DATASETS[name].reads_files:
             raise UserError(f"expected no --data with --dataset {name}, which reads no files, "
                             f"found {path}; leave --data out")
-        return DATASETS[name].load(path)
-    return load_own(Path(name), val_fraction, strict, rng)
+        source = DATASETS[name].load(path)
+        train, test = (replace(split, images=resize(split.images, size), originals=_pixels(split))
+                       for split in (source.train, source.test))
+        return replace(source, train=train, test=test)
+    return load_own(Path(name), val_fraction, strict, rng, size)
+
+
+def _pixels(split: Split) -> np.ndarray:
+    """The images of a known set as originals, (N, H, W, 3)."""
+    return split.images.transpose(0, 2, 3, 1)
 
 
 def make_dataset(source: Source, subset: int | None, shuffle_rate: float, rng: np.random.Generator,
@@ -81,7 +91,7 @@ def make_dataset(source: Source, subset: int | None, shuffle_rate: float, rng: n
         shuffle_rate: share of each class to mislabel; ``asymmetric`` noise spares some classes.
         rng: draws the samples, then the noise.
         noise: one of ``NOISES``; see `datasets.label_noise`.
-        predict: returns a model's logits (N, C) for images (N, *IMAGE_SHAPE); for ``hardest``.
+        predict: returns a model's logits (N, C) for images (N, 3, S, S); for ``hardest``.
 
     Raises:
         UserError: the source is smaller than `subset`, or has more classes.
@@ -90,8 +100,7 @@ def make_dataset(source: Source, subset: int | None, shuffle_rate: float, rng: n
     train, paths = source.train, source.paths
     if subset is not None:
         kept = _draw_subset(train.labels[:, 0], subset, source.names, rng)
-        train = Split(train.images[kept], train.labels[kept])
-        paths = paths and [paths[index] for index in kept]
+        train, paths = train.take(kept), paths and [paths[index] for index in kept]
     if noise == "uniform":
         labels = shuffle_labels(train.labels, shuffle_rate, len(source.names), rng)
     elif noise == "asymmetric":
@@ -102,8 +111,9 @@ def make_dataset(source: Source, subset: int | None, shuffle_rate: float, rng: n
         raise ValueError(f"expected one of {NOISES}, and predict for 'hardest', found {noise!r}")
     # Added noise is measured against the given labels.
     known = source.trusted or shuffle_rate
-    return Dataset(train.images, labels, train.labels if known else None, source.test, source.names,
-                   paths, source.skipped)
+    return Dataset(train.images, labels, train.originals, true_labels=train.labels if known else None,
+                   test=source.test, names=source.names, paths=paths, skipped=source.skipped,
+                   source=source.path)
 
 
 def _draw_subset(labels: np.ndarray, count: int, names: list[str],

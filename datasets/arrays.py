@@ -1,25 +1,58 @@
 """The .npy files a run keeps: written by train.py, read by all three scripts."""
 import hashlib
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+from datasets.names import is_line
 from utils.errors import UserError
 from utils.files import load_array, release, save_array, save_text
 
-IMAGE_SHAPE = (3, 32, 32)
+SIDE = 32
+IMAGE_SHAPE = (3, SIDE, SIDE)
 TRAIN_IMAGES, TRAIN_LABELS, TRUE_LABELS = "x_train.npy", "y_shuffle_train.npy", "y_train.npy"
 TEST_IMAGES, TEST_LABELS = "x_val.npy", "y_val.npy"
+TRAIN_FEATURES, TEST_FEATURES = "features_train.npy", "features_val.npy"
 NAMES_FILE, PATHS_FILE, SKIPPED_FILE = "label_names.txt", "paths.txt", "skipped.txt"
+SOURCE_FILE = "source.txt"
+
+AnySplit = TypeVar("AnySplit", bound="Split")
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images, uint8 (N, *IMAGE_SHAPE) RGB, and labels, integers (N, 1)."""
+    """Images with labels.
+
+    Attributes:
+        images: uint8 (N, 3, S, S) RGB.
+        labels: integers (N, 1).
+        originals: image files, or pixels, uint8 (N, H, W[, 3]), that the images were made from; None
+            where nothing but the images is known.
+        features: by a backbone, float32 (N, D), or None.
+    """
 
     images: np.ndarray
     labels: np.ndarray
+    originals: Sequence[Path] | np.ndarray | None = None
+    features: np.ndarray | None = None
+
+    @property
+    def inputs(self) -> np.ndarray:
+        """What a network is trained on: the features if there are any, else the images."""
+        return self.images if self.features is None else self.features
+
+    def take(self: AnySplit, kept: np.ndarray) -> AnySplit:
+        """The samples with these indices, (M,), in their order."""
+        originals = self.originals
+        if originals is not None:
+            originals = originals[kept] if isinstance(originals, np.ndarray) \
+                else [originals[index] for index in kept]
+        return replace(self, images=self.images[kept], labels=self.labels[kept], originals=originals,
+                       features=None if self.features is None else self.features[kept])
 
 
 @dataclass(frozen=True)
@@ -30,9 +63,11 @@ class Source:
         train, test: the two sets.
         names: the names of the C classes.
         confusable: class -> the class it is mistaken for, for some classes.
-        paths: the file of each training sample, or None if there are no files.
+        paths: of each training sample: its file, relative to the folder of `path` unless absolute, or
+            its place in the arrays of an .npz; None for a known set.
         skipped: a line per file that is not an image.
         trusted: whether the labels are known to be true.
+        path: one's own folder, .csv or .npz; None for a known set.
     """
 
     train: Split
@@ -42,24 +77,27 @@ class Source:
     paths: list[str] | None = None
     skipped: list[str] = field(default_factory=list)
     trusted: bool = True
+    path: Path | None = None
 
 
-@dataclass(frozen=True)
-class Dataset:
+@dataclass(frozen=True, kw_only=True)
+class Dataset(Split):
     """A training set, with the labels it is trained on beside the true ones, and a test set.
 
-    `true_labels` is None if unknown; `test` is None if only the training set was loaded; `paths` are
-    the files of the training samples, None if there are no files; `skipped` has a line per file that
-    is not an image.
+    Attributes:
+        true_labels: integers (N, 1), or None if unknown.
+        test: the test set, or None if only the training set was loaded.
+        names: the names of the C classes.
+        paths, skipped: as in `Source`.
+        source: one's own folder, .csv or .npz, which may have moved since; None for a known set.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
     true_labels: np.ndarray | None
     test: Split | None
     names: list[str]
     paths: list[str] | None = None
     skipped: list[str] = field(default_factory=list)
+    source: Path | None = None
 
     def __str__(self) -> str:
         mislabelled = "an unknown number"
@@ -67,6 +105,22 @@ class Dataset:
             mislabelled = f"{int((self.labels != self.true_labels).sum()):,}"
         test = f", {len(self.test.images):,} test samples" if self.test else ""
         return f"{len(self.images):,} training samples, {mislabelled} mislabelled{test}"
+
+    def take(self, kept: np.ndarray) -> "Dataset":
+        return replace(super().take(kept), paths=self.paths and [self.paths[index] for index in kept],
+                       true_labels=None if self.true_labels is None else self.true_labels[kept])
+
+    def files(self) -> list[Path] | None:
+        """Where the file of each sample should be, or None if there are no files.
+
+        They may be missing, or others than those that the images were made from.
+        """
+        if self.source is None or self.paths is None:
+            return None
+        if self.source.is_dir():
+            return [self.source / path for path in self.paths]
+        return None if self.source.suffix.lower() == ".npz" else \
+            [self.source.parent / path for path in self.paths]
 
     def without_noise(self) -> "Dataset":
         """The same data to train on the true labels.
@@ -80,22 +134,35 @@ class Dataset:
         return replace(self, labels=self.true_labels)
 
     def digest(self) -> str:
-        """SHA-256 of the training images and the labels trained on, which identifies a run's data."""
+        """SHA-256 of the training images, their features and labels, which identifies a run's data."""
         digest = hashlib.sha256(repr((self.images.shape, self.labels.shape)).encode())
         for start in range(0, len(self.images), 1000):
             digest.update(np.ascontiguousarray(self.images[start:start + 1000]).data)
             release(self.images)
         digest.update(np.ascontiguousarray(self.labels, "<i8").data)
+        if self.features is not None:
+            digest.update(_digest_features(self.features).encode())
         return digest.hexdigest()
 
     def annotations(self) -> dict[str, str]:
-        """SHA-256 of the names, true labels and paths, which `digest` leaves out, by file name."""
+        """SHA-256 of names, true labels, paths and features, by file name: to tell which has changed."""
         contents = {NAMES_FILE: _join(self.names).encode()}
         if self.true_labels is not None:
             contents[TRUE_LABELS] = np.ascontiguousarray(self.true_labels, "<i8").tobytes()
         if self.paths:
             contents[PATHS_FILE] = _join(self.paths).encode()
-        return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        result = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        if self.features is not None:
+            result[TRAIN_FEATURES] = _digest_features(self.features)
+        return result
+
+
+def _digest_features(features: np.ndarray) -> str:
+    digest = hashlib.sha256(repr(features.shape).encode())
+    for start in range(0, len(features), 1000):
+        digest.update(np.ascontiguousarray(features[start:start + 1000], "<f4").data)
+    release(features)
+    return digest.hexdigest()
 
 
 def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
@@ -105,10 +172,7 @@ def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
         RunError: a file cannot be written.
         UserError: a file would overwrite the data of another run.
     """
-    try:
-        other = load(folder).digest() != dataset.digest()
-    except UserError:  # none there, or left incomplete by a killed run
-        other = False
+    other = _holds_other(folder, dataset.digest())
     if read_from and read_from.resolve() == folder.resolve():
         if other:
             raise UserError("other labels (--shuffle_label False, --corrections) would replace those in "
@@ -117,8 +181,7 @@ def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
             _save_lines(folder / NAMES_FILE, dataset.names)
         return
     if other:
-        raise UserError(f"{folder} holds the data of another run, which its checkpoints and scores "
-                        "need; give another --output, or remove them")
+        raise _other_run(folder)
     _check_not_foreign(folder)
     save_array(folder / TRAIN_IMAGES, dataset.images)
     if dataset.true_labels is None:
@@ -126,15 +189,58 @@ def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
     else:
         save_array(folder / TRUE_LABELS, dataset.true_labels)
     save_array(folder / TRAIN_LABELS, dataset.labels)
+    _save_features(folder / TRAIN_FEATURES, dataset.features)
     if dataset.test:
         save_array(folder / TEST_IMAGES, dataset.test.images)
         save_array(folder / TEST_LABELS, dataset.test.labels)
+        _save_features(folder / TEST_FEATURES, dataset.test.features)
     _save_lines(folder / NAMES_FILE, dataset.names)
+    _save_source(folder, dataset.source)
     for name, lines in [(PATHS_FILE, dataset.paths), (SKIPPED_FILE, dataset.skipped)]:
         if lines:
             _save_lines(folder / name, lines)
         else:
             (folder / name).unlink(missing_ok=True)
+
+
+def check_unused(folder: Path, dataset: Dataset):
+    """Check, before features are computed, that a folder holds no data of another run.
+
+    Raises:
+        UserError: it does.
+    """
+    if _holds_other(folder, replace(dataset, features=None).digest(), with_features=False):
+        raise _other_run(folder)
+    _check_not_foreign(folder)
+
+
+def _holds_other(folder: Path, digest: str, with_features: bool = True) -> bool:
+    try:
+        kept = load(folder)
+    except UserError:  # none there, or left incomplete by a killed run
+        return False
+    return (kept if with_features else replace(kept, features=None)).digest() != digest
+
+
+def _other_run(folder: Path) -> UserError:
+    return UserError(f"{folder} holds the data of another run, which its checkpoints and scores need; "
+                     "give another --output, or remove them")
+
+
+def _save_features(path: Path, features: np.ndarray | None):
+    if features is None:
+        path.unlink(missing_ok=True)  # from an earlier training
+    elif not (isinstance(features, np.memmap) and Path(str(features.filename)) == path.resolve()):
+        save_array(path, features)
+
+
+def _save_source(folder: Path, source: Path | None):
+    """Keep where one's own images are, relative to the folder, so that both can move together."""
+    line = source and os.path.relpath(source, folder)
+    if line and is_line(line):
+        _save_lines(folder / SOURCE_FILE, [line])
+    else:
+        (folder / SOURCE_FILE).unlink(missing_ok=True)
 
 
 def _check_not_foreign(folder: Path):
@@ -167,6 +273,24 @@ def _join(lines: list[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def check_features(folder: Path, dataset: Dataset, recorded: dict[str, str]):
+    """Check that the features of a run, if any, are those that it was trained on.
+
+    The arguments are those of `check_annotations`.
+
+    Raises:
+        UserError: they have changed, or are gone.
+    """
+    if TRAIN_FEATURES not in recorded:
+        return
+    if dataset.features is None:
+        raise UserError(f"expected the features that the run was trained on in "
+                        f"{folder / TRAIN_FEATURES}, found none; restore the file, or train again")
+    if _digest_features(dataset.features) != recorded[TRAIN_FEATURES]:
+        raise UserError(f"expected {folder / TRAIN_FEATURES} as it was in the training, found the "
+                        "features of other images or another content; restore it, or train again")
+
+
 def check_annotations(folder: Path, dataset: Dataset, recorded: dict[str, str]):
     """Check that the names, true labels and paths of a run are those that were recorded.
 
@@ -197,11 +321,11 @@ def load(folder: Path, test: bool = False) -> Dataset:
     if not folder.is_dir():
         raise UserError(f"expected the folder of a training run at --input {folder}, found none; give "
                         "the --run or --output of train.py")
-    train = _load_split(folder, TRAIN_IMAGES, TRAIN_LABELS)
+    train = _load_split(folder, TRAIN_IMAGES, TRAIN_LABELS, TRAIN_FEATURES)
     true_labels = None
     if (folder / TRUE_LABELS).exists():
         true_labels = _load_labels(folder / TRUE_LABELS, len(train.images))
-    held_out = _load_split(folder, TEST_IMAGES, TEST_LABELS) if test else None
+    held_out = _load_split(folder, TEST_IMAGES, TEST_LABELS, TEST_FEATURES) if test else None
     all_labels = [train.labels, train.labels if true_labels is None else true_labels,
                   held_out.labels if held_out else train.labels]
     largest = max(int(labels.max()) for labels in all_labels)
@@ -213,19 +337,36 @@ def load(folder: Path, test: bool = False) -> Dataset:
     if paths and len(paths) != len(train.images):
         raise UserError(f"expected {len(train.images)} lines in {folder / PATHS_FILE}, one per image, "
                         f"found {len(paths)}; use the files of one run, or remove it")
-    return Dataset(train.images, train.labels, true_labels, held_out, names, paths)
+    if held_out and held_out.inputs.shape[1:] != train.inputs.shape[1:]:
+        raise UserError(f"expected test samples {train.inputs.shape[1:]} in {folder}, as those to train "
+                        f"on, found {held_out.inputs.shape[1:]}; use the files of one run")
+    lines = _load_lines(folder / SOURCE_FILE)
+    source = Path(os.path.normpath(folder / lines[0])) if lines and lines[0] else None
+    return Dataset(train.images, train.labels, features=train.features, true_labels=true_labels,
+                   test=held_out, names=names, paths=paths, source=source)
 
 
-def _load_split(folder: Path, images_name: str, labels_name: str) -> Split:
+def _load_split(folder: Path, images_name: str, labels_name: str, features_name: str) -> Split:
     images = _load_images(folder / images_name)
-    return Split(images, _load_labels(folder / labels_name, len(images)))
+    labels = _load_labels(folder / labels_name, len(images))
+    path = folder / features_name
+    return Split(images, labels, features=_load_features(path, len(images)) if path.exists() else None)
+
+
+def _load_features(path: Path, count: int) -> np.ndarray:
+    features = load_array(path)
+    if features.dtype != np.float32 or features.ndim != 2 or len(features) != count or not features.size:
+        raise UserError(f"expected float32 features ({count}, D) in {path}, one row per image, found "
+                        f"{features.dtype} {features.shape}; use the files of one run")
+    return features
 
 
 def _load_images(path: Path) -> np.ndarray:
     images = load_array(path)
-    if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE or not len(images):
-        raise UserError(f"expected uint8 images (N, {', '.join(map(str, IMAGE_SHAPE))}) in {path}, "
-                        f"found {images.dtype} {images.shape}; write it with train.py")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3 or not images.size \
+            or images.shape[2] != images.shape[3]:
+        raise UserError(f"expected uint8 images (N, 3, S, S) in {path}, found {images.dtype} "
+                        f"{images.shape}; write it with train.py")
     return images
 
 

@@ -78,13 +78,12 @@ class Corrections:
             UserError: a class has no sample left.
         """
         labels, kept = self.new_labels(dataset)
-        images, labels = dataset.images[kept], labels[kept]
-        true_labels = None if dataset.true_labels is None else dataset.true_labels[kept]
+        result = replace(dataset, labels=labels).take(kept)
         test = dataset.test
         if test and np.array_equal(test.images, dataset.images):
-            test = replace(test, images=images, labels=labels if true_labels is None else true_labels)
-        return replace(dataset, images=images, labels=labels, true_labels=true_labels, test=test,
-                       paths=dataset.paths and [dataset.paths[index] for index in kept])
+            true_labels = result.labels if result.true_labels is None else result.true_labels
+            test = replace(test.take(kept), labels=true_labels)
+        return replace(result, test=test)
 
     def new_labels(self, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
         """The labels (N, 1) as corrected, and the indices of the remaining samples.

@@ -10,7 +10,7 @@ def image_digests(images: np.ndarray) -> np.ndarray:
     """The first 64 bits of the SHA-256 of each image, uint64 (N,).
 
     Args:
-        images: uint8 (N, *IMAGE_SHAPE); where memory-mapped, few are in memory at a time.
+        images: uint8 (N, 3, S, S); where memory-mapped, few are in memory at a time.
     """
     digests = np.empty(len(images), np.uint64)
     for start in range(0, len(images), 1000):

@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from datasets import DATASETS, NOISES, arrays, corrections, load_source, make_dataset
-from datasets.arrays import Dataset, Split
+from datasets.arrays import SIDE, Dataset, Split
 from utils.cli import Boolean, Parser, nearest, number
 from utils.errors import UserError
 
 # Arguments that a resumed run must share with the run it resumes.
-RUN = ("dataset", "val_fraction", "subset", "shuffle_label", "shuffle_rate", "noise", "augmentation")
+RUN = ("dataset", "val_fraction", "subset", "shuffle_label", "shuffle_rate", "noise", "augmentation",
+       "image_size")
+LARGEST_SIDE, SIDE_STEP = 256, 8
 # Flags that cannot change the files of an earlier run.
-NOT_WITH_INPUT = {"data", "val_fraction", "strict", "subset", "shuffle_rate", "noise", "noise_model"}
+NOT_WITH_INPUT = {"data", "val_fraction", "strict", "subset", "shuffle_rate", "noise", "noise_model",
+                  "image_size"}
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class DataSettings:
     Attributes:
         dataset: a key of ``DATASETS`` or a path; None if `input` alone says what to train on.
         shuffle_rate, noise: None if the labels are those of `input`.
+        image_size: side of the images in pixels, None for the default.
     """
 
     dataset: str | None
@@ -38,6 +42,7 @@ class DataSettings:
     noise: str | None
     noise_model: Path | None
     augmentation: bool
+    image_size: int | None
 
 
 def add_data_flags(parser: Parser):
@@ -57,6 +62,10 @@ def add_data_flags(parser: Parser):
                       help="your own images: stop at a file that is not an image instead of skipping it")
     data.add_argument("--subset", type=number(int, 1), metavar="N",
                       help="train on N samples drawn at random")
+    data.add_argument("--image_size", type=number(int, 1), metavar="S",
+                      help=f"side of the images in pixels, a multiple of {SIDE_STEP} from {SIDE} to "
+                           f"{LARGEST_SIDE}; with --backbone, of the images that enter it (default: "
+                           f"{SIDE}, or what the backbone was made for)")
     data.add_argument("--input", type=Path, metavar="DIR",
                       help="train on the .npy files of an earlier run instead; --dataset then only "
                            "names what they hold")
@@ -172,7 +181,7 @@ def load_data(settings: DataSettings, rng: np.random.Generator,
     Args:
         settings: from `resolve`.
         rng: draws the test set of one's own images, the subset and the noise.
-        noise_logits: the logits (N, C) by the noise model, images (N, *IMAGE_SHAPE) and C.
+        noise_logits: the logits (N, C) by the noise model, images (N, 3, S, S) and C.
 
     Raises:
         UserError: the data cannot be read, or are not what the settings ask for.
@@ -191,7 +200,8 @@ def load_data(settings: DataSettings, rng: np.random.Generator,
     if name is None or rate is None or noise is None:
         raise UserError("expected the --input that the run to resume was trained on, found none; give "
                         "the same --input again")
-    source = load_source(name, settings.data, settings.val_fraction, settings.strict, rng)
+    source = load_source(name, settings.data, settings.val_fraction, settings.strict, rng,
+                         settings.image_size or SIDE)
     return make_dataset(source, settings.subset, rate if settings.shuffle_label else 0.0, rng, noise,
                         None if model is None else
                         lambda images: noise_logits(model, images, len(source.names)))

@@ -1,21 +1,21 @@
-"""Images of any size and mode, converted to 32x32 RGB."""
+"""Images of any size and mode, converted to square RGB."""
 import errno
 import functools
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 from tqdm import tqdm
 
-from datasets.arrays import IMAGE_SHAPE
+from datasets.arrays import SIDE
 from utils.errors import RunError
 from utils.processes import available_cores
 
-SIDE = IMAGE_SHAPE[-1]
 UNKNOWN_RANGE = ("I", "F")  # Pillow's modes of 32 bits
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
 
@@ -48,21 +48,35 @@ def to_rgb(image: Image.Image, white: int | None = None) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_array(image: Image.Image, white: int | None = None) -> np.ndarray:
-    """The image as uint8 IMAGE_SHAPE RGB, resized with Pillow's antialiased bicubic filter.
+def to_array(image: Image.Image, size: int = SIDE, white: int | None = None) -> np.ndarray:
+    """The image as uint8 (3, size, size) RGB, resized with Pillow's antialiased bicubic filter.
 
     Args:
         image, white: as for `to_rgb`.
+        size: in pixels.
     """
-    resized = to_rgb(image, white).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    resized = to_rgb(image, white).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(resized).transpose(2, 0, 1)
 
 
-def read_image(path: Path, stretched: list[Path] | None = None) -> np.ndarray:
+def from_pixels(pixels: np.ndarray, size: int) -> np.ndarray:
+    """The image in pixels, uint8 (H, W) or (H, W, 3), as `to_array` returns it."""
+    return to_array(Image.fromarray(np.ascontiguousarray(pixels)), size)
+
+
+def resize(images: np.ndarray, size: int) -> np.ndarray:
+    """Images, uint8 (N, 3, S, S) RGB, as (N, 3, size, size), resized as by `to_array`."""
+    if images.shape[2:] == (size, size):
+        return images
+    return decode(lambda image: from_pixels(image.transpose(1, 2, 0), size), images, size)[0]
+
+
+def read_image(path: Path, size: int = SIDE, stretched: list[Path] | None = None) -> np.ndarray:
     """Read the first frame of an image file, upright, as `to_array` returns it.
 
     Args:
         path: the file.
+        size: in pixels.
         stretched: gets `path` if the image's values, of unknown range, were scaled to the whole range.
 
     Raises:
@@ -81,7 +95,7 @@ def read_image(path: Path, stretched: list[Path] | None = None) -> np.ndarray:
             upright = image
         if white and is_negative:
             upright = Image.fromarray(white - np.asarray(upright, np.uint16))
-        return to_array(upright, white)
+        return to_array(upright, size, white)
 
 
 def _depth(image: Image.Image) -> tuple[int | None, bool]:
@@ -102,21 +116,22 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in Image.ID if name != "EPS")
 
 
-def decode(read: Callable[[object], np.ndarray], sources: Sequence | np.ndarray) \
+def decode(read: Callable[[Any], np.ndarray], sources: Sequence | np.ndarray, size: int = SIDE) \
         -> tuple[np.ndarray, dict[int, Exception]]:
     """Read many images on all cores, with a progress bar.
 
     Args:
-        read: returns the image, uint8 IMAGE_SHAPE, of a source.
+        read: returns the image, uint8 (3, size, size), of a source.
         sources: N of them.
+        size: in pixels.
 
     Returns:
-        Images, uint8 (N, *IMAGE_SHAPE), and the exception of each that could not be read, by number.
+        Images, uint8 (N, 3, size, size), and the exception of each that could not be read, by number.
 
     Raises:
         RunError: there is not enough memory for an image.
     """
-    images, errors = np.zeros((len(sources), *IMAGE_SHAPE), np.uint8), {}
+    images, errors = np.zeros((len(sources), 3, size, size), np.uint8), {}
 
     def read_one(number: int):
         try:

@@ -3,13 +3,11 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from datasets.arrays import SKIPPED_FILE, Source, Split
-from datasets.images import decode, read_image, to_array
+from datasets.arrays import SIDE, SKIPPED_FILE, Source, Split
+from datasets.images import decode, from_pixels, read_image
 from datasets.label_noise import next_class
 from datasets.listing import Listing, list_images
 from datasets.names import alike, is_line, is_missing, natural, same
@@ -20,7 +18,8 @@ SKIPPED_SHOWN, CLASSES_SHOWN = 10, 20
 DARK = 64  # 14-bit values in 16 bits become 63 at most
 
 
-def load_own(path: Path, val_fraction: float | None, strict: bool, rng: np.random.Generator) -> Source:
+def load_own(path: Path, val_fraction: float | None, strict: bool, rng: np.random.Generator,
+             size: int = SIDE) -> Source:
     """The images of a folder, a .csv or an .npz; files that are not images are listed and skipped.
 
     Args:
@@ -32,6 +31,7 @@ def load_own(path: Path, val_fraction: float | None, strict: bool, rng: np.rando
             training set is the test set too.  None for what older versions did: 0.2.
         strict: a file that is not an image, or a folder that cannot be read, is an error.
         rng: draws the test set.
+        size: of the images, in pixels; smaller ones are enlarged.
 
     Raises:
         UserError: it cannot be read, has fewer than two classes, a class without images, or two classes
@@ -44,7 +44,7 @@ def load_own(path: Path, val_fraction: float | None, strict: bool, rng: np.rando
     _check_names(path, {*listing.classes, *listing.classes_expected})
     _class_names(path, listing, range(len(listing.classes)))  # before anything is decoded
     print(f"reading {len(listing.sources):,} samples of {_count(listing.classes)}", flush=True)
-    images, errors = _decode(listing)
+    images, errors = _decode(listing, size)
     skipped = _report(listing, errors, strict)
     kept = np.array([number for number in range(len(images)) if number not in errors], int)
     _warn_if_dark(listing, images, kept)
@@ -53,7 +53,10 @@ def load_own(path: Path, val_fraction: float | None, strict: bool, rng: np.rando
     labels = np.array([numbers[listing.classes[number]] for number in kept], np.int64)
     fraction = EARLIER_VAL_FRACTION if val_fraction is None else val_fraction
     held_out = np.array(listing.held_out)[kept] if listing.held_out else draw(labels, fraction, rng)
-    train, test = (Split(images[kept[chosen]], labels[chosen, None]) for chosen in (~held_out, held_out))
+    all_labels = np.zeros((len(images), 1), np.int64)
+    all_labels[kept, 0] = labels
+    everything = Split(images, all_labels, listing.sources)
+    train, test = (everything.take(kept[chosen]) for chosen in (~held_out, held_out))
     if fraction == 0 and not listing.held_out:
         test = train
         print("none are held out: all are ranked, and the test error is that of the training images "
@@ -64,8 +67,8 @@ def load_own(path: Path, val_fraction: float | None, strict: bool, rng: np.rando
     else:
         print(f"{len(test.images):,} images are held out to test on, and will not be ranked"
               f"{_parts(listing) if listing.held_out else ' (--val_fraction 0 ranks all)'}", flush=True)
-    paths = listing.paths and [listing.paths[number] for number in kept[~held_out]]
-    return Source(train, test, names, next_class(len(names)), paths, skipped, trusted=False)
+    paths = [listing.paths[number] if listing.paths else f"x[{number}]" for number in kept[~held_out]]
+    return Source(train, test, names, next_class(len(names)), paths, skipped, trusted=False, path=path)
 
 
 def draw(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
@@ -93,12 +96,12 @@ def _parts(listing: Listing) -> str:
     return f": those in {' and '.join(ascii(name) for name in sorted(held))}"
 
 
-def _decode(listing: Listing) -> tuple[np.ndarray, dict[int, Exception]]:
-    """The images (N, *IMAGE_SHAPE), and why some could not be read, by number."""
+def _decode(listing: Listing, size: int) -> tuple[np.ndarray, dict[int, Exception]]:
+    """The images (N, 3, size, size), and why some could not be read, by number."""
     if listing.paths is None:
-        return decode(_from_pixels, listing.sources)
+        return decode(partial(from_pixels, size=size), listing.sources, size)
     stretched: list[Path] = []
-    images, errors = decode(partial(read_image, stretched=stretched), listing.sources)
+    images, errors = decode(partial(read_image, size=size, stretched=stretched), listing.sources, size)
     if stretched:
         first = listing.paths[list(listing.sources).index(min(stretched))]
         print(f"warning: {len(stretched):,} images, {first!a} among them, have 32-bit values of unknown "
@@ -106,10 +109,6 @@ def _decode(listing: Listing) -> tuple[np.ndarray, dict[int, Exception]]:
               "or 16 bits to keep their brightness", flush=True)
     return images, errors | {number: ValueError("its name is no line of UTF-8 text")
                              for number, name in enumerate(listing.paths) if not is_line(name)}
-
-
-def _from_pixels(pixels: Any) -> np.ndarray:
-    return to_array(Image.fromarray(np.ascontiguousarray(pixels)))
 
 
 def _warn_if_dark(listing: Listing, images: np.ndarray, kept: np.ndarray):

@@ -9,15 +9,35 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import nnabla as nn
 import numpy as np
 
+from datasets.arrays import IMAGE_SHAPE
+from models.head import head, set_standardization
 from models.resnet import resnet23, resnet56
 from utils.errors import UserError
 
-Network = Callable  # network(image, test=False) -> (logits, features)
-
-
 LARGEST_NMAPS = 4096
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network over the parameters of the current scope: ``network(x, test=False)``.
+
+    Attributes:
+        build: ``build(x, test=False)`` adds the graph and returns ``(logits, features)``.
+        shape: the shape of one sample: (3, S, S) for images, (D,) for the features of a backbone.
+    """
+
+    build: Callable
+    shape: tuple[int, ...] = IMAGE_SHAPE
+
+    def __call__(self, x: nn.Variable, test: bool = False) -> tuple[nn.Variable, nn.Variable]:
+        return self.build(x, test=test)
+
+    def input(self, batch_size: int) -> nn.Variable:
+        """What enters the network: (B, *shape)."""
+        return nn.Variable((batch_size, *self.shape))
 
 
 @dataclass(frozen=True)
@@ -27,10 +47,19 @@ class Model:
     Attributes:
         builder: adds the graph; if the width is not fixed, it has an argument `nmaps`.
         default_nmaps: the default width, or None if the width is fixed.
+        train_epochs, learning_rate, weight_decay: defaults of the flags of train.py.
+        on_features: whether it is trained on the features of a backbone instead of images.
+        prepare: sets parameters that are not trained from what the network will be trained on, (N, ...);
+            None where there are none.
     """
 
     builder: Callable
     default_nmaps: int | None = None
+    train_epochs: int = 270
+    learning_rate: float = 0.5
+    weight_decay: float = 0.0
+    on_features: bool = False
+    prepare: Callable[[np.ndarray], None] | None = None
 
     def check_nmaps(self, nmaps: int | None) -> int | None:
         """The width to build: `nmaps`, or the default if it is None.
@@ -50,7 +79,12 @@ class Model:
         return nmaps
 
 
-MODELS = {"resnet23": Model(resnet23, default_nmaps=64), "resnet56": Model(resnet56)}
+MODELS = {
+    "resnet23": Model(resnet23, default_nmaps=64),
+    "resnet56": Model(resnet56),
+    "head": Model(head, train_epochs=30, weight_decay=2e-3, on_features=True,
+                  prepare=set_standardization),
+}
 
 
 def is_network(name: str, nmaps: int | None) -> bool:
@@ -62,14 +96,16 @@ def is_network(name: str, nmaps: int | None) -> bool:
 
 
 def build_network(name: str, classes: int, nmaps: int | None = None,
-                  rng: np.random.Generator | None = None) -> Network:
-    """The function ``network(image, test=False) -> (logits, features)`` of a registered network.
+                  rng: np.random.Generator | None = None,
+                  shape: tuple[int, ...] = IMAGE_SHAPE) -> Network:
+    """A registered network.
 
     Args:
         name: a key of ``MODELS``.
         classes: number of classes.
         nmaps: number of feature maps; None for the default or a fixed width.
         rng: draws the initial parameters.
+        shape: the shape of one sample.
 
     Raises:
         UserError: the network cannot have this width.
@@ -77,4 +113,4 @@ def build_network(name: str, classes: int, nmaps: int | None = None,
     model = MODELS[name]
     width = model.check_nmaps(nmaps)
     options = {} if width is None else {"nmaps": width}
-    return functools.partial(model.builder, classes=classes, rng=rng, **options)
+    return Network(functools.partial(model.builder, classes=classes, rng=rng, **options), shape)

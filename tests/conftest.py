@@ -91,8 +91,8 @@ def make_dataset(samples: int = 30, classes: int = 3, seed: int = 0) -> Dataset:
     labels = true.copy()
     labels[::5] = (labels[::5] + 1) % classes
     test = Split(images[:12].astype(np.uint8), true[:12])
-    return Dataset(images.astype(np.uint8), labels, true, test,
-                   [f"class {label}" for label in range(classes)])
+    return Dataset(images.astype(np.uint8), labels, true_labels=true, test=test,
+                   names=[f"class {label}" for label in range(classes)])
 
 
 @pytest.fixture
@@ -194,8 +194,9 @@ def digits_run(tmp_path_factory):
     split, test = load_digits()
     labels = split.labels[:30].copy()
     labels[::10] = (labels[::10] + 1) % 10
-    save_dataset(folder / "data", Dataset(split.images[:30], labels, split.labels[:30],
-                                          Split(test.images[:10], test.labels[:10]), list(NAMES)))
+    save_dataset(folder / "data", Dataset(
+        split.images[:30], labels, true_labels=split.labels[:30],
+        test=Split(test.images[:10], test.labels[:10]), names=list(NAMES)))
     for model in ("resnet23", "resnet56"):
         nn.clear_parameters()
         train.main(["--input", str(folder / "data"), "--model", model, "-c", "cpu",

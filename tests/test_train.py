@@ -235,6 +235,10 @@ def test_defaults_are_those_of_the_design(tmp_path, monkeypatch):
      ["--corrections", "--shuffle_label False"]),
     (["--dataset", "link/../there", "--output", "there/a"], ["--dataset link/../there", "there/a"]),
     (["--dataset", "classes", "--output", "b/c/a"], ["--dataset classes", "b/c/a"]),
+    (["--image_size", "24"], ["--image_size", "32", "256", "24"]),
+    (["--image_size", "36"], ["--image_size", "multiple of 8", "36"]),
+    (["--image_size", "264"], ["--image_size", "256", "264"]),
+    (["--input", ".", "--image_size", "64"], ["--input", "--image_size"]),
     (["--input", ".", "--strict"], ["--input", "--strict"])])
 def test_flags_of_the_data_that_make_no_sense_are_refused(tmp_path, monkeypatch, more, facts):
     monkeypatch.chdir(tmp_path)
@@ -252,7 +256,8 @@ def test_flags_of_the_data_that_make_no_sense_are_refused(tmp_path, monkeypatch,
 def test_default_batch_is_a_hundredth(tmp_path, monkeypatch, samples, batch):
     monkeypatch.chdir(tmp_path)
     images, labels = np.zeros((samples, 3, 32, 32), np.uint8), np.zeros((samples, 1), int)
-    dataset = Dataset(images, labels, labels, Split(images[:9], labels[:9]), ["a", "b"])
+    dataset = Dataset(images, labels, true_labels=labels, test=Split(images[:9], labels[:9]),
+                      names=["a", "b"])
     settings = train.resolve(train.get_args([])).for_dataset(dataset)
     assert (settings.train_batch_size, settings.val_batch_size) == (batch, 9)
 

@@ -8,7 +8,7 @@ this file.  The rule was chosen on seed 0.
 """
 import argparse
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -117,8 +117,8 @@ def make_data(regime: Regime, seed: int, data: Path | None) -> Dataset:
         noisy = asymmetric_labels(true, regime.rate, source.confusable, rng)
     else:
         noisy = shuffle_labels(true, regime.rate, len(classes), rng)
-    return Dataset(images, noisy, true, Split(images[:50], true[:50]),
-                   [str(label) for label in classes])
+    return Dataset(images, noisy, true_labels=true, test=Split(images[:50], true[:50]),
+                   names=[str(label) for label in classes])
 
 
 def measure(regime: Regime, seed: int, folder: Path, data: Path | None) -> dict:
@@ -127,7 +127,7 @@ def measure(regime: Regime, seed: int, folder: Path, data: Path | None) -> dict:
     The run itself never sees the true labels.
     """
     dataset = make_data(regime, seed, data)
-    hidden = Dataset(dataset.images, dataset.labels, None, dataset.test, dataset.names)
+    hidden = replace(dataset, true_labels=None)
     arrays.save(folder / "data", hidden)
     run_folder = folder / "run"
     train(run_folder, "--input", folder / "data", "--model", "resnet23", "--nmaps", regime.nmaps,

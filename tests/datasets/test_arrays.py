@@ -89,7 +89,7 @@ def test_remains_of_a_killed_run_are_overwritten(dataset_folder):
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
-    ("x_train.npy", np.zeros((30, 3, 32, 32)), r"\(N, 3, 32, 32\) .*x_train\.npy.* float64"),
+    ("x_train.npy", np.zeros((30, 3, 32, 32)), r"\(N, 3, S, S\) .*x_train\.npy.* float64"),
     ("x_train.npy", np.zeros((30, 32, 32, 3), np.uint8), r"x_train\.npy.* uint8 \(30, 32, 32, 3\)"),
     ("x_train.npy", np.zeros((0, 3, 32, 32), np.uint8), r"x_train\.npy.* uint8 \(0, 3, 32, 32\)"),
     ("x_train.npy", np.uint8(3), r"x_train\.npy.* uint8 \(\)"),

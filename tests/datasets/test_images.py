@@ -71,7 +71,7 @@ def test_16_bit_picture_is_the_same_from_every_container(tmp_path):
     write_tiff(tmp_path / "white-is-0.tif", 65535 - values, 16, 0)
     stretched = []
     for path in sorted(tmp_path.iterdir()):
-        assert np.array_equal(read_image(path, stretched), np.stack([expected] * 3)), path.name
+        assert np.array_equal(read_image(path, stretched=stretched), np.stack([expected] * 3)), path.name
     assert stretched == []
     rgb = np.repeat(values.astype(">u2")[:, :, None], 3, axis=2)
     (tmp_path / "colour.ppm").write_bytes(b"P6\n" + header + rgb.tobytes())
@@ -94,7 +94,7 @@ def test_values_of_unknown_range_are_told(tmp_path):
     stretched = []
     for name, array in (("i.tif", values), ("f.tif", values.astype(np.float32))):
         Image.fromarray(array).save(tmp_path / name)
-        image = read_image(tmp_path / name, stretched)
+        image = read_image(tmp_path / name, stretched=stretched)
         assert (image.min(), image.max()) == (0, 255)
     assert stretched == [tmp_path / "i.tif", tmp_path / "f.tif"]
 

@@ -1,10 +1,10 @@
 """A network's graph as a list of functions, for translations and gradients."""
 from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Container
 
 import nnabla as nn
 
-from datasets.arrays import IMAGE_SHAPE
+from models.registry import Network
 from utils.errors import UserError
 
 
@@ -110,10 +110,10 @@ def check_last_layer(logits: nn.Variable, features: nn.Variable, trained: bool):
                           "give --layers all")
 
 
-def fingerprint(network: Callable) -> list[str]:
+def fingerprint(network: Network) -> list[str]:
     """The functions of a network in inference mode, as text that identifies the network."""
     lines: list[str] = []
-    logits, _ = network(nn.Variable((1, *IMAGE_SHAPE)), test=True)
+    logits, _ = network(network.input(1), test=True)
     logits.visit(lambda function: lines.append(
         f"{function.info.type_name} {sorted(function.info.args.items())} "
         f"{[variable.shape for variable in function.inputs]}"))

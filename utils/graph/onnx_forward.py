@@ -5,7 +5,7 @@ from pathlib import Path
 import nnabla as nn
 import onnx
 
-from datasets.arrays import IMAGE_SHAPE
+from models.registry import Network
 from utils.files import save_bytes
 from utils.graph.functions import Unsupported, functions
 from utils.graph.onnx_nodes import Nodes
@@ -81,17 +81,17 @@ def to_onnx(image: nn.Variable, output: nn.Variable) -> onnx.ModelProto:
     return model
 
 
-def save_network(path: Path, network: Callable):
-    """Write a network with the current parameters; ``x`` are images of 0..255, ``y`` the logits.
+def save_network(path: Path, network: Network):
+    """Write a network with the current parameters; ``x`` is what it was trained on, ``y`` the logits.
 
     Args:
         path: the file to write.
-        network: ``network(image, test=True) -> (logits, features)``.
+        network: images enter as 0..255.
 
     Raises:
         Unsupported: a function has no translation; the message names it.
         RunError: the file cannot be written.
     """
-    image = nn.Variable((1, *IMAGE_SHAPE))
+    image = network.input(1)
     logits, _ = network(image, test=True)
     save_bytes(path, to_onnx(image, logits).SerializeToString())

@@ -22,7 +22,7 @@ import nnabla as nn
 import numpy as np
 import onnx
 
-from datasets.arrays import IMAGE_SHAPE
+from models.registry import Network
 from utils.graph.functions import FIXED, Unsupported, functions
 from utils.graph.geometry import Geometry, geometry_of, pooling_of
 from utils.graph.onnx_convolution import by_filters, by_input, convolve, stack, windows
@@ -315,7 +315,7 @@ class BatchGradients:
     """Computes a batch's loss, logits and gradients at the current scope's parameters.
 
     Args:
-        network: ``network(image, test=False) -> (logits, features)``.
+        network: the network, whose parameters are created in the current scope.
         threads: they share every operation.
 
     Raises:
@@ -323,8 +323,8 @@ class BatchGradients:
             another shape.
     """
 
-    def __init__(self, network: Callable, threads: int):
-        image = nn.Variable((2, *IMAGE_SHAPE))
+    def __init__(self, network: Network, threads: int):
+        image = network.input(2)
         logits, _ = network(image, test=False)
         found = functions(image, logits, RULES, "training by ONNX Runtime", batch_stat=True)
         if len(logits.shape) != 2:
@@ -332,7 +332,7 @@ class BatchGradients:
         names = {variable: name for name, variable in nn.get_parameters(grad_only=False).items()}
         trained = set(nn.get_parameters().values())
         nodes = Nodes()
-        known = {image: nodes.add_input(IMAGES, ["B", *IMAGE_SHAPE])}
+        known = {image: nodes.add_input(IMAGES, ["B", *network.shape])}
         labels = nodes.add_input(LABELS, ["B"], onnx.TensorProto.INT64)
         self._inputs: dict[str, tuple[nn.Variable, tuple[int, ...]]] = {}
         for function in found:
@@ -376,7 +376,7 @@ class BatchGradients:
         """Set ``.g`` of the trained parameters, and update the running statistics.
 
         Args:
-            images: (B, *IMAGE_SHAPE), of any numeric type.
+            images: (B, *shape of a sample), of any numeric type.
             labels: integers (B, 1).
 
         Returns:

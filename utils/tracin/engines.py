@@ -10,8 +10,7 @@ import nnabla as nn
 import numpy as np
 import onnxruntime
 
-from datasets.arrays import IMAGE_SHAPE
-from models.registry import Network, build_network, is_network
+from models.registry import MODELS, Network, build_network, is_network
 from utils import cli
 from utils.errors import UserError
 from utils.graph.functions import Unsupported, check_last_layer
@@ -27,7 +26,7 @@ class NnablaEngine:
     """Scores from NNabla's passes, on any device.
 
     Args:
-        network: ``network(image, test=True) -> (logits, features)``.
+        network: the network.
         batch_size: samples per pass; it decides speed and memory, not the scores.
         layers: ``last`` takes a forward pass, ``all`` a forward and a backward pass.
         threads: ignored; NNabla has no such setting.
@@ -37,7 +36,7 @@ class NnablaEngine:
     """
 
     def __init__(self, network: Network, batch_size: int, layers: str, threads: int = 1):
-        self._image = nn.Variable((batch_size, *IMAGE_SHAPE))
+        self._image = network.input(batch_size)
         self._logits, self._features = network(self._image, test=True)
         check_last_layer(self._logits, self._features, trained=layers == "last")
         self._features.persistent = True
@@ -55,7 +54,7 @@ class NnablaEngine:
             self._per_sample.load_parameters()
 
     def score(self, images: np.ndarray, labels: np.ndarray) -> Scores:
-        """Score any number of samples: images uint8 (N, *IMAGE_SHAPE), labels integer (N, 1)."""
+        """Score any number of samples: images (N, ...), labels integer (N, 1)."""
         batch_size = self._image.shape[0]
         return Scores.concatenate([self._score(images[start:start + batch_size],
                                                labels[start:start + batch_size])
@@ -83,7 +82,7 @@ class OnnxRuntimeEngine:
     Methods are those of `NnablaEngine`.
 
     Args:
-        network: ``network(image, test=True) -> (logits, features)``.
+        network: the network.
         batch_size: samples per pass.
         layers: ``last`` takes a forward pass, ``all`` a forward and a backward pass.
         threads: each computes passes by itself, so their number does not decide the scores.
@@ -94,7 +93,7 @@ class OnnxRuntimeEngine:
 
     def __init__(self, network: Network, batch_size: int, layers: str, threads: int = 1):
         self._batch_size, self._threads = batch_size, threads
-        self._image = nn.Variable((1, *IMAGE_SHAPE))
+        self._image = network.input(1)
         logits, self._features = network(self._image, test=True)
         check_last_layer(logits, self._features, trained=layers == "last")
         self._per_sample = None
@@ -175,8 +174,8 @@ def predict(checkpoint: Checkpoint, network: Network, images: np.ndarray) -> np.
 
     Args:
         checkpoint: a checkpoint of `network`.
-        network: ``network(image, test=True) -> (logits, features)``.
-        images: uint8 (N, *IMAGE_SHAPE).
+        network: the network.
+        images: uint8 (N, 3, S, S).
 
     Raises:
         UserError: the checkpoint cannot be read, or belongs to another network.
@@ -184,7 +183,7 @@ def predict(checkpoint: Checkpoint, network: Network, images: np.ndarray) -> np.
     result = []
     with nn.parameter_scope("predict"):
         check_parameters([checkpoint], network)
-        image = nn.Variable((min(100, len(images)), *IMAGE_SHAPE))
+        image = network.input(min(100, len(images)))
         logits, _ = network(image, test=True)
         for start in range(0, len(images), len(image.d)):
             batch = images[start:start + len(image.d)]
@@ -202,7 +201,7 @@ def noise_logits(dataset: str | None, noise_model: Path, images: np.ndarray,
     Args:
         dataset: ``train.py --dataset``, for messages.
         noise_model: checkpoints of an earlier run.
-        images: uint8 (N, *IMAGE_SHAPE).
+        images: uint8 (N, 3, S, S).
         classes: the number C of classes.
 
     Raises:
@@ -215,4 +214,8 @@ def noise_logits(dataset: str | None, noise_model: Path, images: np.ndarray,
         raise UserError(f"expected a checkpoint_<epoch>.json of a network of {classes} classes in "
                         f"{noise_model}, found {found}; give the --model_save_path of a run with "
                         f"--dataset {dataset}")
-    return predict(checkpoint, build_network(made_by.model, classes, made_by.nmaps), images)
+    if MODELS[made_by.model].on_features:
+        raise UserError(f"expected a network on images in {noise_model}, found a {made_by.model}, which "
+                        "is trained on features; give a run without --backbone")
+    network = build_network(made_by.model, classes, made_by.nmaps, shape=images.shape[1:])
+    return predict(checkpoint, network, images)

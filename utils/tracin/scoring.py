@@ -35,8 +35,8 @@ class ScoringPlan:
     """Everything that a process needs in order to score slices; it is sent to other processes.
 
     Attributes:
-        network: ``network(image, test=True) -> (logits, features)``.
-        images: the .npy file of the images, uint8 (N, *IMAGE_SHAPE).
+        network: the network to score.
+        images: the .npy file of what enters the network, (N, ...).
         labels: the .npy file of the labels, integers (N, 1).
         layers: ``last`` or ``all``.
         engine: a name in ``ENGINES``.

@@ -3,7 +3,6 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ import h5py
 import nnabla as nn
 import numpy as np
 
-from datasets.arrays import IMAGE_SHAPE
-from models.registry import LARGEST_NMAPS
+from models.registry import LARGEST_NMAPS, Network
 from utils.errors import UserError
 from utils.files import save_bytes, save_json
 from utils.training.log import NAMES
@@ -27,7 +25,9 @@ DESCRIPTION_PATTERN = re.compile(r"checkpoint_(\d{6,})\.json")
 
 LONGEST_NAME = 100  # of an engine: it is printed
 # Arguments that older descriptions lack, and the values that mean the same as their absence.
-LATER_ARGUMENTS = {"noise": (None, "uniform"), "val_fraction": (None,)}
+LATER_ARGUMENTS: dict[str, tuple] = {
+    "noise": (None, "uniform"), "val_fraction": (None,), "image_size": (None, 32), "backbone": (None,),
+    "backbone_input": (None,), "backbone_output": (None,), "weight_decay": (None, 0.0)}
 
 
 def _is_integer(value: object, low: int, high: int = 2**31 - 1) -> bool:
@@ -55,6 +55,7 @@ class Description:
         annotations: digests of names, true labels and paths (`Dataset.annotations`); empty if unknown.
         dataset_path: ``train.py --dataset`` as typed, if it is a path.  It is not in `arguments`, where
             earlier versions put it, because images may move during a run: their digest identifies them.
+        backbone_path: ``train.py --backbone`` likewise; the features are part of the data's digest.
         engine: what computed the last epochs, a name in ``engines.ENGINES``; ``nnabla`` where earlier
             versions recorded none.  Neither it nor `workers` is in `arguments`, because they may change
             during a run.
@@ -77,6 +78,7 @@ class Description:
     history: list[dict]
     annotations: dict[str, str] = field(default_factory=dict)
     dataset_path: str | None = None
+    backbone_path: str | None = None
     engine: str = "nnabla"
     workers: int | None = None
     parameters_sha256: str = ""
@@ -98,6 +100,7 @@ class Description:
             "annotations": isinstance(self.annotations, dict) and all(
                 isinstance(text, str) for item in self.annotations.items() for text in item),
             "dataset_path": self.dataset_path is None or isinstance(self.dataset_path, str),
+            "backbone_path": self.backbone_path is None or isinstance(self.backbone_path, str),
             "engine": isinstance(self.engine, str) and len(self.engine) <= LONGEST_NAME,
             "workers": self.workers is None or _is_integer(self.workers, 1),
             "parameters_sha256": isinstance(self.parameters_sha256, str),
@@ -379,12 +382,12 @@ def load_parameters(checkpoint: Checkpoint) -> str:
     return sha256
 
 
-def check_parameters(checkpoints: list[Checkpoint], network: Callable) -> list[Checkpoint]:
+def check_parameters(checkpoints: list[Checkpoint], network: Network) -> list[Checkpoint]:
     """Load every checkpoint into a network once, to find damaged or foreign files early.
 
     Args:
         checkpoints: the last one's parameters stay in the current scope.
-        network: ``network(image, test=True) -> (logits, features)``.
+        network: the network.
 
     Returns:
         The checkpoints with the digests of the files that were read, so that a file that is replaced
@@ -393,7 +396,7 @@ def check_parameters(checkpoints: list[Checkpoint], network: Callable) -> list[C
     Raises:
         UserError: as for `load_parameters`.
     """
-    network(nn.Variable((1, *IMAGE_SHAPE)), test=True)  # creates the parameters
+    network(network.input(1), test=True)  # creates the parameters
     return [replace(checkpoint, sha256=load_parameters(checkpoint)) for checkpoint in checkpoints]
 
 

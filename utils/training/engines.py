@@ -9,7 +9,7 @@ import nnabla as nn
 import nnabla.functions as F
 import numpy as np
 
-from datasets.arrays import IMAGE_SHAPE
+from models.registry import Network
 from utils import cli
 from utils.graph.functions import Unsupported
 from utils.graph.onnx_forward import INPUT, to_onnx
@@ -25,7 +25,7 @@ Result = tuple[np.ndarray, float]  # logits (B, C) and mean loss of a batch
 
 @dataclass(frozen=True)
 class Graph:
-    """The loss of one batch: `image` (B, *IMAGE_SHAPE), `label` (B, 1), `logits` (B, C), mean `loss`."""
+    """The loss of one batch: `image` (B, ...), `label` (B, 1), `logits` (B, C), mean `loss`."""
 
     image: nn.Variable
     label: nn.Variable
@@ -33,9 +33,9 @@ class Graph:
     loss: nn.Variable
 
 
-def build_graph(network: Callable, batch_size: int, test: bool) -> Graph:
+def build_graph(network: Network, batch_size: int, test: bool) -> Graph:
     """The graph of the mean softmax cross entropy over `batch_size` samples."""
-    image = nn.Variable((batch_size, *IMAGE_SHAPE))
+    image = network.input(batch_size)
     label = nn.Variable((batch_size, 1))
     logits, _ = network(image, test=test)
     logits.persistent = True
@@ -47,13 +47,12 @@ class NnablaEngine:
     """Training by NNabla's graphs, on any device.
 
     Args:
-        network: ``network(image, test=False) -> (logits, features)``; its parameters are created in the
-            current scope.
+        network: its parameters are created in the current scope.
         threads: ignored; NNabla has no such setting.
         half: compute in half precision; the loss is scaled, because most gradients would underflow.
     """
 
-    def __init__(self, network: Callable, threads: int = 1, half: bool = False):
+    def __init__(self, network: Network, threads: int = 1, half: bool = False):
         self.network = network
         self._loss_scale = HALF_LOSS_SCALE if half else 1.0
         self._graphs: dict[tuple[int, bool], Graph] = {}
@@ -66,11 +65,16 @@ class NnablaEngine:
         return self._graphs[key]
 
     def image(self, batch_size: int) -> nn.Variable:
-        """The images of the next update of this batch size, (B, *IMAGE_SHAPE): to be filled."""
+        """The images of the next update of this batch size, (B, ...): to be filled."""
         return self._graph(batch_size, test=False).image
 
-    def updater(self, solver) -> Callable[[np.ndarray], Callable[[], Result]]:
+    def updater(self, solver, decay: Callable[[], None] = lambda: None,
+                ) -> Callable[[np.ndarray], Callable[[], Result]]:
         """The function that updates the parameters with `solver`; an epoch makes its own.
+
+        Args:
+            solver: has the parameters.
+            decay: is called before each update, to change the gradients.
 
         Returns:
             ``update(labels)``, labels integers (B, 1), begins an update by the images in `image` and
@@ -82,7 +86,7 @@ class NnablaEngine:
             nonlocal scale
             graph = self._graph(len(labels), test=False)
             graph.label.d = labels
-            scale = _update(graph, solver, scale)
+            scale = _update(graph, solver, scale, decay)
             return lambda: (graph.logits.d.copy(), float(graph.loss.d))
         return update
 
@@ -90,7 +94,7 @@ class NnablaEngine:
         """The function that computes a batch in inference mode, at the parameters as they are now.
 
         Returns:
-            ``evaluate(images, labels)``, images uint8 (B, *IMAGE_SHAPE), labels integers (B, 1).
+            ``evaluate(images, labels)``, images (B, ...), labels integers (B, 1).
         """
         def evaluate(images: np.ndarray, labels: np.ndarray) -> Result:
             graph = self._graph(len(images), test=True)
@@ -100,8 +104,8 @@ class NnablaEngine:
         return evaluate
 
 
-def _update(graph: Graph, solver, scale: float) -> float:
-    """Update the parameters once, from the gradients of `scale` times the loss.
+def _update(graph: Graph, solver, scale: float, decay: Callable[[], None]) -> float:
+    """Update the parameters once, from the gradients of `scale` times the loss, and `decay`.
 
     If they overflow, the scale is halved until they do not, so that no sample is skipped.
 
@@ -117,6 +121,7 @@ def _update(graph: Graph, solver, scale: float) -> float:
         scale /= 2
     if scale != 1:
         solver.scale_grad(1 / scale)
+    decay()
     solver.update()
     return scale
 
@@ -136,11 +141,11 @@ class OnnxRuntimeEngine:
         Unsupported: the network uses something that has no translation; the message names it.
     """
 
-    def __init__(self, network: Callable, threads: int = 1, half: bool = False):
+    def __init__(self, network: Network, threads: int = 1, half: bool = False):
         if half:
             raise ValueError("expected float, found half precision; take another engine")
         self.network = network
-        self._one = nn.Variable((1, *IMAGE_SHAPE))
+        self._one = network.input(1)
         self._logits, _ = network(self._one, test=True)  # creates the parameters
         try:
             to_onnx(self._one, self._logits)
@@ -152,14 +157,16 @@ class OnnxRuntimeEngine:
 
     def image(self, batch_size: int) -> nn.Variable:
         if batch_size not in self._images:
-            self._images[batch_size] = nn.Variable((batch_size, *IMAGE_SHAPE))
+            self._images[batch_size] = self.network.input(batch_size)
         return self._images[batch_size]
 
-    def updater(self, solver) -> Callable[[np.ndarray], Callable[[], Result]]:
+    def updater(self, solver, decay: Callable[[], None] = lambda: None,
+                ) -> Callable[[np.ndarray], Callable[[], Result]]:
         self._gradients.bind()  # a checkpoint may have been loaded
 
         def update(labels: np.ndarray) -> Callable[[], Result]:
             result = self._gradients(self.image(len(labels)).d, labels)
+            decay()
             solver.update()
             return lambda: result
         return update
@@ -185,7 +192,7 @@ class Engine:
         parallel: whether it uses several threads.
     """
 
-    make: Callable[[Callable, int, bool], NnablaEngine | OnnxRuntimeEngine]
+    make: Callable[[Network, int, bool], NnablaEngine | OnnxRuntimeEngine]
     supports: dict[str, tuple[str, ...]]
     parallel: bool
 

@@ -1,17 +1,15 @@
 """The trained network as a file for other tools."""
-from collections.abc import Callable
 from pathlib import Path
 
-import nnabla as nn
 from nnabla.utils.save import save as nnabla_save
 
-from datasets.arrays import IMAGE_SHAPE
+from models.registry import Network
 from utils.files import whole_file
 from utils.graph import onnx_forward
 from utils.graph.functions import Unsupported
 
 
-def save_networks(folder: Path, model: str, network: Callable):
+def save_networks(folder: Path, model: str, network: Network):
     """Write the trained network as .nnp for NNabla's tools and, if ONNX supports it, as .onnx."""
     save_network(folder / f"{model}_result.nnp", model, network)
     try:
@@ -20,15 +18,15 @@ def save_networks(folder: Path, model: str, network: Callable):
         print(f"not written: {model}_result.onnx: {error}", flush=True)
 
 
-def save_network(path: Path, name: str, network: Callable):
+def save_network(path: Path, name: str, network: Network):
     """Write a network with the current parameters as .nnp, for NNabla's own tools.
 
     Args:
         path: the file to write.
         name: the network's name in the file; its input is ``x``, its output (logits) ``y``.
-        network: ``network(image, test=True) -> (logits, features)``.
+        network: the network.
     """
-    image = nn.Variable((1, *IMAGE_SHAPE))
+    image = network.input(1)
     logits, _ = network(image, test=True)
     content = {"name": name, "batch_size": 1, "names": {"x": image}, "outputs": {"y": logits}}
     executor = {"name": "runtime", "network": name, "data": ["x"], "output": ["y"]}

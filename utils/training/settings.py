@@ -4,9 +4,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from datasets import flags
-from datasets.arrays import TRAIN_IMAGES, Dataset
-from datasets.flags import DataSettings
+from datasets.arrays import SIDE, TRAIN_FEATURES, TRAIN_IMAGES, Dataset
+from datasets.flags import LARGEST_SIDE, SIDE_STEP, DataSettings
 from models.registry import MODELS
+from utils.backbone.choice import DEFAULT_PIXELS, PIXELS, PRETRAINED
 from utils.cli import Parser, add_context_flags, add_engine_flags, number, take_recorded
 from utils.errors import UserError
 from utils.files import load_array
@@ -20,12 +21,16 @@ from utils.training.checkpoint import (
 from utils.training.engines import ENGINES, choose_engine
 
 # Arguments that a resumed run must share with the run it resumes.
-RUN = ("model", "nmaps", "seed", *flags.RUN, "train_epochs", "train_batch_size", "learning_rate",
-       "type_config", "model_save_interval")
+RUN = ("model", "nmaps", "seed", *flags.RUN, "backbone", "backbone_input", "backbone_output",
+       "train_epochs", "train_batch_size", "learning_rate", "weight_decay", "type_config",
+       "model_save_interval")
 # Arguments that training on corrected data takes from the run that was corrected.
 CORRECTED = ("model", "nmaps", "seed", "augmentation", "train_epochs", "train_batch_size",
-             "learning_rate", "model_save_interval")
+             "learning_rate", "weight_decay", "model_save_interval")
 MONITOR_PATH = Path("tmp.monitor")
+# The default networks, and the flags whose defaults depend on the network.
+ON_FEATURES, ON_IMAGES = "head", "resnet56"
+DEFAULTS = ("train_epochs", "learning_rate", "weight_decay")
 # What to try where training would take hours on a CPU.
 FEW_EPOCHS, NARROW = 30, 16
 # Bounds of the default --train_batch_size, and the default --val_batch_size.
@@ -35,20 +40,32 @@ TEST_BATCH = 500
 
 def add_training_flags(parser: Parser):
     network = parser.group("network")
-    network.add_argument("--model", choices=list(MODELS), default="resnet56",
-                         help="network (default: %(default)s)")
+    network.add_argument("--model", choices=list(MODELS), default=None,
+                         help=f"network (default: {ON_FEATURES} with --backbone or an --input that has "
+                              f"features, else {ON_IMAGES})")
+    network.add_argument("--backbone", type=_backbone, metavar="NAME|PATH",
+                         help=f"train on the features of a pretrained network: "
+                              f"{', '.join(PRETRAINED)}, or an .onnx file with one image input")
+    network.add_argument("--backbone_input", choices=list(PIXELS), default=None,
+                         help="how pixels enter an .onnx file: scaled to a range, or by ImageNet's mean "
+                              f"and deviation (default: {DEFAULT_PIXELS})")
+    network.add_argument("--backbone_output", metavar="NAME", default=None,
+                         help="which output of an .onnx file has the features (default: the only one)")
     network.add_argument("--nmaps", type=number(int, 2), default=None,
                          help="feature maps of resnet23 (default: 64)")
     training = parser.group("training")
-    training.add_argument("--train_epochs", type=number(int, 1, 10**6), default=270,
-                          help="epochs (default: %(default)s)")
+    training.add_argument("--train_epochs", type=number(int, 1, 10**6), default=None,
+                          help=f"epochs (default: {_defaults('train_epochs')})")
     training.add_argument("--train_batch_size", type=number(int, 1), default=None,
                           help="samples per update (default: a hundredth of all, from 16 to 500)")
     training.add_argument("--val_batch_size", type=number(int, 1), default=None,
                           help="samples per test batch (default: 500, or all if fewer)")
-    training.add_argument("--learning_rate", type=number(float, 0, above=True), default=0.5,
+    training.add_argument("--learning_rate", type=number(float, 0, above=True), default=None,
                           help="learning rate at batch 500; it scales with the batch "
-                               "(default: %(default)s)")
+                               f"(default: {_defaults('learning_rate')})")
+    training.add_argument("--weight_decay", type=number(float, 0), default=None,
+                          help="factor of the weights in their gradients; not of biases and "
+                               f"normalizations (default: {_defaults('weight_decay')})")
     training.add_argument("-s", "--seed", type=number(int, 0, 2**31 - 1), default=0,
                           help="determines subset, label noise, initial parameters, order and "
                                "augmentation (default: %(default)s)")
@@ -74,6 +91,52 @@ def add_training_flags(parser: Parser):
                             "checkpoint_<epoch>.json; without PATH, where the checkpoints are written")
 
 
+def _backbone(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a name or a path, found nothing")
+    return text
+
+
+def _defaults(name: str) -> str:
+    """The networks' defaults of a flag, in words."""
+    return ", ".join(f"{getattr(entry, name):g} for {model}" for model, entry in MODELS.items())
+
+
+def fill_defaults(args: argparse.Namespace):
+    """Set the network and what depends on it, where no flag and no run to resume has.
+
+    Raises:
+        UserError: the flags contradict each other.
+    """
+    if args.model is None:
+        has_features = args.backbone or (args.input and (args.input / TRAIN_FEATURES).exists())
+        args.model = ON_FEATURES if has_features else ON_IMAGES
+    entry = MODELS[args.model]
+    for name in DEFAULTS:
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(entry, name))
+    if args.backbone and args.input:
+        raise UserError("--input trains on the files of an earlier run, which --backbone cannot change; "
+                        "leave one of them out")
+    if args.backbone and not entry.on_features:
+        raise UserError(f"expected --model {ON_FEATURES} with --backbone, found --model {args.model}, "
+                        "which is trained on images; leave one of them out")
+    if entry.on_features and not (args.backbone or args.input):
+        raise UserError(f"expected --backbone with --model {args.model}, which is trained on features, "
+                        f"found none; give --backbone {next(iter(PRETRAINED))}")
+    if entry.on_features and args.augmentation:
+        raise UserError(f"--augmentation is for networks that are trained on images, found --model "
+                        f"{args.model}, which is trained on features; leave it out")
+    for name in ("backbone_input", "backbone_output"):
+        if name in args.given and (not args.backbone or args.backbone in PRETRAINED):
+            raise UserError(f"--{name} is for a --backbone of your own, an .onnx file, found "
+                            f"{args.backbone or 'no --backbone'}; leave it out")
+    if not args.backbone and args.image_size and (
+            args.image_size % SIDE_STEP or not SIDE <= args.image_size <= LARGEST_SIDE):
+        raise UserError(f"expected --image_size as a multiple of {SIDE_STEP} from {SIDE} to "
+                        f"{LARGEST_SIDE}, found {args.image_size}; give one of them")
+
+
 def take_resumed(args: argparse.Namespace, parser: Parser) -> DescribedCheckpoint:
     """Set the arguments that a run shares with the one at --checkpoint, which it resumes.
 
@@ -87,10 +150,13 @@ def take_resumed(args: argparse.Namespace, parser: Parser) -> DescribedCheckpoin
     """
     resumed = newest_complete(args.checkpoint)
     recorded, given = dict(resumed.description.arguments), "dataset" in args.given
-    if resumed.description.dataset_path:
-        recorded["dataset"] = resumed.description.dataset_path
-    if given and flags.is_path(args.dataset) and flags.is_path(recorded.get("dataset")):
-        recorded["dataset"] = args.dataset
+    for name, path, names in [("dataset", resumed.description.dataset_path, flags.DATASETS),
+                              ("backbone", resumed.description.backbone_path, PRETRAINED)]:
+        if path:
+            recorded[name] = path
+        typed, known = getattr(args, name), recorded.get(name)
+        if name in args.given and typed not in names and isinstance(known, str) and known not in names:
+            recorded[name] = typed
     take_recorded(args, parser, RUN, recorded, str(args.checkpoint))
     if args.input:
         return resumed
@@ -100,7 +166,16 @@ def take_resumed(args: argparse.Namespace, parser: Parser) -> DescribedCheckpoin
     if not given and flags.is_path(args.dataset) and not Path(args.dataset).exists():
         raise UserError(f"expected the images of {args.checkpoint} where they were, at "
                         f"{args.dataset!a}, found nothing; give their path as --dataset")
+    if "backbone" not in args.given and is_own_backbone(args.backbone) \
+            and not Path(args.backbone).exists():
+        raise UserError(f"expected the backbone of {args.checkpoint} where it was, at "
+                        f"{args.backbone!a}, found nothing; give its path as --backbone")
     return resumed
+
+
+def is_own_backbone(backbone: str | None) -> bool:
+    """Whether a value of --backbone is the path of a file."""
+    return backbone is not None and backbone not in PRETRAINED
 
 
 def default_batch(samples: int) -> int:
@@ -136,6 +211,8 @@ class TrainSettings:
     """The arguments of train.py by their flags' names, and what they resolve to.
 
     Attributes:
+        backbone: a name or a path, None for a network on images or on the features of --input.
+        image_size: None for the default.
         train_batch_size, val_batch_size: None for the defaults, which depend on the data.
         engine, workers: None for the defaults, which depend on the device (`for_device`).
         data: the settings of the data.
@@ -145,10 +222,15 @@ class TrainSettings:
     model: str
     nmaps: int | None
     seed: int
+    backbone: str | None
+    backbone_input: str | None
+    backbone_output: str | None
+    image_size: int | None
     train_epochs: int
     train_batch_size: int | None
     val_batch_size: int | None
     learning_rate: float
+    weight_decay: float
     engine: str | None
     workers: int | None
     context: str | None
@@ -251,8 +333,11 @@ class RunSettings(TrainSettings):
             arguments["dataset"], path = began.arguments["dataset"], None
         elif path:
             arguments["dataset"] = None
+        own_backbone = self.backbone if is_own_backbone(self.backbone) else None
+        if own_backbone:
+            arguments["backbone"] = None
         return Description(epoch=0, model=self.model, nmaps=self.nmaps, classes=len(dataset.names),
                            learning_rate=0.0, seed=self.seed, data_sha256=dataset.digest(),
                            arguments=arguments, history=[], annotations=dataset.annotations(),
-                           dataset_path=path, engine=self.engine,
+                           dataset_path=path, backbone_path=own_backbone, engine=self.engine,
                            workers=self.workers)

@@ -21,7 +21,7 @@ def batches(order: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
 
 
 def set_images(entering: nn.Variable, images: np.ndarray, augmented: nn.Variable | None):
-    """Set what enters a network to images (B, *IMAGE_SHAPE), or to their `augmented` version."""
+    """Set what enters a network to images (B, ...), or to their `augmented` version."""
     if augmented is None:
         entering.d = images
     else:
@@ -36,14 +36,20 @@ class Trainer:
         engine: computes the updates and the evaluation.
         augmentation: scale by 0.8 to 1.2 and mirror training images at random.
         seed: determines, with the epoch's number, the order of the samples and the augmentation.
+        weight_decay: factor of the weights in their gradients; biases and normalizations have none.
     """
 
-    def __init__(self, engine: NnablaEngine | OnnxRuntimeEngine, augmentation: bool, seed: int):
+    def __init__(self, engine: NnablaEngine | OnnxRuntimeEngine, augmentation: bool, seed: int,
+                 weight_decay: float = 0.0):
         self.engine = engine
         self._augmentation = augmentation
         self._seed = seed
         self.solver = S.Momentum(momentum=0.9)
         self.solver.set_parameters(nn.get_parameters())
+        # Another solver, because one decays all of its parameters.
+        self._weights, self._weight_decay = S.Sgd(), weight_decay
+        self._weights.set_parameters({name: parameter for name, parameter in nn.get_parameters().items()
+                                      if name.endswith("/W")})
 
     def train_epoch(self, epoch: int, images: np.ndarray, labels: np.ndarray, batch_size: int,
                     rate: Callable[[int], float],
@@ -57,7 +63,7 @@ class Trainer:
 
         Args:
             epoch: epochs completed so far.
-            images: uint8 (N, *IMAGE_SHAPE).
+            images: (N, ...), uint8 or float32.
             labels: integers (N, 1).
             batch_size: at most N.
             rate: learning rate by the number of the update within the epoch.
@@ -92,7 +98,7 @@ class Trainer:
         read and the previous update is reported.
         """
         augmented: dict[int, nn.Variable] = {}
-        begin_update = self.engine.updater(self.solver)
+        begin_update = self.engine.updater(self.solver, self._decay)
         samples = ((batch, images[batch], labels[batch]) for batch in batches(order, batch_size))
         following: tuple | None = next(samples)
         finished: tuple | None = None
@@ -115,6 +121,11 @@ class Trainer:
             update += 1
         if finished:
             yield finished
+
+    def _decay(self):
+        """Add the decay to the gradients."""
+        if self._weight_decay:
+            self._weights.weight_decay(self._weight_decay)
 
     def evaluate(self, images: np.ndarray, labels: np.ndarray,
                  batch_size: int) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from pathlib import Path
 import nnabla.functions as F
 import pytest
 
+from models.registry import Network
 from tests.utils.graph import training_batches as batches
 from utils.graph import onnx_convolution
 from utils.graph.onnx_convolution import block_size
@@ -43,6 +44,7 @@ GEOMETRIES = [
 
 def around(before: int, after: int, group: int = 1, normalized: bool = False, **geometry):
     """A network of a convolution between others, with a bias or else a normalization."""
+    @Network
     def network(image, test):
         h = F.average_pooling(image, (4, 3))
         h = batches.convolution(h, "before", before, kernel=(1, 1), with_bias=not normalized)

@@ -4,7 +4,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from models.registry import MODELS, build_network
+from models.registry import MODELS, Network, build_network
 from tests.conftest import refused
 from utils.graph.functions import Unsupported
 from utils.graph.onnx_forward import save_network
@@ -53,6 +53,7 @@ def test_trained_network_is_written_with_its_last_parameters(run):
 
 
 def test_nothing_is_written_of_what_cannot_be_translated(tmp_path):
+    @Network
     def network(image, test):
         image = nn.functions.elu(image)
         return image, image

@@ -8,7 +8,7 @@ import nnabla.solvers as S
 import numpy as np
 import pytest
 
-from models.registry import build_network
+from models.registry import Network, build_network
 from tests.conftest import refused
 from tests.utils.graph.training_batches import (
     Arrays,
@@ -29,6 +29,7 @@ from utils.graph.functions import Unsupported
 from utils.graph.onnx_gradient import BatchGradients
 
 
+@Network
 def normalizations(image, test):
     """After an image, a convolution, another, a residual branch and an affine layer."""
     h = F.relu(normalization(F.average_pooling(image, (4, 4)), "image", test))
@@ -44,6 +45,7 @@ def normalizations(image, test):
     return head(F.relu(h))
 
 
+@Network
 def residuals(image, test):
     """Branches of different depth, a variable added to itself, and one that is used three times."""
     h = convolution(F.average_pooling(image, (4, 4)), "first")
@@ -52,6 +54,7 @@ def residuals(image, test):
     return head(F.relu(F.add2(h, F.add2(convolution(h, "fourth", kernel=(1, 1)), deep))))
 
 
+@Network
 def affine_layers(image, test):
     with nn.parameter_scope("wide"):
         h = PF.affine(F.average_pooling(image, (8, 8)), 9, with_bias=False)
@@ -60,6 +63,7 @@ def affine_layers(image, test):
     return head(h, with_bias=False)
 
 
+@Network
 def shared_parameters(image, test):
     """Each kind of layer twice with the same parameters."""
     h = convolution(F.average_pooling(image, (4, 4)), "first", maps=3, pad=(1, 1))
@@ -71,6 +75,7 @@ def shared_parameters(image, test):
     return head(h)
 
 
+@Network
 def fixed_by_graph(image, test):
     """One of each kind of layer before and after trained ones, and a parameter fixed in one use."""
     h = F.relu(convolution(F.average_pooling(image, (4, 4)), "start", fix_parameters=True))
@@ -82,6 +87,7 @@ def fixed_by_graph(image, test):
     return head(F.relu(PF.affine(h, 6, name="fixed", fix_parameters=True)))
 
 
+@Network
 def cut(image, test):
     """No gradient goes through one of two branches."""
     h = convolution(F.average_pooling(image, (4, 4)), "first")
@@ -93,7 +99,7 @@ def cut(image, test):
 NETWORKS = [normalizations, residuals, affine_layers, shared_parameters, fixed_by_graph, cut]
 
 
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.build.__name__)
 def test_everything_is_nnabla_s(network):
     make_parameters(network)
     assert_same_as_nnabla(network, *samples())
@@ -126,6 +132,7 @@ POOLINGS = [
                          ids=[f"{pooling.__name__} {options}" for pooling, options in POOLINGS])
 def test_pooling_is_nnabla_s(pooling, options, largest):
     """Ties are images and weights of small whole numbers; all most of the poolings see is below 0."""
+    @Network
     def network(image, test):
         return head(pooling(convolution(image, "first", 4, pad=(1, 1)), **options))
     make_parameters(network)
@@ -154,6 +161,7 @@ def test_images_of_any_kind_in_batches_of_any_size():
         assert_close(results(batch_gradients, images, labels), expected)
 
 
+@Network
 def normalizations_of_images(image, test):
     h = F.relu(normalization(F.average_pooling(image, (8, 8)), "first", test, decay_rate=0.7))
     h = normalization(convolution(h, "second", with_bias=False), "second", test, eps=1e-3)
@@ -162,6 +170,7 @@ def normalizations_of_images(image, test):
 
 def test_variance_is_exact_where_nnabla_s_is_not():
     """Of images that are all bright: NNabla's running variance is far off, its gradients are NaN."""
+    @Network
     def network(image, test):
         return head(normalization(image, "image", test))
     before = make_parameters(network)
@@ -173,6 +182,7 @@ def test_variance_is_exact_where_nnabla_s_is_not():
         np.testing.assert_allclose(found[f"image/bn/{name}"].ravel(), expected, rtol=1e-6)
 
 
+@Network
 def few_numbers(image, test):
     """A normalization of as many numbers per channel as there are samples."""
     with nn.parameter_scope("hidden"):
@@ -191,6 +201,7 @@ def test_running_variance_of_two_numbers_and_of_one():
                                0.9 * start["few/bn/var"], rtol=1e-6)
 
 
+@Network
 def smooth(image, test):
     """Without kinks, so that rounding never decides."""
     h = normalization(convolution(F.average_pooling(image, (2, 2)), "first", 16, with_bias=False,
@@ -259,6 +270,7 @@ def test_bits_depend_on_batch_parameters_and_threads_alone():
         assert all(run[name].tobytes() == array.tobytes() for name, array in runs[0].items())
 
 
+@Network
 def tiny(image, test):
     """Numbers near 1e-15, positive and negative, and maxima that differ by as little."""
     h = F.max_pooling(F.relu(convolution(image, "first", with_bias=False)), (2, 2))
@@ -296,14 +308,17 @@ def test_parameters_written_in_any_way_are_found(write):
         assert all(np.array_equal(found[name], array) for name, array in expected.items())
 
 
+@Network
 def unknown_function(image, test):
     return head(F.leaky_relu(convolution(image, "third")))
 
 
+@Network
 def running_statistics(image, test):
     return head(PF.batch_normalization(convolution(image, "fourth"), batch_stat=False))
 
 
+@Network
 def computed_weight(image, test):
     weight = nn.parameter.get_parameter_or_create("weight", (4, 3, 3, 3))
     return head(F.convolution(image, F.mul_scalar(weight, 2)))

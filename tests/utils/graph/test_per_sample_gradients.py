@@ -5,12 +5,14 @@ import nnabla.parametric_functions as PF
 import numpy as np
 import pytest
 
+from models.registry import Network
 from tests.utils.tracin.test_engines import EVERY, gradient_norms, make_engine, random_samples
 from utils.graph.functions import Unsupported
 
 BOTH = ("nnabla all", "onnxruntime all")
 
 
+@Network
 def varied(image, test):
     """Every kind of layer in every position that is treated in a way of its own."""
     rng = np.random.default_rng(0)
@@ -64,6 +66,7 @@ def test_gradient_by_each_parameter_alone(varied_parameters, engine):
     names = list(varied_parameters)
     assert len(names) == 21
 
+    @Network
     def network(image, test):
         result = varied(image, test)
         for name in names:  # after the graph is made, which takes all as trainable
@@ -92,6 +95,7 @@ def test_gradient_by_each_parameter_alone(varied_parameters, engine):
     {"kernel": (4, 4), "stride": (4, 4), "pad": (0, 2)},
 ], ids=str)
 def test_convolution_of_any_geometry(options, engine):
+    @Network
     def network(image, test):
         h = F.average_pooling(image, (4, 3))
         with nn.parameter_scope("block"):
@@ -111,6 +115,7 @@ def head(h):
 
 @pytest.mark.parametrize("engine", BOTH)
 def test_scale_of_zero_is_no_obstacle(engine):
+    @Network
     def network(image, test):
         with nn.parameter_scope("block"):
             h = PF.batch_normalization(PF.convolution(image, 4, (3, 3), rng=rng), batch_stat=not test)
@@ -124,49 +129,58 @@ def test_scale_of_zero_is_no_obstacle(engine):
                                gradient_norms(network, images, labels, "all"), rtol=1e-5)
 
 
+@Network
 def unknown_function(image, test):
     with nn.parameter_scope("third"):
         h = PF.convolution(image, 4, (3, 3))
     return head(F.leaky_relu(h))
 
 
+@Network
 def computed_weight(image, test):
     weight = nn.parameter.get_parameter_or_create("weight", (4, 3, 3, 3))
     return head(F.convolution(image, F.mul_scalar(weight, 2)))
 
 
+@Network
 def channel_last(image, test):
     return head(PF.convolution(F.relu(image), 4, (3, 3), channel_last=True))
 
 
+@Network
 def batch_statistics(image, test):
     with nn.parameter_scope("fourth"):
         h = PF.batch_normalization(image, batch_stat=True)
     return head(h)
 
 
+@Network
 def scale_alone(image, test):
     with nn.parameter_scope("fifth"):
         h = PF.batch_normalization(image, batch_stat=False, no_bias=True)
     return head(h)
 
 
+@Network
 def added_parameter(image, test):
     return head(F.add2(image, nn.parameter.get_parameter_or_create("offset", (1, 3, 32, 32))))
 
 
+@Network
 def three_dimensional_pooling(image, test):
     with nn.parameter_scope("sixth"):
         h = PF.convolution(image, 4, (3, 3))
     return head(F.average_pooling(h, (2, 2, 2)))
 
 
+@Network
 def broadcast_sum(image, test):
     with nn.parameter_scope("seventh"):
         h = PF.convolution(image, 1, (3, 3), pad=(1, 1))
     return head(F.add2(image, h))
 
 
+@Network
 def wide_weight(image, test):
     with nn.parameter_scope("eighth"):
         h = PF.affine(image, (4, 2))
@@ -194,6 +208,7 @@ def test_unsupported_function_is_named_with_its_layer(network, names, engine, fl
         assert name in str(error.value)
 
 
+@Network
 def shared_weight(image, test):
     with nn.parameter_scope("tied"):
         h = PF.convolution(image, 3, (3, 3), pad=(1, 1), with_bias=False)
@@ -201,6 +216,7 @@ def shared_weight(image, test):
     return head(h)
 
 
+@Network
 def cut(image, test):
     with nn.parameter_scope("cut"):
         h = PF.convolution(image, 4, (3, 3))
@@ -250,6 +266,7 @@ def used_twice(h):
 @pytest.mark.parametrize("end", [other_features, scaled, rectified, scaled_weight, another_name,
                                  without_bias, used_twice])
 def test_model_that_does_not_end_in_its_last_layer_is_refused(end, name):
+    @Network
     def network(image, test):
         with nn.parameter_scope("first"):
             h = PF.convolution(image, 2, (3, 3))
@@ -261,6 +278,7 @@ def test_model_that_does_not_end_in_its_last_layer_is_refused(end, name):
 @pytest.mark.parametrize("engine", BOTH)
 def test_fixed_parameters_do_not_count(engine):
     """Fixed by the graph, whatever the scope says; of the last layer, nothing is left to score."""
+    @Network
     def network(image, test):
         with nn.parameter_scope("first"):
             h = PF.convolution(image, 4, (3, 3), stride=(4, 4), fix_parameters=True, rng=rng)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from nnabla.ext_utils import get_extension_context
 
-from models.registry import build_network
+from models.registry import Network, build_network
 from tests.utils.tracin.float64 import float64_scores
 from utils.errors import UserError
 from utils.tracin.engines import NnablaEngine, OnnxRuntimeEngine, choose_engine
@@ -116,6 +116,7 @@ def sure_network(spread=0.05):
     """A network that is sure of some of 200 samples, and these with the labels it predicts."""
     rng = np.random.default_rng(0)
 
+    @Network
     def network(image, test):
         h = F.average_pooling(image, (8, 8))
         h = PF.convolution(h, 4, (1, 1), with_bias=False, rng=rng)
@@ -230,6 +231,7 @@ def test_engine_supports_the_layers_and_the_context():
 
 @pytest.mark.parametrize("name", ["nnabla all", "onnxruntime all"])
 def test_network_of_an_affine_map_alone_is_scored(name):
+    @Network
     def network(image, test):
         return PF.affine(image, 10, rng=np.random.default_rng(0)), image
     network(nn.Variable((1, 3, 32, 32)), test=True)

@@ -5,7 +5,7 @@ import nnabla.solvers as S
 import numpy as np
 import pytest
 
-from models.registry import build_network
+from models.registry import Network, build_network
 from tests.conftest import make_dataset, refused
 from utils.graph.functions import Unsupported
 from utils.training.engines import ENGINES, OnnxRuntimeEngine, choose_engine
@@ -63,6 +63,7 @@ def test_evaluation_is_that_of_the_parameters_as_they_are_now(name):
 
 
 def test_unsupported_network_names_its_function_and_the_other_engine():
+    @Network
     def network(image, test=False):
         features = F.sin(image)
         return PF.affine(features, 3, name="affine"), features

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from nnabla.ext_utils import get_extension_context
 
-from models.registry import build_network
+from models.registry import Network, build_network
 from tests.conftest import WatchedSolver, make_dataset
 from utils.training.engines import ENGINES, NnablaEngine
 from utils.training.trainer import Trainer, batches, error_rate
@@ -13,10 +13,10 @@ from utils.training.trainer import Trainer, batches, error_rate
 engines = pytest.mark.parametrize("engine", sorted(ENGINES))
 
 
-def make_trainer(augmentation=False, seed=0, half=False, engine="nnabla"):
+def make_trainer(augmentation=False, seed=0, half=False, engine="nnabla", weight_decay=0.0):
     nn.clear_parameters()
     network = build_network("resnet23", 3, 4, np.random.default_rng(0))
-    return Trainer(ENGINES[engine].make(network, 1, half), augmentation, seed)
+    return Trainer(ENGINES[engine].make(network, 1, half), augmentation, seed, weight_decay)
 
 
 def train(trainer, epochs=1, batch_size=8, rate=0.01):
@@ -45,6 +45,7 @@ def trained_images(trainer_seed, epochs, images, augmentation=False):
     nn.clear_parameters()
     network, entered, updates = build_network("resnet23", 3, 4), [], []
 
+    @Network
     def watched(image, test=False):
         entered.append(image)
         return network(image, test=test)
@@ -74,6 +75,7 @@ def test_epoch_trains_on_every_sample_once():
 @engines
 def test_samples_are_observed_with_their_own_logits(engine):
     """A network without batch statistics that is not updated gives each sample its logits."""
+    @Network
     def network(image, test=False):
         features = F.global_average_pooling(image)
         return PF.affine(features, 3), features
@@ -87,6 +89,23 @@ def test_samples_are_observed_with_their_own_logits(engine):
     loss = np.log(np.exp(logits).sum(axis=1)) - np.take_along_axis(logits, dataset.labels, 1)[:, 0]
     assert [count for count, _ in told] == [8, 8, 8, 6]
     np.testing.assert_allclose(sum(count * loss for count, loss in told), loss.sum(), rtol=1e-4)
+
+
+@engines
+def test_decay_is_that_of_the_weights_alone(engine):
+    """Without momentum yet, the first update takes rate times the gradient and the decay."""
+    after = {}
+    for decay in (0.0, 0.5):
+        trainer = make_trainer(engine=engine, weight_decay=decay)
+        before, dataset = parameters(), make_dataset()
+        trainer.train_epoch(0, dataset.images, dataset.labels, 30, lambda update: 0.1,
+                            lambda *update: None)
+        after[decay] = parameters()
+    weights = [name for name in before if name.endswith("/W")]
+    assert len(weights) == 23
+    for name, start in before.items():
+        expected = after[0.0][name] - (0.1 * 0.5 * start if name in weights else 0)
+        np.testing.assert_allclose(after[0.5][name], expected, atol=1e-6)
 
 
 @engines
@@ -160,6 +179,7 @@ def test_losses_fall_and_are_means_over_samples(engine):
 
 def linear(factor):
     """A linear network whose gradients are about as large as `factor`."""
+    @Network
     def network(image, test=False):
         features = image / 255
         logits = factor * PF.affine(features, 3, name="affine", w_init=lambda shape: np.zeros(shape))
