@@ -12,6 +12,7 @@ import nnabla as nn
 import numpy as np
 from tqdm import tqdm
 
+from datasets.arrays import Dataset
 from utils.errors import UserError
 from utils.files import open_npz, save_bytes
 from utils.training.learning_rate import learning_rate
@@ -44,9 +45,8 @@ def draw_folds(labels: np.ndarray, seed: int, folds: int = FOLDS) -> np.ndarray:
     return result
 
 
-def out_of_fold(make_trainer: Callable[[np.ndarray], Trainer], inputs: np.ndarray, labels: np.ndarray,
-                classes: int, *, epochs: int, batch_size: int, base_rate: float,
-                seed: int) -> np.ndarray:
+def predict(make_trainer: Callable[[np.ndarray], Trainer], dataset: Dataset, *, epochs: int,
+            batch_size: int, base_rate: float, seed: int) -> np.ndarray:
     """Train a network without each fold and let it predict the fold, with a progress bar.
 
     Each network has a parameter scope of its own, which is empty again afterwards.
@@ -54,9 +54,7 @@ def out_of_fold(make_trainer: Callable[[np.ndarray], Trainer], inputs: np.ndarra
     Args:
         make_trainer: ``make_trainer(inputs)`` returns a trainer with new parameters in the current scope
             for a training set, which may decide some of them: its inputs (M, ...).
-        inputs: what the network is trained on, (N, ...).
-        labels: integers (N, 1).
-        classes: number C of classes.
+        dataset: N samples of C classes.
         epochs, batch_size, base_rate, seed: as in the training of the run.
 
     Returns:
@@ -65,7 +63,8 @@ def out_of_fold(make_trainer: Callable[[np.ndarray], Trainer], inputs: np.ndarra
     Raises:
         UserError: a training diverged.
     """
-    fold, result = draw_folds(labels, seed), np.zeros((len(labels), classes), np.float32)
+    inputs, labels = dataset.inputs, dataset.labels
+    fold, result = draw_folds(labels, seed), np.zeros((len(labels), len(dataset.names)), np.float32)
     with tqdm(total=min(FOLDS, len(labels)) * epochs, unit="epoch", desc="out of fold", leave=False,
               disable=None) as bar:
         for number in np.unique(fold):
