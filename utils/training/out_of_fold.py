@@ -1,7 +1,7 @@
 """Probabilities of every sample's labels by networks that were trained without the sample.
 
-The samples are divided into folds, and for each fold a network is trained on all others, as the run's own
-network is: cross-validation, as cleanlab expects it (Northcutt et al. 2021, arXiv:1911.00068).
+The samples are divided into folds, and for each fold a network is trained on all others, with the
+settings of the run's own network: cross-validation (Northcutt et al. 2021, arXiv:1911.00068, section 3).
 """
 import io
 import math
