@@ -22,7 +22,7 @@ from utils.context import current_context, memory_for, set_context
 from utils.errors import UserError
 from utils.files import check_folder
 from utils.tracin.engines import noise_logits
-from utils.training import dynamics, out_of_fold
+from utils.training import cross_validation, dynamics, out_of_fold
 from utils.training.checkpoint import (
     Description,
     check_unused,
@@ -124,7 +124,7 @@ def train_and_evaluate(chosen: TrainSettings):
             save_checkpoint(settings.model_save_path, trainer.solver, replace(
                 description, epoch=epoch + 1, learning_rate=rate, history=log.history))
     if MODELS[settings.model].on_features:
-        probability = out_of_fold.predict(
+        probability = cross_validation.predict(
             partial(make_trainer, settings, network), dataset, epochs=settings.train_epochs,
             batch_size=settings.train_batch_size, base_rate=settings.learning_rate, seed=settings.seed)
         out_of_fold.save(settings.output, run_key(description), probability)

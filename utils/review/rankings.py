@@ -120,8 +120,6 @@ RANKINGS = {
     # As cleanlab ranks, but by networks that were trained on the sample.
     "self_confidence": Ranking("1 minus the given label's mean probability (Northcutt et al. 2021)",
                                _self_confidence, on_curve=True),
-    "out_of_fold": Ranking("the same by heads that were trained without the sample, as cleanlab ranks",
-                           _out_of_fold, on_curve=True),
     "aum": Ranking("margin, mean over all epochs: area under the margin (Pleiss et al. 2020)",
                    _from_dynamics(lambda dynamics: -_margin(dynamics).mean(axis=1)), on_curve=True),
     "aum_late": Ranking("aum over the second half of the epochs",
@@ -129,6 +127,8 @@ RANKINGS = {
     "forgetting": Ranking("number of times training forgot the given label (Toneva et al. 2019)",
                           _from_dynamics(lambda dynamics: forgetting(dynamics.correct)),
                           on_curve=True),
+    "out_of_fold": Ranking("self_confidence by heads trained without the sample, as cleanlab ranks",
+                           _out_of_fold, on_curve=True),
     "random": Ranking("a random order, to compare with", _random),
 }
 

@@ -17,13 +17,15 @@ def measure(run: Run, issues: int) -> dict:
         for name, score in run.rankings.items():
             measured[name] = {**detection_metrics(score, mislabelled),
                               **{f"{metric}_interval": ends for metric, ends in intervals[name].items()}}
+    in_sample = {} if run.out_of_fold is None else {
+        "estimated_in_sample": count_label_issues(run.per_checkpoint.probability, run.dataset.labels)}
     return {"samples": len(run.score),
             "ranked_by": run.rank_by,
             "reason": run.reason,
             "agreement": agreement(run),
             "mislabelled": None if mislabelled is None else int(mislabelled.sum()),
             "estimated_label_issues": issues,
-            "estimated_in_sample": count_label_issues(run.per_checkpoint.probability, run.dataset.labels),
+            **in_sample,
             "scores": measured}
 
 
@@ -43,8 +45,7 @@ def print_report(output: Path, run: Run, metrics: dict):
     print(f"suspects, most suspicious first: {output / SUSPECTS}")
     agree = f"the networks agree with {100 * metrics['agreement']:.1f} % of the labels"
     if trustworthy(run):
-        print(f"estimated number of wrong labels (confident joint): {_estimate(run, metrics)} of {samples}; "
-              f"{agree}")
+        print(f"estimated number of wrong labels (confident joint): {_estimate(run, metrics)}; {agree}")
     else:
         print(f"{agree}: too few to estimate the number of wrong labels; a longer training, a wider "
               "network or more images would rank better")
@@ -57,11 +58,11 @@ def _estimate(run: Run, metrics: dict) -> str:
 
     tests/benchmarks/README.md, "The head", has how far either estimate was off.
     """
-    issues = metrics["estimated_label_issues"]
+    issues, samples = metrics["estimated_label_issues"], metrics["samples"]
     if run.out_of_fold is None:
-        return f"{issues}, often too low,"
-    return (f"{issues} by heads trained without the sample, mostly too high, and "
-            f"{metrics['estimated_in_sample']} by those trained on it, mostly too low,")
+        return f"{issues} of {samples}, often too low"
+    return (f"from {metrics['estimated_in_sample']} (in sample, often too low) to {issues} (out of "
+            f"fold, often too high) of {samples}")
 
 
 def print_metrics(metrics: dict[str, dict], rank_by: str):
