@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 MAGIC, PROTOCOL = 0x1950a86a20f9469cfc6c, 1001
-STORAGES = {"torch FloatStorage": np.dtype("<f4"), "torch LongStorage": np.dtype("<i8")}
+STORAGES: dict[str, np.dtype] = {"torch FloatStorage": np.dtype("<f4"),
+                                 "torch LongStorage": np.dtype("<i8")}
 DICTIONARY, TENSOR = "collections OrderedDict", "torch._utils _rebuild_tensor_v2"
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 MAX_AXES = 8
@@ -31,7 +32,7 @@ class _Name(str):
 class _Storage(NamedTuple):
     key: str
     dtype: np.dtype
-    count: int
+    size: int
 
 
 class _Tensor(NamedTuple):
@@ -42,8 +43,10 @@ class _Tensor(NamedTuple):
 
     def view(self, numbers: np.ndarray) -> np.ndarray:
         """The tensor's array; NumPy refuses offsets and strides that leave `numbers`."""
+        if math.prod(self.size) > numbers.size:  # a stride of 0 could fill the memory of who copies it
+            raise ValueError("it has a tensor of more elements than its storage")
         length = numbers.itemsize
-        return np.ndarray(self.size, numbers.dtype, memoryview(numbers), self.offset * length,
+        return np.ndarray(self.size, numbers.dtype, numbers.data, self.offset * length,
                           tuple(stride * length for stride in self.strides))
 
 
@@ -79,10 +82,10 @@ def _read(content: bytes) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     position = file.tell()
     for key in keys:
-        _, dtype, count = storages[key]
-        if struct.unpack_from("<q", content, position) != (count,):
+        _, dtype, size = storages[key]
+        if struct.unpack_from("<q", content, position) != (size,):
             raise ValueError("a storage has another size than its tensors expect")
-        arrays[key] = np.frombuffer(content, dtype, count, position + 8)
+        arrays[key] = np.frombuffer(content, dtype, size, position + 8)
         position += 8 + arrays[key].nbytes
     if position != len(content):
         raise ValueError(f"expected {position} bytes, found {len(content)}")
@@ -93,7 +96,7 @@ def _load(file: io.BytesIO) -> Any:
     """What the pickle at the file's position holds; the position is then behind it."""
     stack: list[Any] = []
     marks: list[int] = []  # the stack's heights
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
 
     def since_mark() -> list:
         height = marks.pop()
@@ -158,15 +161,16 @@ def _set_items(items: list, target: dict):
         target[key] = value
 
 
-def _storage(kind: str, name: str, key: str, place: str, count: int, view: None) -> _Storage:
+def _storage(kind: object, name: object, key: object, place: object, size: object,
+             view: object) -> _Storage:
     dtype = STORAGES.get(name) if type(name) is _Name else None
-    if kind != "storage" or dtype is None or type(key) is not str or type(count) is not int \
-            or count < 0 or view is not None:
+    if kind != "storage" or dtype is None or type(key) is not str or type(size) is not int \
+            or size < 0 or view is not None:
         raise ValueError("it has a storage of other numbers than float32 and int64")
-    return _Storage(key, dtype, count)
+    return _Storage(key, dtype, size)
 
 
-def _call(name: str, arguments: tuple) -> dict | _Tensor:
+def _call(name: object, arguments: tuple) -> dict | _Tensor:
     if type(name) is _Name and name == DICTIONARY and arguments == ():
         return {}
     if type(name) is not _Name or name != TENSOR:
@@ -176,6 +180,4 @@ def _call(name: str, arguments: tuple) -> dict | _Tensor:
             or len(size) != len(strides) or len(size) > MAX_AXES \
             or not all(type(number) is int and number >= 0 for number in (offset, *size, *strides)):
         raise ValueError("it has a tensor without a storage, a size or strides")
-    if math.prod(size) > storage.count:  # a stride of 0 could fill the memory of who copies it
-        raise ValueError("it has a tensor of more elements than its storage")
     return _Tensor(storage, offset, size, strides)

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import nnabla as nn
 import numpy as np
@@ -50,8 +51,8 @@ class PretrainedNetwork:
         """
         size = self.size if size is None else size
         if not self.multiple <= size <= LARGEST_SIZE or size % self.multiple:
-            raise UserError(f"expected --image_size from {self.multiple} to {LARGEST_SIZE}, a multiple of "
-                            f"{self.multiple}, found {size}; give another, such as {self.size}")
+            raise UserError(f"expected --image_size to be a multiple of {self.multiple} up to "
+                            f"{LARGEST_SIZE}, found {size}; give --image_size {self.size}")
         return size
 
     def read_state(self) -> dict[str, np.ndarray]:
@@ -62,20 +63,20 @@ class PretrainedNetwork:
         """
         package, *parts = self.file.split("/")
         found = importlib.util.find_spec(package)
-        remedy = f"install it: pip install --force-reinstall {self.requirement}"
-        for folder in found.submodule_search_locations or () if found else ():
-            path = Path(folder, *parts)
-            try:
-                content = path.read_bytes()
-            except OSError as error:
-                raise UserError(f"cannot read {path}: {error.strerror}; {remedy}") from error
-            digest = hashlib.sha256(content).hexdigest()
-            if digest != self.sha256:
-                raise UserError(f"expected a file of the SHA-256 {self.sha256} at {path}, found {digest}; "
-                                f"{remedy}")
-            return state_dictionary.read(content)
-        raise UserError(f"expected the package {self.requirement}, found none; install it: pip install "
-                        f"{self.requirement}")
+        if found is None or not found.submodule_search_locations:
+            raise UserError(f"expected the package {self.requirement}, found none; install it: pip "
+                            f"install {self.requirement}")
+        path = Path(found.submodule_search_locations[0], *parts)
+        remedy = f"install it again: pip install --force-reinstall {self.requirement}"
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}; {remedy}") from error
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != self.sha256:
+            raise UserError(f"expected a file with the SHA-256 {self.sha256} at {path}, found {digest}; "
+                            f"{remedy}")
+        return state_dictionary.read(content)
 
 
 PRETRAINED = {"efficientnet-lite0": PretrainedNetwork(
@@ -102,7 +103,8 @@ class Pretrained:
         UserError: the package with the weights is missing or damaged, or `size` is not supported.
     """
 
-    def __init__(self, name: str, size: int | None = None, engine: str = "onnxruntime"):
+    def __init__(self, name: str, size: int | None = None,
+                 engine: Literal["onnxruntime", "nnabla"] = "onnxruntime"):
         self._network = PRETRAINED[name]
         self.size = self._network.check_size(size)
         self._scope: dict = OrderedDict()  # of parameters; NNabla's own type
@@ -110,12 +112,10 @@ class Pretrained:
         with nn.parameter_scope("", self._scope):
             self._network.load(self._network.read_state())
             model = to_onnx(image, features)
-        self._session = self._graph = None
+        self._graph, self._session = (image, features), None
+        version = f"{nn.__version__} {nn.get_current_context().backend}"
         if engine == "onnxruntime":
             self._session, version = make_session(model, threads=1), onnxruntime.__version__
-            self._scope.clear()
-        else:
-            version = f"{nn.__version__} {nn.get_current_context().backend}"
         digest = hashlib.sha256(model.SerializeToString(deterministic=True))
         digest.update(f"{engine} {version}".encode())
         self.key = digest.hexdigest()
@@ -130,7 +130,7 @@ class Pretrained:
         if self._session:
             features, = self._session.run(None, {INPUT: images.astype(np.float32)})
         else:
-            if not self._graph or len(self._graph[0].d) != len(images):
+            if self._graph[0].shape[0] != len(images):
                 self._graph = self._build(len(images))
             image, output = self._graph
             image.d = images
