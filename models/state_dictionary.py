@@ -10,7 +10,6 @@ A pickle could run any code, so these are not unpickled by Python's module: an i
 opcodes in them builds dictionaries, lists, tuples, strings, numbers, storages and tensors.
 """
 import io
-import math
 import pickletools
 import struct
 from typing import Any, NamedTuple
@@ -22,7 +21,6 @@ STORAGES: dict[str, np.dtype] = {"torch FloatStorage": np.dtype("<f4"),
                                  "torch LongStorage": np.dtype("<i8")}
 DICTIONARY, TENSOR = "collections OrderedDict", "torch._utils _rebuild_tensor_v2"
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-MAX_AXES = 8
 
 
 class _Name(str):
@@ -42,12 +40,13 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
     def view(self, numbers: np.ndarray) -> np.ndarray:
-        """The tensor's array; NumPy refuses offsets and strides that leave `numbers`."""
-        if math.prod(self.size) > numbers.size:  # a stride of 0 could fill the memory of who copies it
-            raise ValueError("it has a tensor of more elements than its storage")
+        """The tensor's array; NumPy refuses offsets, sizes and strides that leave `numbers`."""
         length = numbers.itemsize
-        return np.ndarray(self.size, numbers.dtype, numbers.data, self.offset * length,
-                          tuple(stride * length for stride in self.strides))
+        array = np.ndarray(self.size, numbers.dtype, numbers.data, self.offset * length,
+                           tuple(stride * length for stride in self.strides))
+        if array.size > numbers.size:  # a stride of 0 could fill the memory of who copies it
+            raise ValueError("it has a tensor of more elements than its storage")
+        return array
 
 
 def read(content: bytes) -> dict[str, np.ndarray]:
@@ -134,6 +133,9 @@ def _load(file: io.BytesIO) -> Any:
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 start = len(stack) - int(opcode.name[-1])
                 stack[start:] = [tuple(stack[start:])]
+            case "APPEND":
+                item = stack.pop()
+                stack[-1].append(item)
             case "APPENDS":
                 items = since_mark()
                 stack[-1].extend(items)
@@ -165,7 +167,7 @@ def _storage(kind: object, name: object, key: object, place: object, size: objec
              view: object) -> _Storage:
     dtype = STORAGES.get(name) if type(name) is _Name else None
     if kind != "storage" or dtype is None or type(key) is not str or type(size) is not int \
-            or size < 0 or view is not None:
+            or view is not None:
         raise ValueError("it has a storage of other numbers than float32 and int64")
     return _Storage(key, dtype, size)
 
@@ -177,7 +179,6 @@ def _call(name: object, arguments: tuple) -> dict | _Tensor:
         raise ValueError(f"it calls {str(name)[:60]!a}")
     storage, offset, size, strides, *_ = arguments
     if type(storage) is not _Storage or type(size) is not tuple or type(strides) is not tuple \
-            or len(size) != len(strides) or len(size) > MAX_AXES \
-            or not all(type(number) is int and number >= 0 for number in (offset, *size, *strides)):
+            or not all(type(number) is int for number in (offset, *size, *strides)):
         raise ValueError("it has a tensor without a storage, a size or strides")
     return _Tensor(storage, offset, size, strides)

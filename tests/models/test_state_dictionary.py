@@ -54,6 +54,14 @@ def test_tensors_are_views_of_their_storages():
 
 
 @pytest.mark.parametrize(("offset", "size", "strides"), [
+    (0, (2, 3), (6, 2)), (6, (2, 3), (3, 1)), (11, (1,), (1,)), (0, (12,), (1,)), (3, (0,), (1,))])
+def test_tensor_may_be_any_part_of_its_storage(offset, size, strides):
+    array = read(file({"weight": tensor("7", 12, offset, size, strides)}, [("7", FLOATS)]))["weight"]
+    assert array.shape == size
+    assert all(array[place] == FLOATS[offset + np.dot(place, strides)] for place in np.ndindex(size))
+
+
+@pytest.mark.parametrize(("offset", "size", "strides"), [
     (7, (2, 3), (3, 1)), (0, (2, 3), (10, 1)), (-1, (2,), (1,)), (0, (2,), (-1,)), (0, (-2,), (1,)),
     (0, (2**31 - 1,), (1,)), (0, (2**40, 2**40), (0, 0)), (0, (4, 4), (0, 0)), (2**62, (1,), (1,)),
     (0, (2,), (2**70,)), (0, (2, 3), (1,)), (0, (1,) * 40, (1,) * 40)])
@@ -74,7 +82,14 @@ def test_storage_of_another_size_than_announced_is_refused(count):
         read(file({"weight": tensor("7", count, 0, (1,), (1,))}, [("7", FLOATS)]))
 
 
+def test_storages_of_each_others_sizes_are_refused():
+    state = {"one": tensor("7", 11, 0, (1,), (1,)), "other": tensor("8", 13, 0, (1,), (1,))}
+    with refused(error=ValueError):
+        read(file(state, [("7", FLOATS), ("8", FLOATS)]))
+
+
 @pytest.mark.parametrize("content", [
+    file(TENSORS).replace(text("count"), number(3)), file(TENSORS).replace(b"tensor_v2", b"tensor_v3"),
     file(TENSORS, magic=1), file(TENSORS, little=False), file(TENSORS) + b"\0", b"",
     file(TENSORS, [("7", FLOATS)]), file(TENSORS, [("7", FLOATS), ("9", INTEGER)]),
     file({"weight": number(3)}), file({"weight": tensor("7", 12, 0, (1,), (1,), "CharStorage")}),
