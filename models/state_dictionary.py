@@ -23,6 +23,10 @@ DICTIONARY, TENSOR = "collections OrderedDict", "torch._utils _rebuild_tensor_v2
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
+class _Wrong(ValueError):
+    """What is wrong, in a few words."""
+
+
 class _Name(str):
     """A function or type by its name; nothing is imported."""
 
@@ -34,6 +38,8 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
+    """What the file says of a tensor, unchecked."""
+
     storage: _Storage
     offset: int  # of elements, as the strides
     size: tuple[int, ...]
@@ -42,10 +48,11 @@ class _Tensor(NamedTuple):
     def view(self, numbers: np.ndarray) -> np.ndarray:
         """The tensor's array; NumPy refuses offsets, sizes and strides that leave `numbers`."""
         length = numbers.itemsize
-        array = np.ndarray(self.size, numbers.dtype, numbers.data, self.offset * length,
-                           tuple(stride * length for stride in self.strides))
+        strides = tuple(stride * length for stride in self.strides)
+        array: np.ndarray = np.ndarray(self.size, numbers.dtype, numbers.data, self.offset * length,
+                                       strides)
         if array.size > numbers.size:  # a stride of 0 could fill the memory of who copies it
-            raise ValueError("it has a tensor of more elements than its storage")
+            raise _Wrong("it has a tensor of more elements than its storage")
         return array
 
 
@@ -63,9 +70,9 @@ def read(content: bytes) -> dict[str, np.ndarray]:
     """
     try:
         return _read(content)
-    except ValueError:
+    except _Wrong:
         raise
-    except Exception as error:  # a damaged pickle finds anything on the stack
+    except Exception as error:  # a damaged pickle can raise almost any error, of any length
         raise ValueError(f"it is damaged ({type(error).__name__})") from error
 
 
@@ -73,21 +80,23 @@ def _read(content: bytes) -> dict[str, np.ndarray]:
     file = io.BytesIO(content)
     header = [_load(file) for _ in range(3)]
     if header[:2] != [MAGIC, PROTOCOL] or header[2].get("little_endian") is not True:
-        raise ValueError("it does not start as a state dictionary of PyTorch before 1.6 does")
+        raise _Wrong("it does not start as a state dictionary of PyTorch before 1.6 does")
     state, keys = _load(file), _load(file)
     if type(state) is not dict or not all(type(tensor) is _Tensor for tensor in state.values()):
-        raise ValueError("it holds something other than tensors by their names")
+        raise _Wrong("it holds something other than tensors by their names")
+    if type(keys) is not list or not all(type(key) is str for key in keys):  # tuples may be slow to hash
+        raise _Wrong("it has storages without a key")
     storages = {tensor.storage.key: tensor.storage for tensor in state.values()}
     arrays: dict[str, np.ndarray] = {}
     position = file.tell()
     for key in keys:
         _, dtype, size = storages[key]
         if struct.unpack_from("<q", content, position) != (size,):
-            raise ValueError("a storage has another size than its tensors expect")
+            raise _Wrong("a storage has another size than its tensors expect")
         arrays[key] = np.frombuffer(content, dtype, size, position + 8)
         position += 8 + arrays[key].nbytes
     if position != len(content):
-        raise ValueError(f"expected {position} bytes, found {len(content)}")
+        raise _Wrong(f"expected {position} bytes, found {len(content)}")
     return {name: tensor.view(arrays[tensor.storage.key]) for name, tensor in state.items()}
 
 
@@ -152,14 +161,14 @@ def _load(file: io.BytesIO) -> Any:
             case "BUILD":  # the dictionary's attribute, versions of the format
                 stack.pop()
             case _:
-                raise ValueError(f"it has the opcode {opcode.name}")
-    raise ValueError("it ends early")
+                raise _Wrong(f"it has the opcode {opcode.name}")
+    raise _Wrong("it ends early")
 
 
 def _set_items(items: list, target: dict):
     for key, value in zip(items[::2], items[1::2], strict=True):
         if type(key) is not str:
-            raise ValueError("it has a key that is not a name")
+            raise _Wrong("it has a key that is not a name")
         target[key] = value
 
 
@@ -168,17 +177,15 @@ def _storage(kind: object, name: object, key: object, place: object, size: objec
     dtype = STORAGES.get(name) if type(name) is _Name else None
     if kind != "storage" or dtype is None or type(key) is not str or type(size) is not int \
             or view is not None:
-        raise ValueError("it has a storage of other numbers than float32 and int64")
+        raise _Wrong("it has a storage of other numbers than float32 and int64")
     return _Storage(key, dtype, size)
 
 
 def _call(name: object, arguments: tuple) -> dict | _Tensor:
-    if type(name) is _Name and name == DICTIONARY and arguments == ():
+    if type(name) is not _Name:
+        raise _Wrong("it calls something without a name")
+    if name == DICTIONARY and arguments == ():
         return {}
-    if type(name) is not _Name or name != TENSOR:
-        raise ValueError(f"it calls {str(name)[:60]!a}")
-    storage, offset, size, strides, *_ = arguments
-    if type(storage) is not _Storage or type(size) is not tuple or type(strides) is not tuple \
-            or not all(type(number) is int for number in (offset, *size, *strides)):
-        raise ValueError("it has a tensor without a storage, a size or strides")
-    return _Tensor(storage, offset, size, strides)
+    if name != TENSOR:
+        raise _Wrong(f"it calls {name[:60]!a}")
+    return _Tensor(*arguments[:4])

@@ -40,6 +40,8 @@ def file(state, storages=(("7", FLOATS), ("8", INTEGER)), magic=MAGIC, little=Tr
         *(struct.pack("<q", len(array)) + array.tobytes() for _, array in storages)])
 
 
+# A tuple of two of a tuple of two, and so on: a hundred deep.
+NESTED = b")" + b"".join(b"q%c" % number + b"h%c" % number + b"\x86" for number in range(100))
 TENSORS = {"weight": tensor("7", 12, 1, (2, 3), (3, 1)), "turned": tensor("7", 12, 0, (3, 4), (1, 3)),
            "count": tensor("8", 1, 0, (), (), "LongStorage")}
 
@@ -111,10 +113,20 @@ def test_no_code_runs(tmp_path, monkeypatch, call):
 
 @pytest.mark.parametrize("bomb", [
     number(1) + b"r\xff\xff\xff\x7f", b"\x8e" + struct.pack("<q", 2**40),
-    b"\x96" + struct.pack("<q", 2**40), b"X" + struct.pack("<i", 2**31 - 1)])
-def test_few_bytes_do_not_fill_the_memory(bomb):
+    b"\x96" + struct.pack("<q", 2**40), b"X" + struct.pack("<i", 2**31 - 1),
+    NESTED, NESTED + b")R", NESTED + b"Q"])
+def test_few_bytes_fill_neither_memory_nor_time(bomb):
     with refused(error=ValueError):
         read(file({"weight": bomb}))
+
+
+def test_keys_that_take_forever_to_hash_are_refused():
+    content = file(TENSORS)
+    keys = pickle.dumps(["7", "8"], 2)
+    for damaged in (content.replace(keys, b"\x80\x02](" + NESTED + b"e."),
+                    content.replace(text("count"), NESTED), content.replace(text("8"), NESTED)):
+        with refused(error=ValueError):
+            read(damaged)
 
 
 def test_damaged_file_raises_one_type_of_error():
