@@ -16,7 +16,7 @@ class Unsupported(UserError):
 LAYERS = ("Affine", "BatchNormalization", "Convolution")
 # Arguments of functions that consumers of the list assume.
 USUAL = {"axes": [1], "base_axis": 1, "channel_last": False,
-         "ignore_border": True, "no_bias": False, "no_scale": False}
+         "ignore_border": True, "mode": "constant", "no_bias": False, "no_scale": False}
 
 
 def functions(image: nn.Variable, output: nn.Variable, known: Container[str], purpose: str,
