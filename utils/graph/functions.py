@@ -18,7 +18,7 @@ LAYERS = ("Affine", "BatchNormalization", "Convolution")
 FIXED = ("Div2", "MulScalar", "NormNormalization", "Sub2")
 # Arguments of functions that consumers of the list assume.
 USUAL = {"axes": [1], "base_axis": 1, "channel_last": False,
-         "ignore_border": True, "no_bias": False, "no_scale": False, "p": 2}
+         "ignore_border": True, "mode": "constant", "no_bias": False, "no_scale": False, "p": 2}
 
 
 def functions(image: nn.Variable, output: nn.Variable, known: Container[str], purpose: str,

@@ -21,6 +21,7 @@ def _window(args: dict) -> dict:
 # function's inputs in the operator.
 OPERATORS: dict[str, tuple[str, Callable[[dict], dict], tuple[int, ...]]] = {
     "Add2": ("Add", lambda args: {}, (0, 1)),
+    "AddScalar": ("Add", lambda args: {}, (0,)),
     "Affine": ("Gemm", lambda args: {}, (0, 1, 2)),
     "AveragePooling": ("AveragePool", lambda args: {
         **_window(args), "count_include_pad": int(args["including_pad"])}, (0,)),
@@ -35,8 +36,26 @@ OPERATORS: dict[str, tuple[str, Callable[[dict], dict], tuple[int, ...]]] = {
     "MaxPooling": ("MaxPool", _window, (0,)),
     "MulScalar": ("Mul", lambda args: {}, (0,)),
     "NormNormalization": ("LpNormalization", lambda args: {"axis": 1, "p": 2}, (0,)),
+    "Pad": ("Pad", lambda args: {}, (0,)),
     "ReLU": ("Relu", lambda args: {}, (0,)),
+    "ReLU6": ("Clip", lambda args: {}, (0,)),
     "Sub2": ("Sub", lambda args: {}, (0, 1)),
+}
+
+
+def _pads(function) -> list[int]:
+    """ONNX: before every axis, then after every axis.  NNabla: pairs, for the last axes."""
+    pads = function.info.args["pad_width"]
+    pads = [0] * (2 * function.inputs[0].ndim - len(pads)) + list(pads)
+    return pads[::2] + pads[1::2]
+
+
+# What NNabla has as arguments and ONNX as inputs, after the function's own.
+CONSTANTS: dict[str, Callable[..., tuple]] = {
+    "AddScalar": lambda function: (function.info.args["val"],),
+    "MulScalar": lambda function: (function.info.args["val"],),
+    "Pad": lambda function: (_pads(function), function.info.args["constant_value"]),
+    "ReLU6": lambda function: (0.0, 6.0),
 }
 
 
@@ -46,8 +65,8 @@ def add_operator(nodes: Nodes, function, inputs: list[str], **more) -> str:
     inputs = [inputs[place] for place in order if place < len(inputs)]
     if function.info.type_name == "Affine":
         inputs[0] = nodes.add("Flatten", inputs[0])
-    elif function.info.type_name == "MulScalar":
-        inputs.append(nodes.constant(float(function.info.args["val"])))
+    if function.info.type_name in CONSTANTS:
+        inputs += map(nodes.constant, CONSTANTS[function.info.type_name](function))
     return nodes.add(operator, *inputs, **attributes(function.info.args), **more)
 
 
