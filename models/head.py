@@ -12,6 +12,8 @@ import numpy as np
 from nnabla.initializer import ConstantInitializer
 
 LENGTH = 4.0
+# Added to every standardized feature: a sample that is the mean of all has a direction too.
+TINY = 1e-12
 # Rows of features that are read at once.
 CHUNK = 1024
 
@@ -27,12 +29,11 @@ def head(x: nn.Variable, classes: int, test: bool = False,
         rng: ignored; the weights start at zero.
 
     Returns:
-        logits (B, classes), and the input of ``affine`` (B, D), each row of length `LENGTH` (or 0, for a
-        sample that is the mean of all).
+        logits (B, classes), and the input of ``affine`` (B, D), each row of length `LENGTH`.
     """
     mean, deviation = _standardization(x.shape[1])
-    h = F.norm_normalization(F.div2(F.sub2(x, mean), deviation), p=2, axes=[1])
-    h = F.mul_scalar(h, LENGTH)
+    h = F.add_scalar(F.div2(F.sub2(x, mean), deviation), TINY)
+    h = F.mul_scalar(F.norm_normalization(h, p=2, axes=[1]), LENGTH)
     return PF.affine(h, classes, w_init=ConstantInitializer(0)), h
 
 

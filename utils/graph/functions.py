@@ -15,7 +15,7 @@ class Unsupported(UserError):
 # Functions with parameters; these follow the one other input.
 LAYERS = ("Affine", "BatchNormalization", "Convolution")
 # Functions of one input, and of fixed parameters that follow it, which no gradient passes.
-FIXED = ("Div2", "MulScalar", "NormNormalization", "Sub2")
+FIXED = ("AddScalar", "Div2", "MulScalar", "NormNormalization", "Sub2")
 # Arguments of functions that consumers of the list assume.
 USUAL = {"axes": [1], "base_axis": 1, "channel_last": False,
          "ignore_border": True, "mode": "constant", "no_bias": False, "no_scale": False, "p": 2}
