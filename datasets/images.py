@@ -48,22 +48,24 @@ def to_rgb(image: Image.Image, white: int | None = None) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_array(image: Image.Image, white: int | None = None) -> np.ndarray:
-    """The image as uint8 IMAGE_SHAPE RGB, resized with Pillow's antialiased bicubic filter.
+def to_array(image: Image.Image, white: int | None = None, size: int = SIDE) -> np.ndarray:
+    """The image as uint8 (3, size, size) RGB, resized with Pillow's antialiased bicubic filter.
 
     Args:
         image, white: as for `to_rgb`.
+        size: height and width of the result.
     """
-    resized = to_rgb(image, white).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    resized = to_rgb(image, white).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(resized).transpose(2, 0, 1)
 
 
-def read_image(path: Path, stretched: list[Path] | None = None) -> np.ndarray:
+def read_image(path: Path, stretched: list[Path] | None = None, size: int = SIDE) -> np.ndarray:
     """Read the first frame of an image file, upright, as `to_array` returns it.
 
     Args:
         path: the file.
         stretched: gets `path` if the image's values, of unknown range, were scaled to the whole range.
+        size: height and width of the result.
 
     Raises:
         Exception: whatever Pillow raises for a damaged file, another file or a decompression bomb.
@@ -81,7 +83,7 @@ def read_image(path: Path, stretched: list[Path] | None = None) -> np.ndarray:
             upright = image
         if white and is_negative:
             upright = Image.fromarray(white - np.asarray(upright, np.uint16))
-        return to_array(upright, white)
+        return to_array(upright, white, size)
 
 
 def _depth(image: Image.Image) -> tuple[int | None, bool]:

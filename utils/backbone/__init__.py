@@ -1,0 +1,1 @@
+"""Pretrained networks that turn images into features, and the features of a run."""
