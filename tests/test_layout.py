@@ -9,7 +9,8 @@ import pytest
 from tests.conftest import ROOT
 
 # A package imports those after it, never those before it.
-ORDER = ("utils.review", "utils.tracin", "utils.training", "utils.backbone", "utils.graph", "models", "datasets", "utils")
+ORDER = ("utils.review", "utils.tracin", "utils.training", "utils.backbone", "utils.graph",
+         "models", "datasets", "utils")
 SCRIPTS = {"train", "calculate_score", "mislabel_analysis"}
 
 

@@ -10,6 +10,7 @@ import onnxruntime
 from google.protobuf.message import DecodeError, Message
 
 from utils.errors import UserError
+from utils.files import sha256
 from utils.graph.onnx_nodes import RUNTIME, make_session
 
 PIXELS = ("imagenet", "0..1", "-1..1", "0..255")
@@ -70,11 +71,8 @@ class OnnxFile:
         self._table, pixels = _table(path, dtype, pixels)
         self._output = self._choose_output(path, output)
         self.key = hashlib.sha256(repr((
-            hashlib.sha256(content).hexdigest(), [(name, _sha256(files[name])) for name in sorted(files)],
+            hashlib.sha256(content).hexdigest(), [(name, sha256(files[name])) for name in sorted(files)],
             self.size, pixels, self._output, onnxruntime.__version__)).encode()).hexdigest()
-        if self.batch > 1:
-            print(f"{path} computes {self.batch} images at a time, as it was exported; with a free batch "
-                  "every core would compute its own", flush=True)
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """The features of some images.
@@ -199,15 +197,15 @@ def _image_input(path: Path, inputs: list[onnxruntime.NodeArg]) -> tuple[onnxrun
     """The only input, and the type of its numbers."""
     found = ", ".join(f"{one.name!a} {one.type} {_shape(one)}" for one in inputs) or "none"
     if len(inputs) != 1:
-        raise UserError(f"expected one input, images, of {path}, found {len(inputs)}: {found}; export it "
-                        "with one")
+        raise UserError(f"expected one input, images, of {path}, found {len(inputs)}: {found}; export "
+                        "it with one")
     shape, dtype = inputs[0].shape, TYPES.get(inputs[0].type)
     if dtype is None:
         raise UserError(f"expected an input of float, float16 or uint8 of {path}, found {found}; export "
                         "it with one")
     if len(shape) != 4 or 3 not in (shape[1], shape[3]):
-        raise UserError(f"expected images (N, 3, H, W) or (N, H, W, 3), with 3 as a fixed number, as the "
-                        f"input of {path}, found {found}; export it so")
+        raise UserError(f"expected images (N, 3, H, W) or (N, H, W, 3), 3 a fixed number, as the input "
+                        f"of {path}, found {found}; export it so")
     return inputs[0], dtype
 
 
@@ -257,11 +255,3 @@ def _shape(value: Any) -> str:
 def _reason(error: Exception) -> str:
     """What an exception of ONNX Runtime says of an untrusted file, in one line."""
     return ascii(" ".join(str(error).split()))[1:-1][:SHOWN]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
