@@ -1,5 +1,8 @@
 """An untrusted ONNX file as a backbone."""
 import hashlib
+import math
+import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
@@ -19,7 +22,7 @@ SIZE, LARGEST_SIZE = 224, 1024
 LARGEST_FILE = 2**31 - 1  # bytes that protobuf reads; more weights are external data
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 DOMAINS = {"", "ai.onnx", "ai.onnx.ml", RUNTIME}  # of the operators built into ONNX Runtime
-SHOWN = 200  # characters of a message of ONNX Runtime
+SHOWN = 300  # characters of a message of ONNX Runtime
 
 
 class OnnxFile:
@@ -57,6 +60,7 @@ class OnnxFile:
         model = _parse(path, content)
         _check_operators(path, model)
         files = _external_data(path, model)
+        _check_sizes(path, model, files)
         del model
         try:
             self._session = make_session(content, threads=1, folder=path.parent)
@@ -83,8 +87,8 @@ class OnnxFile:
         Returns:
             float32 (B, D).
         """
-        parts = [self._run([self._output], images[start:start + self.batch])[0]
-                 for start in range(0, len(images), self.batch)]
+        batches = [images[start:start + self.batch] for start in range(0, len(images), self.batch)]
+        parts = [self._run([self._output], batch)[0][:len(batch)] for batch in batches]
         features = np.concatenate(parts).astype(np.float32)
         return features.mean(axis=(2, 3)) if features.ndim == 4 else features
 
@@ -93,8 +97,7 @@ class OnnxFile:
         padded = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)])
         pixels = np.stack([self._table[channel][padded[:, channel]] for channel in range(3)],
                           axis=3 if self._channels_last else 1)
-        return [result[:len(images)] if isinstance(result, np.ndarray) and result.ndim else result
-                for result in self._session.run(outputs, {self._input.name: pixels})]
+        return self._session.run(outputs, {self._input.name: pixels})
 
     def _choose_output(self, path: Path, name: str | None) -> str:
         names = [output.name for output in self._session.get_outputs()]
@@ -139,8 +142,10 @@ def _read(path: Path) -> bytes:
 
 def _parse(path: Path, content: bytes) -> onnx.ModelProto:
     try:
-        model = onnx.ModelProto.FromString(content)
-    except DecodeError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # protobuf only warns of some damage
+            model = onnx.ModelProto.FromString(content)
+    except (DecodeError, RuntimeWarning, SystemError):
         model = onnx.ModelProto()
     if not (model.ir_version and model.opset_import and model.graph.node):
         raise UserError(f"expected an ONNX file at --backbone {path}, found another or one cut short, "
@@ -170,10 +175,9 @@ def _check_operators(path: Path, model: onnx.ModelProto):
 def _external_data(path: Path, model: onnx.ModelProto) -> dict[str, Path]:
     """The files of the external data by their locations, all in the folder of the ONNX file."""
     files = {}
-    for tensor in _messages(model):
-        if isinstance(tensor, onnx.TensorProto) and tensor.data_location == onnx.TensorProto.EXTERNAL:
-            location = next((entry.value for entry in tensor.external_data if entry.key == "location"),
-                            "")
+    for tensor in _tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            location = _location(tensor)
             files[location] = path.parent / location
     for location, file in files.items():
         try:
@@ -191,6 +195,25 @@ def _external_data(path: Path, model: onnx.ModelProto) -> dict[str, Path]:
             raise UserError(f"expected the external data of {path} at {location!a} beside it, found "
                             "nothing; copy them too")
     return files
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    return (message for message in _messages(model) if isinstance(message, onnx.TensorProto))
+
+
+def _location(tensor: onnx.TensorProto) -> str:
+    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+
+
+def _check_sizes(path: Path, model: onnx.ModelProto, files: dict[str, Path]):
+    """Refuse tensors that say they are larger than what there is of them, before memory is allocated."""
+    for tensor in _tensors(model):
+        external = tensor.data_location == onnx.TensorProto.EXTERNAL
+        stored = files[_location(tensor)].stat().st_size if external else tensor.ByteSize()
+        if math.prod(tensor.dims) > 8 * stored:  # no number takes less than a bit
+            raise UserError(f"expected the data of every tensor in {path}, found {stored:,} bytes for "
+                            f"{tensor.name!a}, {' x '.join(map(str, tensor.dims))} numbers; export or "
+                            "copy it again")
 
 
 def _image_input(path: Path, inputs: list[onnxruntime.NodeArg]) -> tuple[onnxruntime.NodeArg, type]:
@@ -249,9 +272,12 @@ def _shape(value: Any) -> str:
     if not hasattr(value, "shape"):
         return "of no shape"
     dtype = f"{value.dtype} " if isinstance(value, np.ndarray) and value.dtype.kind != "f" else ""
-    return f"{dtype}({', '.join(ascii(length).strip(chr(39)) for length in value.shape)})"
+    lengths = [ascii(length).strip("'") for length in value.shape]
+    return f"{dtype}({', '.join(lengths)}{',' if len(lengths) == 1 else ''})"
 
 
 def _reason(error: Exception) -> str:
     """What an exception of ONNX Runtime says of an untrusted file, in one line."""
-    return ascii(" ".join(str(error).split()))[1:-1][:SHOWN]
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
+    text = re.sub(r"^/\S+:\d+ .*?\) (?=[A-Z])", "", text)  # the place in its source
+    return ascii(text)[1:-1][:SHOWN].rstrip(".")

@@ -67,8 +67,8 @@ class Records:
         width = self._width or (features.shape[1] if features.ndim == 2 else 0)
         if features.dtype != np.float32 or features.shape != (len(digests), width) or not width:
             raise UserError(f"expected features float32 ({len(digests)}, {width or 'D'}) of the "
-                            f"--backbone, found {features.dtype} {features.shape}; give one with as many "
-                            "for every image")
+                            f"--backbone, found {features.dtype} {features.shape}; give one whose "
+                            "features are as many for every image")
         self._width = width
         records = np.zeros(len(digests), self._type)
         records["digest"] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST)
