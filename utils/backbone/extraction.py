@@ -293,7 +293,7 @@ def _compute(backbone: Backbone, sets: dict[str, Samples], digests: dict[str, np
         warnings.simplefilter("ignore")  # about files that are readable nevertheless
         for batch, result in _in_order(function, batches, workers):
             features = result if backbone.concurrent else backbone.features(result)
-            for digest, row in zip(batch, features, strict=True):
+            for digest, row in zip(batch, features, strict=False):  # `add` checks the shape
                 if not np.isfinite(row).all():
                     raise UserError(f"expected finite features, found NaN or infinity in those of "
                                     f"{_name(*missing[digest])}; check --backbone and --backbone_input, "

@@ -234,7 +234,7 @@ def test_what_is_no_onnx_file_is_refused(tmp_path):
         if path.is_dir():
             path.rmdir()
     path.unlink()
-    for content in (b"", b"\x89PNG\r\n\x1a\n" + bytes(100), b"PK\x03\x04" + bytes(100), b"\x80\x02}q\x00."):
+    for content in (b"", b"\x89PNG\r\n\x1a\n" + bytes(100), b"PK\x03\x04" + bytes(99), b"\x80\x02}q\0."):
         path.write_bytes(content)
         with refused("--backbone", str(path)):
             OnnxFile(path)
