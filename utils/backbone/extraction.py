@@ -118,9 +118,8 @@ def extract(backbone: Backbone, folder: Path, train: Samples, test: Samples | No
                and kept[f"{part}_images"] == _sha256_of(one.images) for part, one in sets.items()):
         records = Records(folder / PARTIAL, key)
         try:
-            wanted = {digest.tobytes() for part in digests.values() for digest in part}
             for part in _parts(kept):
-                records.take(kept[f"{part}_originals"], load_array(path_of(folder, part)), wanted)
+                records.take(kept[f"{part}_originals"], load_array(path_of(folder, part)))
             _compute(backbone, sets, digests, records, workers)
         finally:
             records.close()
@@ -190,7 +189,8 @@ def _digests(originals: Originals, workers: int) -> np.ndarray:
     digests = np.zeros((len(originals), DIGEST), np.uint8)
 
     def digest_one(number: int):
-        digests[number] = np.frombuffer(_digest(originals, number), np.uint8)
+        with _reading(originals, number):
+            digests[number] = np.frombuffer(_digest(originals, number), np.uint8)
 
     for _ in _in_order(digest_one, range(len(originals)), workers):
         pass
@@ -198,10 +198,8 @@ def _digests(originals: Originals, workers: int) -> np.ndarray:
 
 
 def _digest(originals: Originals, number: int) -> bytes:
-    if isinstance(originals, np.ndarray):
-        return bytes.fromhex(_sha256_of(originals[number]))[:DIGEST]
-    with _reading(originals, number):
-        return bytes.fromhex(sha256(originals[number]))[:DIGEST]
+    one = originals[number]
+    return bytes.fromhex(_sha256_of(one) if isinstance(one, np.ndarray) else sha256(one))[:DIGEST]
 
 
 def _sha256_of(array: np.ndarray) -> str:
@@ -218,8 +216,6 @@ def _reading(originals: Originals, number: int) -> Iterator[None]:
     """Turn what is raised while an original is read into one line."""
     try:
         yield
-    except UserError:
-        raise
     except MemoryError as error:
         raise RunError(f"out of memory while decoding {_name(originals, number)}; make it smaller, or "
                        "free some memory") from error

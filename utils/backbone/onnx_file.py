@@ -4,7 +4,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterator
-from pathlib import Path, PurePath, PureWindowsPath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -181,10 +181,10 @@ def _external_data(path: Path, model: onnx.ModelProto) -> dict[str, Path]:
             files[location] = path.parent / location
     for location, file in files.items():
         try:
-            # ONNX Runtime takes a location that has * for an address in memory.
-            inside = not (set(location) & set("*\\") or ".." in PurePath(location).parts
-                          or PurePath(location).is_absolute() or PureWindowsPath(location).drive
-                          ) and file.resolve().is_relative_to(path.parent.resolve())
+            # ONNX Runtime takes some locations with * for addresses in memory.
+            plain = not (set(location) & set("*\\") or ".." in PurePath(location).parts
+                         or PurePath(location).is_absolute())
+            inside = plain and file.resolve().is_relative_to(path.parent.resolve())
             exists = file.is_file()
         except (OSError, ValueError, RuntimeError):  # too long, a null character, a loop of links
             inside = exists = False

@@ -13,8 +13,7 @@ from utils.files import cannot_write
 DIGEST = 16  # bytes that identify an image
 BLOCK = 1000  # rows that are in memory at a time
 SYNC = 5.0  # seconds between writes to the disk itself
-MAGIC = b"features"
-HEADER = np.dtype([("magic", "S8"), ("key", "S64"), ("width", "<u4")])
+HEADER = np.dtype([("key", "S64"), ("width", "<u4")])
 
 
 class Records:
@@ -39,7 +38,7 @@ class Records:
         if size < HEADER.itemsize:
             return
         header = np.fromfile(path, HEADER, 1)[0]
-        if header["magic"] != MAGIC or header["key"] != self._key or not 0 < header["width"] < size:
+        if header["key"] != self._key or not 0 < header["width"] < size:
             return
         self._width = int(header["width"])
         for record in self._map((size - HEADER.itemsize) // self._type.itemsize):
@@ -87,7 +86,7 @@ class Records:
             self._path.touch()
             self._file = io.FileIO(self._path, "r+")  # unbuffered
             if not self.rows:  # no file, or one of another backbone
-                header = np.array([(MAGIC, self._key, self._width)], HEADER)
+                header = np.array([(self._key, self._width)], HEADER)
                 content = header.tobytes() + content
             self._file.truncate(HEADER.itemsize + len(self.rows) * self._type.itemsize if self.rows
                                 else 0)
@@ -99,18 +98,16 @@ class Records:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
 
-    def take(self, digests: np.ndarray, features: np.ndarray, wanted: set[bytes]):
-        """Append what is `wanted` and not there yet.
+    def take(self, digests: np.ndarray, features: np.ndarray):
+        """Append what is not there yet.
 
         Args:
             digests: of N images, uint8 (N, DIGEST).
             features: of these, float32 (N, D).
-            wanted: the digests of some images.
         """
         for start in range(0, len(digests), BLOCK):
             keys = [digest.tobytes() for digest in digests[start:start + BLOCK]]
-            new = {key: start + number for number, key in enumerate(keys)
-                   if key in wanted and key not in self.rows}
+            new = {key: start + number for number, key in enumerate(keys) if key not in self.rows}
             if new:
                 self.add(list(new), features[list(new.values())])
 

@@ -131,6 +131,7 @@ def test_only_unknown_files_are_computed(tmp_path, sets):
     before = [(run / name).stat().st_mtime_ns for name in OUTPUTS]
     assert computed(train, test) == 0
     assert [(run / name).stat().st_mtime_ns for name in OUTPUTS] == before
+    assert computed(Set(train.images ^ 1, train.originals), test) == 0
     more = photos(tmp_path / "more", 3, seed=2)
     grown = Set(np.concatenate([more.images, train.images]), more.originals + train.originals)
     assert computed(grown, test) == 3
@@ -264,12 +265,13 @@ def test_first_image_without_finite_features_is_named(tmp_path, sets, value):
     assert os.listdir(tmp_path / "run") == [PARTIAL]
 
 
-@pytest.mark.parametrize("result", [
-    lambda _, features: np.ones_like(features), lambda _, features: features[:, :0],
-    lambda done, features: features[:, :4 if done == 3 else 5], lambda _, features: features[0],
-    lambda _, features: features.astype(np.float64)])
-def test_useless_features_are_refused(tmp_path, sets, result):
-    with refused("--backbone"):
+@pytest.mark.parametrize(("fact", "result"), [
+    ("--backbone_input", lambda _, features: np.ones_like(features)),
+    ("(1, 0)", lambda _, features: features[:, :0]), ("(6,)", lambda _, features: features[0]),
+    ("(1, 4)", lambda done, features: features[:, :4 if done == 3 else 5]),
+    ("float64", lambda _, features: features.astype(np.float64))])
+def test_useless_features_are_refused(tmp_path, sets, fact, result):
+    with refused("--backbone", fact):
         extract(Means(then=result), tmp_path / "run", *sets)
     assert not set(OUTPUTS) & set(os.listdir(tmp_path / "run") if (tmp_path / "run").exists() else [])
 
@@ -287,7 +289,7 @@ def files_at_most(size):
         signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.parametrize("size", [10, 76 + 44 * 3 + 7])
+@pytest.mark.parametrize("size", [10, 68 + 44 * 3 + 7])
 def test_full_disk_is_one_line_and_loses_nothing(tmp_path, sets, size, capsys):  # prints to no file
     extract(Means(), tmp_path / "whole", *sets)
     with files_at_most(size), refused(PARTIAL, "space", error=RunError):
