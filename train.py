@@ -134,16 +134,17 @@ def train_and_evaluate(chosen: TrainSettings):
 
 def with_features(settings: TrainSettings, dataset: Dataset) -> Dataset:
     """The data with the features of the backbone, if there is one, which are written to the output."""
+    name = settings.backbone
     if not MODELS[settings.model].on_features:
         test = dataset.test and replace(dataset.test, features=None)
         return replace(dataset, features=None, test=test)
-    if settings.data.input:
+    if name is None:  # the features are those of --input
         if dataset.features is None:
-            raise UserError(f"expected features in --input {settings.data.input}, found none; give a run "
-                            "that was made with --backbone, or another --model")
+            raise UserError(f"expected features in --input {settings.data.input}, found none; give a "
+                            "run that was made with --backbone, or another --model")
         return dataset
     arrays.check_unused(settings.output, dataset)
-    backbone = load_backbone(settings.backbone, current_context(), settings.image_size,
+    backbone = load_backbone(name, current_context(), settings.image_size,
                              settings.backbone_input, settings.backbone_output)
     test = flags.held_out(dataset)
     features, test_features = extract(backbone, settings.output, dataset, test)
