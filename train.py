@@ -17,6 +17,8 @@ from datasets.arrays import Dataset
 from datasets.corrections import APPLIED_FILE, carry_forward, save_decisions
 from models.registry import MODELS, Network, build_network
 from utils import cli
+from utils.backbone.choice import load_backbone
+from utils.backbone.extraction import extract
 from utils.cli import Parser
 from utils.context import current_context, memory_for, set_context
 from utils.errors import UserError
@@ -105,6 +107,7 @@ def train_and_evaluate(chosen: TrainSettings):
     if chosen.changes():
         print(chosen.changes(), flush=True)
     dataset = flags.load_data(chosen.data, rng, partial(noise_logits, chosen.data.dataset))
+    dataset = with_features(chosen, dataset)
     settings = chosen.for_dataset(dataset)
     description = settings.describe(dataset)
     network = build_network(settings.model, len(dataset.names), settings.nmaps, rng,
@@ -131,6 +134,25 @@ def train_and_evaluate(chosen: TrainSettings):
     save_networks(settings.model_save_path, settings.model, network)
     print(f"trained: the data are in {settings.output}, the checkpoints in "
           f"{settings.model_save_path}\nnext: {scoring_command(settings)}", flush=True)
+
+
+def with_features(settings: TrainSettings, dataset: Dataset) -> Dataset:
+    """The data with the features of the backbone, if there is one, which are written to the output."""
+    name = settings.backbone
+    if not MODELS[settings.model].on_features:
+        test = dataset.test and replace(dataset.test, features=None)
+        return replace(dataset, features=None, test=test)
+    if name is None:  # the features are those of --input
+        if dataset.features is None:
+            raise UserError(f"expected features in --input {settings.data.input}, found none; give a "
+                            "run that was made with --backbone, or another --model")
+        return dataset
+    arrays.check_unused(settings.output, dataset)
+    backbone = load_backbone(name, current_context(), settings.image_size,
+                             settings.backbone_input, settings.backbone_output)
+    test = flags.held_out(dataset)
+    features, test_features = extract(backbone, settings.output, dataset, test)
+    return replace(dataset, features=features, test=replace(test, features=test_features))
 
 
 def make_trainer(settings: RunSettings, network: Network, inputs: np.ndarray) -> Trainer:

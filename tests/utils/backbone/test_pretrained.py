@@ -9,7 +9,9 @@ import pytest
 
 from tests.conftest import refused
 from tests.models.test_state_dictionary import TENSORS, file
+from utils.backbone import choice
 from utils.backbone.pretrained import PRETRAINED, Pretrained
+from utils.context import set_context
 
 NAME, SIZE = "efficientnet-lite0", 64
 
@@ -25,11 +27,22 @@ def images(count, size=SIZE):
 
 def test_both_engines_give_the_same_features(backbone):
     nnabla = Pretrained(NAME, SIZE, "nnabla")
-    for count in (3, 2):  # of two sizes
+    assert backbone.concurrent and not nnabla.concurrent
+    for count in (nnabla.batch + 3, 2):
         ours, oracle = backbone.features(images(count)), nnabla.features(images(count))
         assert ours.shape == oracle.shape == (count, 1280) and ours.dtype == oracle.dtype == np.float32
         assert oracle.max() > 1
         np.testing.assert_allclose(ours, oracle, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_features_on_a_gpu_are_those_of_the_cpu(backbone):
+    set_context("cudnn", 0, "float")
+    try:
+        features = Pretrained(NAME, SIZE, "nnabla").features(images(3))
+    finally:
+        set_context("cpu", 0, "float")
+    np.testing.assert_allclose(features, backbone.features(images(3)), atol=1e-3)
 
 
 def test_features_do_not_depend_on_the_batch_nor_on_threads(backbone):
@@ -48,7 +61,6 @@ def test_parameters_stay_apart_from_those_of_other_networks():
     expected = backbone.features(images(1))
     assert nn.get_parameters() == before and len(before) == 2
     nn.clear_parameters()
-    backbone.features(images(2))  # builds its graph again
     assert np.array_equal(backbone.features(images(1)), expected)
 
 
@@ -73,6 +85,10 @@ def test_sizes_are_multiples_of_32(size):
     backbone = Pretrained(NAME, size)
     assert backbone.size == size
     assert backbone.features(images(1, size)).shape == (1, 1280)
+
+
+def test_command_line_offers_every_network():
+    assert list(choice.PRETRAINED) == list(PRETRAINED)
 
 
 def test_size_is_the_networks_own_unless_given():
