@@ -33,16 +33,21 @@ def head(x: nn.Variable, classes: int, test: bool = False,
     """
     mean, deviation = _standardization(x.shape[1])
     h = F.add_scalar(F.div2(F.sub2(x, mean), deviation), TINY)
-    h = F.mul_scalar(F.norm_normalization(h, p=2, axes=[1]), LENGTH)
+    # A product of matrices, because NNabla's own sums over inner axes fail on some GPUs.
+    squared = F.affine(F.mul2(h, h), _fixed("length/W", (x.shape[1], 1), LENGTH**-2))
+    h = F.mul2(h, F.pow_scalar(squared, -0.5))
     return PF.affine(h, classes, w_init=ConstantInitializer(0)), h
 
 
 def _standardization(size: int) -> tuple[nn.Variable, nn.Variable]:
-    """The parameters ``standardize/mean`` and ``standardize/deviation``, (1, size), which are fixed."""
-    with nn.parameter_scope("standardize"):
-        return tuple(nn.parameter.get_parameter_or_create(name, (1, size), np.full((1, size), value),
-                                                          need_grad=False)
-                     for name, value in [("mean", 0.0), ("deviation", 1.0)])
+    """The parameters ``standardize/mean`` and ``standardize/deviation``, (1, size)."""
+    return _fixed("standardize/mean", (1, size), 0), _fixed("standardize/deviation", (1, size), 1)
+
+
+def _fixed(name: str, shape: tuple[int, ...], value: float) -> nn.Variable:
+    """A parameter that is not trained."""
+    return nn.parameter.get_parameter_or_create(name, shape, np.full(shape, value, np.float32),
+                                                  need_grad=False)
 
 
 def set_standardization(features: np.ndarray):

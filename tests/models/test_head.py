@@ -51,7 +51,7 @@ def test_only_the_last_layer_is_trained_and_starts_at_zero():
     _, logits, h = build(make_features())
     assert list(nn.get_parameters()) == ["affine/W", "affine/b"]
     assert list(nn.get_parameters(grad_only=False)) == [
-        "standardize/mean", "standardize/deviation", "affine/W", "affine/b"]
+        "standardize/mean", "standardize/deviation", "length/W", "affine/W", "affine/b"]
     assert not logits.any()
     np.testing.assert_allclose(np.linalg.norm(h, axis=1), LENGTH, rtol=1e-6)
 
@@ -128,11 +128,11 @@ def test_gradients_of_a_batch_are_those_of_nnabla():
     lambda network: NnablaEngine(network, 4, "all")])
 def test_no_gradient_passes_what_the_head_begins_with(purpose):
     def after_a_trained_layer(x, test=False):
-        h = F.mul_scalar(PF.affine(x, 4, name="first"), 2)
+        h = F.add_scalar(PF.affine(x, 4, name="first"), 2)
         return PF.affine(h, 3), h
     network = Network(after_a_trained_layer, (6,))
     network(network.input(1), test=True)
-    with refused("MulScalar", "first/affine/W", error=Unsupported):
+    with refused("AddScalar", "first/affine/W", error=Unsupported):
         purpose(network)
 
 

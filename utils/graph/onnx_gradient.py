@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 
 from models.registry import Network
-from utils.graph.functions import FIXED, Unsupported, functions
+from utils.graph.functions import Unsupported, functions
 from utils.graph.geometry import Geometry, geometry_of, pooling_of
 from utils.graph.onnx_convolution import by_filters, by_input, convolve, stack, windows
 from utils.graph.onnx_forward import add_operator
@@ -307,8 +307,8 @@ RULES = {
 
 def forward(steps: Pass, function) -> str:
     """Add a function; returns the name of its output."""
-    kind = function.info.type_name
-    return plain(steps, function) if kind in FIXED else RULES[kind].forward(steps, function)
+    rule = RULES.get(function.info.type_name)  # those in FIXED have none
+    return rule.forward(steps, function) if rule else plain(steps, function)
 
 
 class BatchGradients:

@@ -19,7 +19,6 @@ import numpy as np
 from nnabla.ext_utils import get_extension_context
 
 from utils.context import current_context
-from utils.graph.functions import FIXED
 from utils.graph.layers import Layer, find_layers, squared_norms
 
 # Functions without parameters.
@@ -168,7 +167,7 @@ class PerSampleNetwork:
                 products = Products(step, x if x.shape == shape else F.reshape(x, shape))
                 self._layers.append(products)
                 y, result = products.output, step.output
-            elif step.info.type_name in FIXED:
+            elif not step.outputs[0].need_grad:
                 copies[step.outputs[0]] = _beginning(step.outputs[0])
                 continue
             else:
