@@ -240,8 +240,8 @@ def test_what_is_no_onnx_file_is_refused(tmp_path):
             path.rmdir()
     path.unlink()
     whole = scaled(tmp_path / "b.onnx").read_bytes()
-    for content in (whole + b"\x0c", b"", b"\x80\x02}q\0.", b"\x89PNG\r\n\x1a\n" + bytes(100),
-                    b"PK\x03\x04" + bytes(99)):
+    for content in (whole + b"\x0c", whole.replace(b"image", b"im\xffge"), b"", b"\x80\x02}q\0.",
+                    b"\x89PNG\r\n\x1a\n" + bytes(100), b"PK\x03\x04" + bytes(99)):
         path.write_bytes(content)
         with refused("--backbone", str(path)):
             OnnxFile(path)
