@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None):
     check_folder(settings.output)
     run = load_run(settings.input, settings.rank_by)
     facts = gather_facts(run.dataset, corrections.load_applied(settings.input))
-    issues = count_label_issues(run.per_checkpoint.probability, run.dataset.labels)
+    issues = count_label_issues(run.probability, run.dataset.labels)
     write_tables(settings, run, facts, issues)
     write_figures(settings, run)
     metrics = measure(run, issues)
@@ -129,12 +129,12 @@ def training_command(settings: Settings) -> str:
 def write_tables(settings: Settings, run: Run, facts: Facts, issues: int):
     """Write the suspects, the review page and the corrections for --drop or --relabel."""
     output, twice = settings.output, int((facts.other_labels >= 0).sum())
-    save_suspects(output / SUSPECTS, run.dataset, run.rankings, run.rank_by, run.per_checkpoint, facts)
+    save_suspects(output / SUSPECTS, run.dataset, run.rankings, run.rank_by, run.judged, facts)
     if twice:
         print(f"{twice} samples have the same image as one with another label: see duplicate_of in "
               f"{output / SUSPECTS}")
     if settings.review:
-        save_review(output / REVIEW, run.dataset, run.score, run.rank_by, run.per_checkpoint,
+        save_review(output / REVIEW, run.dataset, run.score, run.rank_by, run.judged,
                     settings.review, facts, likely=issues if trustworthy(run) else None,
                     reason=run.reason, download=download_name(settings.input),
                     next_command=training_command(replace(settings, drop=None, relabel=None)))

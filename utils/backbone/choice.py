@@ -8,9 +8,9 @@ from utils.cli import nearest
 from utils.errors import UserError
 
 
-def is_file(backbone: str | None) -> bool:
-    """Whether a value of ``train.py --backbone`` is the path of a file."""
-    return backbone is not None and backbone not in PRETRAINED
+def is_file(backbone: object) -> bool:
+    """Whether a value of ``train.py --backbone``, perhaps an untrusted one, is the path of a file."""
+    return isinstance(backbone, str) and backbone not in PRETRAINED
 
 
 def load_backbone(backbone: str, context: str, size: int | None = None, pixels: str | None = None,

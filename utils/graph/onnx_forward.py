@@ -31,12 +31,15 @@ OPERATORS: dict[str, tuple[str, Callable[[dict], dict], tuple[int, ...]]] = {
     "Convolution": ("Conv", lambda args: {
         "strides": args["stride"], "pads": args["pad"] * 2, "dilations": args["dilation"],
         "group": args["group"]}, (0, 1, 2)),
+    "Div2": ("Div", lambda args: {}, (0, 1)),
     "GlobalAveragePooling": ("GlobalAveragePool", lambda args: {}, (0,)),
     "MaxPooling": ("MaxPool", _window, (0,)),
     "MulScalar": ("Mul", lambda args: {}, (0,)),
+    "NormNormalization": ("LpNormalization", lambda args: {"axis": 1, "p": 2}, (0,)),
     "Pad": ("Pad", lambda args: {}, (0,)),
     "ReLU": ("Relu", lambda args: {}, (0,)),
     "ReLU6": ("Clip", lambda args: {}, (0,)),
+    "Sub2": ("Sub", lambda args: {}, (0, 1)),
 }
 
 

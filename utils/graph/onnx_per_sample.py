@@ -9,7 +9,7 @@ import nnabla as nn
 import numpy as np
 from onnxruntime import OrtValue
 
-from utils.graph.functions import LAYERS
+from utils.graph.functions import FIXED, LAYERS
 from utils.graph.layers import Layer, find_layers, squared_norms
 from utils.graph.onnx_convolution import by_filters, by_input
 from utils.graph.onnx_forward import INPUT, add_operator
@@ -49,6 +49,8 @@ class OnnxPerSampleNetwork:
             if isinstance(step, Layer):
                 names[step.output] = _convolve(nodes, names[step.x], step)
             else:
+                for parameter in step.inputs[1:] if step.info.type_name in FIXED else ():
+                    names[parameter] = nodes.constant(parameter.d)
                 names[step.outputs[0]] = add_operator(nodes, step, [names[x] for x in step.inputs])
         self._features = names[self._steps[-1].x]
         self._kept = [names[variable] for variable in needed][1:]
@@ -114,7 +116,9 @@ class OnnxPerSampleNetwork:
 
 def _needed(step) -> list[nn.Variable]:
     """What the backward pass needs of the forward pass."""
-    return [step.x] if isinstance(step, Layer) else RULES[step.info.type_name].needs(step)
+    if isinstance(step, Layer):
+        return [step.x]
+    return [] if step.info.type_name in FIXED else RULES[step.info.type_name].needs(step)
 
 
 def _reshape(nodes: Nodes, value: str, before: tuple[int, ...], after: tuple[int, ...]) -> str:

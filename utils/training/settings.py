@@ -152,13 +152,13 @@ def take_resumed(args: argparse.Namespace, parser: Parser) -> DescribedCheckpoin
     """
     resumed = newest_complete(args.checkpoint)
     recorded, given = dict(resumed.description.arguments), "dataset" in args.given
-    for name, path, names in [("dataset", resumed.description.dataset_path, flags.DATASETS),
-                              ("backbone", resumed.description.backbone_path, PRETRAINED)]:
+    for name, path, is_path in [
+            ("dataset", resumed.description.dataset_path, flags.is_path),
+            ("backbone", resumed.description.backbone_path, choice.is_file)]:
         if path:
             recorded[name] = path
-        typed, known = getattr(args, name), recorded.get(name)
-        if name in args.given and typed not in names and isinstance(known, str) and known not in names:
-            recorded[name] = typed
+        if name in args.given and is_path(getattr(args, name)) and is_path(recorded.get(name)):
+            recorded[name] = getattr(args, name)
     take_recorded(args, parser, RUN, recorded, str(args.checkpoint))
     if args.input:
         return resumed
