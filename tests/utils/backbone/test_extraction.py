@@ -114,6 +114,10 @@ def test_equal_files_are_computed_once(tmp_path, sets):
     assert sum(backbone.calls) == 23
     assert np.array_equal(features, expected(train.originals))
     assert np.array_equal(held_out, expected(test.originals))
+    test.originals[1:2] = photos(tmp_path / "more", 1, seed=2).originals
+    held_out = extract(backbone, tmp_path / "run", train, test)[1]
+    assert sum(backbone.calls) == 24
+    assert np.array_equal(held_out, expected(test.originals))
 
 
 def test_only_unknown_files_are_computed(tmp_path, sets):
