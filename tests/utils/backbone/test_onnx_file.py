@@ -251,6 +251,17 @@ def test_what_is_no_onnx_file_is_refused(tmp_path):
         OnnxFile(path)
 
 
+def test_file_is_read_as_onnx_even_if_it_looks_like_another_format(tmp_path):
+    """ONNX Runtime's own, which would not have been checked, is recognised by four bytes."""
+    model = onnx.load(write_onnx(tmp_path / "a.onnx"))
+    model.producer_name = "ORTM"
+    onnx.save(model, tmp_path / "b.onnx")
+    assert (tmp_path / "b.onnx").read_bytes()[4:8] == b"ORTM"
+    images = images_of(2, 8)
+    assert np.array_equal(OnnxFile(tmp_path / "b.onnx", 8).features(images),
+                          OnnxFile(tmp_path / "a.onnx", 8).features(images))
+
+
 def test_file_cut_short_anywhere_is_refused(tmp_path):
     content = scaled(tmp_path / "a.onnx").read_bytes()
     for length in range(len(content)):
