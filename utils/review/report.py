@@ -31,8 +31,7 @@ def measure(run: Run, issues: int) -> dict:
 
 def print_report(output: Path, run: Run, metrics: dict):
     """Print the metrics, and where the results are."""
-    samples, mislabelled, issues = (metrics[name] for name in (
-        "samples", "mislabelled", "estimated_label_issues"))
+    samples, mislabelled = metrics["samples"], metrics["mislabelled"]
     ranked = f"ranked by {run.rank_by}{run.reason and f' ({run.reason})'}"
     if metrics["scores"]:
         print(f"{samples} samples, {mislabelled} mislabelled, {ranked}")
