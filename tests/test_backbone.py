@@ -7,6 +7,7 @@ from pathlib import Path
 import nnabla as nn
 import numpy as np
 import pytest
+from PIL import Image
 
 import calculate_score
 import mislabel_analysis
@@ -33,8 +34,7 @@ def score(run, *words):
 def head_images(tmp_path_factory) -> Path:
     """A folder with 20 dark cats and 20 bright dogs, a cat among the dogs, and an ONNX file."""
     folder, rng = tmp_path_factory.mktemp("head"), np.random.default_rng(0)
-    from PIL import Image
-    for label, name in enumerate(["cat", "dog"]):
+    for name in ("cat", "dog"):
         (folder / "images" / name).mkdir(parents=True)
         for number in range(20):
             dark = name == "cat" or number == 7
@@ -134,7 +134,8 @@ def test_other_backbone_needs_another_folder(head_images, head_run):
     (["--model", "resnet23"], ["--backbone", "resnet23"]),
     (["--backbone", "efficientnet-lite1"], ["efficientnet-lite0", "'efficientnet-lite1'"]),
     (["--backbone", ""], ["--backbone"]),
-    (["--backbone", "efficientnet-lite0", "--backbone_input", "0..1"], ["--backbone_input", "efficientnet"]),
+    (["--backbone", "efficientnet-lite0", "--backbone_input", "0..1"],
+     ["--backbone_input", "efficientnet"]),
     (["--backbone", "efficientnet-lite0", "--image_size", "100"], ["--image_size", "32", "100"]),
     (["--backbone_output", "b"], ["--backbone_output", "'means'", "b"]),
     (["--input", "."], ["--input", "--backbone"]),
