@@ -18,7 +18,7 @@ from datasets.corrections import APPLIED_FILE, carry_forward, save_decisions
 from models.registry import MODELS, Network, build_network
 from utils import cli
 from utils.backbone.choice import load_backbone
-from utils.backbone.extraction import check, extract
+from utils.backbone.extraction import PARTIAL, check, extract
 from utils.cli import Parser
 from utils.context import current_context, memory_for, set_context
 from utils.errors import UserError
@@ -252,6 +252,8 @@ def how_to_resume() -> str:
         newest_complete(folder)
     except (UserError, OSError):
         folder = source
+    if (args.output / PARTIAL).exists():
+        return f"the features so far are kept; to resume: {cli.typed_command()}"
     if folder is None:
         return f"no checkpoint was written yet; to start over: {cli.typed_command()}"
     more = [] if folder == source else ["--checkpoint", str(folder)]

@@ -184,7 +184,7 @@ cli.run(train.main, train.how_to_resume)
              "--run", tmp_path / "run", *EPOCHS]
     result = subprocess.run([sys.executable, "-c", code, *map(str, words)], cwd=ROOT,
                             capture_output=True, text=True)
-    assert result.returncode == 130 and "--run" in result.stderr
+    assert result.returncode == 130 and "features" in result.stderr
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".partial-features"]
     start(*words)
     assert len(np.load(tmp_path / "run" / "features_train.npy")) == 40
