@@ -217,8 +217,9 @@ def _export_arrays(folder: Path, source: Path, listing: Listing, changes: Change
 
 def _export_table(folder: Path, source: Path, listing: Listing, changes: Changes) -> list[str]:
     """A CSV, in its encoding and with its line ends; paths relative to it lead from the new place."""
-    content = source.read_bytes().decode("utf-8")
-    rows = list(csv.reader(io.StringIO(content.removeprefix("\ufeff"), newline="")))
+    content = source.read_bytes().decode()
+    mark = "\ufeff" * content.startswith("\ufeff")
+    rows = list(csv.reader(io.StringIO(content.removeprefix(mark), newline="")))
     filled = [row for row in rows if any(cell.strip() for cell in row)]
     names = [name.strip() for name in filled[0]]
     path, label = names.index("path"), names.index("label")
@@ -233,11 +234,9 @@ def _export_table(folder: Path, source: Path, listing: Listing, changes: Changes
             if not os.path.isabs(file):
                 row[path] = _from(temporary, source.parent, file)
         ends = re.search("\r\n|\r|\n", content)
-        with (temporary / source.name).open("w", encoding="utf-8", newline="") as table:
-            table.write("\ufeff" * content.startswith("\ufeff"))
-            for row in rows:
-                if id(row) not in left_out:
-                    table.write(",".join(map(_quoted, row)) + (ends[0] if ends else "\n"))
+        end = ends[0] if ends else "\n"
+        written = "".join(",".join(map(_quoted, row)) + end for row in rows if id(row) not in left_out)
+        (temporary / source.name).write_bytes((mark + written).encode())
     return []
 
 
