@@ -15,7 +15,7 @@ import numpy as np
 
 from datasets import arrays, corrections
 from datasets.corrections import Corrections
-from datasets.export import export as write_corrected
+from datasets.export import add_export_flags, export
 from utils import cli
 from utils.cli import Boolean, Parser, number
 from utils.errors import UserError
@@ -88,7 +88,7 @@ def get_args(argv: Sequence[str] | None = None) -> Settings:
                                "suspicious tenth (default: %(default)s)")
     pictures.add_argument("--save_extracted", action=Boolean, default=False,
                           help="write the images into ten folders, by score (default: %(default)s)")
-    export = parser.group("export")
+    add_export_flags(parser)
     parser.add_run_flag({"input": ".", "output": "report"},
                         "the folder of the run: --input, with --output in its folder report, unless "
                         "they are given")
@@ -100,16 +100,6 @@ def get_args(argv: Sequence[str] | None = None) -> Settings:
                        help="folder for figures and tables (default: %(default)s)")
     files.add_argument("--dataset", type=Path, metavar="PATH",
                        help="your own images, if they have moved since training")
-    export.add_argument("--export", type=Path, metavar="DIR",
-                        help="write the corrected set as you brought it into a new folder, and do "
-                             "nothing else: class folders (by hard links where possible, which share "
-                             "their content with your files), a .csv or an .npz, in which only what was "
-                             "relabelled or removed differs; a known set becomes an .npz of the run's "
-                             "images and the labels it was trained on, corrected, so that label noise "
-                             "that nobody corrected is still in it")
-    export.add_argument("--corrections", type=Path, metavar="CSV",
-                        help="with --export: the decisions of the review, or of --drop or --relabel, "
-                             "beside those of earlier rounds; not needed if there are some")
     args = parser.parse_args(argv)
     others = sorted(args.given - EXPORT_FLAGS)
     if args.export and others:
@@ -152,7 +142,7 @@ def export_corrected(settings: Settings):
         dataset = replace(dataset, source=settings.dataset)
     decided = corrections.load(settings.corrections, dataset) if settings.corrections else Corrections()
     applied = corrections.load_applied(settings.input)
-    for line in write_corrected(settings.export, dataset, applied, decided):
+    for line in export(settings.export, dataset, applied, decided):
         print(line)
 
 

@@ -25,12 +25,28 @@ from datasets.duplicates import image_digests
 from datasets.folders import is_system
 from datasets.images import decode, from_pixels, read_image
 from datasets.listing import Listing, list_images
+from datasets.names import is_line
+from utils.cli import Parser
 from utils.errors import RunError, UserError
 from utils.files import check_folder, open_npz, whole_folder
 
 Changes = dict[int, str | None]  # sample -> its new class, or None to remove it
 BATCH = 1000  # images in memory at a time
 PATIENCE = 2  # seconds before a progress bar is shown
+
+
+def add_export_flags(parser: Parser):
+    group = parser.group("export")
+    group.add_argument("--export", type=Path, metavar="DIR",
+                       help="write the corrected set as you brought it into a new folder, and do "
+                            "nothing else: class folders (by hard links where possible, which share "
+                            "their content with your files), a .csv or an .npz, in which only what was "
+                            "relabelled or removed differs; a known set becomes an .npz of the run's "
+                            "images and the labels it was trained on, corrected, in which added label "
+                            "noise that nobody corrected stays")
+    group.add_argument("--corrections", type=Path, metavar="CSV",
+                       help="with --export: the decisions of the review, or of --drop or --relabel, "
+                            "which add to those of earlier rounds; not needed if there are some")
 
 
 def export(folder: Path, dataset: Dataset, applied: Sequence[Decision], corrections: Corrections) \
@@ -111,11 +127,12 @@ def _list(dataset: Dataset) -> tuple[Path, Listing]:
         raise UserError(f"expected {PATHS_FILE} in the run, which says where each sample of {source} "
                         "was, found none; restore it, or leave --dataset out if the run was trained on "
                         "a known set")
-    if source is None or not source.exists():
-        raise UserError("expected the images that were trained on"
-                        f"{f' at {source}' if source else ''}, found "
-                        f"{'nothing' if source else 'no record of their place'}; give the folder, .csv "
-                        "or .npz, where it is now, as --dataset")
+    if source is None or not is_line(str(source)):
+        raise UserError("expected the place of the images that were trained on in the run, found no "
+                        "record of it; give the folder, .csv or .npz as --dataset")
+    if not source.exists():
+        raise UserError(f"expected the images that were trained on at {source}, found nothing; give the "
+                        "folder, .csv or .npz, where it is now, as --dataset")
     with redirect_stdout(io.StringIO()):  # it says what training leaves out, and the export does not
         return source, list_images(source)
 

@@ -15,7 +15,7 @@ from datasets.export import export
 from datasets.own import load_own
 from tests.conftest import make_dataset as make_random
 from tests.conftest import numbers, refused
-from utils.errors import RunError
+from utils.errors import RunError, UserError
 
 
 def write_image(path, level):
@@ -234,12 +234,13 @@ def lines_of(path, end="\n"):
 
 
 @pytest.mark.parametrize(("end", "mark"), [("\n", ""), ("\r\n", "\ufeff")])
-def test_table_keeps_all_but_labels_and_removed_rows(photos, tmp_path, end, mark):
+def test_table_keeps_all_but_labels_and_removed_rows(photos, tmp_path, monkeypatch, end, mark):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(photos / "dog")
     source = tmp_path / "labels.csv"
     rows = write_table(source, photos, end, mark)
     dataset, before = run_of(source, tmp_path / "run"), source.read_bytes()
-    export(tmp_path / "sub" / "clean", dataset, [], decide(
+    export(tmp_path / "sub" / "clean", replace(dataset, source=Path("labels.csv")), [], decide(
         dataset, relabel=["photos/cat/0.png", f"{photos}/cat/1.png"], remove=["photos/dog/1.png"]))
     assert os.listdir(tmp_path / "sub" / "clean") == ["labels.csv"] and source.read_bytes() == before
     found = lines_of(tmp_path / "sub" / "clean" / "labels.csv", end)
@@ -329,8 +330,10 @@ def test_images_are_found_where_they_have_moved(photos, tmp_path):
     corrected = decide(dataset, remove=["cat/0.png"])
     with refused(str(photos), "--dataset"):
         export(tmp_path / "clean", dataset, [], corrected)
-    with refused("--dataset"):  # a run of an older version
-        export(tmp_path / "clean", replace(dataset, source=None), [], corrected)
+    for unknown in (None, tmp_path / "\x1b[31mred"):  # a run of an older version, or a stranger's
+        with pytest.raises(UserError, match="--dataset") as caught:
+            export(tmp_path / "clean", replace(dataset, source=unknown), [], corrected)
+        assert "\x1b" not in str(caught.value)
     moved = replace(dataset, source=tmp_path / "moved")
     with refused("paths.txt"):
         export(tmp_path / "clean", replace(moved, paths=None), [], Corrections(removed=[0]))
