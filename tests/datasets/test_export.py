@@ -488,3 +488,18 @@ def test_images_of_another_size_are_compared_at_that_size(photos, tmp_path):
     dataset = make_dataset(own, None, 0.0, np.random.default_rng(0))
     export(tmp_path / "clean", dataset, [], decide(dataset, relabel=["cat/more/cat.png"]))
     assert "dog/more/cat.png" in tree(tmp_path / "clean")
+
+
+def test_originals_are_safe_where_two_names_are_one_file(photos, tmp_path, monkeypatch):
+    """As on a file system that ignores case: the second name leads to a link to an original."""
+    link = os.link
+
+    def link_twice(original, path):
+        link(original, path)
+        link(original, path)
+
+    monkeypatch.setattr(os, "link", link_twice)
+    dataset, before = run_of(photos, tmp_path / "run"), state(photos)
+    with refused(f"{tmp_path}/clean", error=RunError):
+        export(tmp_path / "clean", dataset, [], Corrections(removed=[0]))
+    assert state(photos) == before and sorted(os.listdir(tmp_path)) == ["photos", "run"]
