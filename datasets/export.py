@@ -72,21 +72,24 @@ def export(folder: Path, dataset: Dataset, applied: Sequence[Decision], correcti
             where they should be, or are not those that were reviewed.
         RunError: a file cannot be read or written.
     """
-    folder = Path(os.path.abspath(folder))
-    _check_new(folder, folder.name, f".partial-{folder.name}", f".old-{folder.name}")
-    check_folder(folder)
+    target = Path(os.path.abspath(folder))
+    _check_new(target, target.name, f".partial-{target.name}", f".old-{target.name}")
+    check_folder(target)
     decisions = [*applied, *_decisions(dataset, corrections)]
     if not decisions:
         raise UserError("expected --corrections, or a run that was trained on corrected data, found "
                         "neither and so nothing to correct; give the file of the review")
     if dataset.paths is None and dataset.source is None:
-        return _export_known(folder, dataset, corrections, bool(applied))
+        name = _export_known(target, dataset, corrections)
+        return [_summary(folder / name, len(dataset.labels), len(corrections.relabelled),
+                         len(corrections.removed)) + ", from the training set of the run"
+                + ", which has the corrections of earlier rounds" * bool(applied)]
     source, listing = _list(dataset)
     changes = _changes(source, listing, decisions, dataset.images.shape[-1])
     removed = sum(label is None for label in changes.values())
     write = _export_folder if source.is_dir() else \
         _export_arrays if listing.paths is None else _export_table
-    said = write(folder, source, listing, changes)
+    said = write(target, source, listing, changes)
     return [_summary(folder, len(listing.classes), len(changes) - removed, removed), *said]
 
 
@@ -188,8 +191,8 @@ def _changed(listing: Listing, digests: dict[int, set[str]], size: int) -> list[
     return changed
 
 
-def _export_known(folder: Path, dataset: Dataset, corrections: Corrections, corrected: bool) \
-        -> list[str]:
+def _export_known(folder: Path, dataset: Dataset, corrections: Corrections) -> str:
+    """Images and labels of the run, as corrected, in an .npz; returns its name."""
     name = next((name for name, known in DATASETS.items() if list(known.names) == dataset.names),
                 "dataset")
     labels = dataset.labels[:, 0].copy()
@@ -198,9 +201,7 @@ def _export_known(folder: Path, dataset: Dataset, corrections: Corrections, corr
     kept = np.delete(np.arange(len(labels)), corrections.removed)
     with _new_folder(folder) as temporary:
         np.savez(temporary / f"{name}.npz", x=dataset.images[kept].transpose(0, 2, 3, 1), y=labels[kept])
-    return [_summary(folder / f"{name}.npz", len(labels), len(corrections.relabelled),
-                     len(corrections.removed)) + ", from the training set of the run"
-            + ", which has the corrections of earlier rounds" * corrected]
+    return f"{name}.npz"
 
 
 def _export_arrays(folder: Path, source: Path, listing: Listing, changes: Changes) -> list[str]:
@@ -290,11 +291,8 @@ def _export_folder(folder: Path, source: Path, listing: Listing, changes: Change
         targets.pop(file, None)
     with _new_folder(folder) as temporary:
         links = _fill(temporary, targets)
-    said = [f"{links:,} are hard links, which share their content with the files in {source}: edit a "
-            f"copy, not them"] if links else []
-    if len(targets) > links:
-        said.append(f"{len(targets) - links:,} are copies")
-    said = ["; ".join(said)]
+    said = [f"{links:,} hard links to the files in {source} (editing one edits the other), "
+            f"{len(targets) - links:,} copies"]
     if renamed:
         was, became = renamed[0]
         said.append(f"renamed, where the new class had a file of that name: {was!a} is {became!a}"
