@@ -18,7 +18,7 @@ from datasets.corrections import APPLIED_FILE, carry_forward, save_decisions
 from models.registry import MODELS, Network, build_network
 from utils import cli
 from utils.backbone.choice import load_backbone
-from utils.backbone.extraction import extract
+from utils.backbone.extraction import PARTIAL, check, extract
 from utils.cli import Parser
 from utils.context import current_context, memory_for, set_context
 from utils.errors import UserError
@@ -146,6 +146,8 @@ def with_features(settings: TrainSettings, dataset: Dataset) -> Dataset:
         if dataset.features is None:
             raise UserError(f"expected features in --input {settings.data.input}, found none; give a "
                             "run that was made with --backbone, or another --model")
+        if settings.data.input:
+            check(settings.data.input)
         return dataset
     arrays.check_unused(settings.output, dataset)
     backbone = load_backbone(name, current_context(), settings.image_size,
@@ -250,6 +252,8 @@ def how_to_resume() -> str:
         newest_complete(folder)
     except (UserError, OSError):
         folder = source
+    if (args.output / PARTIAL).exists():
+        return f"the features so far are kept; to resume: {cli.typed_command()}"
     if folder is None:
         return f"no checkpoint was written yet; to start over: {cli.typed_command()}"
     more = [] if folder == source else ["--checkpoint", str(folder)]

@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +26,7 @@ import PIL
 from PIL import Image
 from tqdm import tqdm
 
+from datasets import arrays
 from datasets.images import read_image, to_array
 from utils.backbone.records import BLOCK, DIGEST, Records
 from utils.context import memory_for
@@ -35,6 +35,8 @@ from utils.files import load_array, open_npz, release, save_bytes, sha256, whole
 from utils.processes import available_cores
 
 TRAIN, TEST = "train", "val"
+FILES = {TRAIN: (arrays.TRAIN_FEATURES, arrays.TRAIN_IMAGES),
+         TEST: (arrays.TEST_FEATURES, arrays.TEST_IMAGES)}
 FILE, PARTIAL = "features.npz", ".partial-features"
 
 Originals = Sequence[Path] | np.ndarray
@@ -72,21 +74,6 @@ class Samples(Protocol):
     def originals(self) -> Any: ...
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The features of a set: the `rows` (N,) of `features`, with the `digests` of its originals."""
-
-    features: np.ndarray
-    rows: np.ndarray
-    digests: np.ndarray
-    images: np.ndarray
-
-
-def path_of(folder: Path, part: str) -> Path:
-    """The file of the features of a set, TRAIN or TEST."""
-    return folder / f"features_{part}.npy"
-
-
 def extract(backbone: Backbone, folder: Path, train: Samples, test: Samples | None,
             workers: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
     """Compute the features of a run's images on all cores and write them to its folder.
@@ -112,76 +99,38 @@ def extract(backbone: Backbone, folder: Path, train: Samples, test: Samples | No
     workers = workers or available_cores()
     digests = {part: _digests(one.originals, workers) for part, one in sets.items()}
     kept = _read_kept(folder)
-    if kept.get("key") != key or not _are_as_written(folder, kept):
+    if kept.get("key") != key or not all(_is_as_written(folder, kept, part) for part in _parts(kept)):
         kept = {}
     if not all(f"{part}_images" in kept and np.array_equal(kept[f"{part}_originals"], digests[part])
                and kept[f"{part}_images"] == _sha256_of(one.images) for part, one in sets.items()):
         records = Records(folder / PARTIAL, key)
         try:
             for part in _parts(kept):
-                records.take(kept[f"{part}_originals"], load_array(path_of(folder, part)))
+                records.take(kept[f"{part}_originals"], load_array(folder / FILES[part][0]))
             _compute(backbone, sets, digests, records, workers)
         finally:
             records.close()
-        _save(folder, key, {part: _Part(records.features(), records.rows_of(digests[part]),
-                                        digests[part], one.images) for part, one in sets.items()})
+        _save(folder, key, sets, digests, records)
     (folder / PARTIAL).unlink(missing_ok=True)
-    features = {part: load_array(path_of(folder, part)) for part in sets}
+    features = {part: load_array(folder / FILES[part][0]) for part in sets}
     return features[TRAIN], features.get(TEST)
 
 
-def load(folder: Path, part: str, images: np.ndarray) -> np.ndarray:
-    """The features of a set of an earlier run, checked.
-
-    Args:
-        folder: the run's.
-        part: TRAIN or TEST.
-        images: those of the set, (N, 3, S, S).
-
-    Returns:
-        float32 (N, D), memory-mapped.
+def check(folder: Path):
+    """Check that the features in a run's folder, if `extract` wrote them, are of the images beside them.
 
     Raises:
-        UserError: they are missing, were changed, or belong to other images.
+        UserError: they were changed, or belong to other images.
     """
-    kept, path = _read_kept(folder), path_of(folder, part)
-    features = load_array(path)
-    again = "restore it, or train with --backbone again"
-    if not kept.get(f"{part}_features"):
-        raise UserError(f"expected {folder / FILE}, which tells what images {path} is of, found none "
-                        f"that can be read; {again}")
-    if sha256(path) != kept[f"{part}_features"]:
-        raise UserError(f"expected {path} as it was extracted, found another content; {again}")
-    if _sha256_of(images) != kept[f"{part}_images"]:
-        raise UserError(f"expected the images that {path} was extracted with beside it, found others; "
-                        "use the files of one run, or train with --backbone again")
-    if not _fits(features, len(images)):
-        raise UserError(f"expected float32 ({len(images)}, D) in {path}, found {features.dtype} "
-                        f"{features.shape}; {again}")
-    return features
-
-
-def carry(source: Path, folder: Path, train_images: np.ndarray, test_images: np.ndarray,
-          kept: np.ndarray):
-    """Write the features of an earlier run for a run on some of its samples.
-
-    Args:
-        source: the folder of the earlier run.
-        folder: that of the run.
-        train_images, test_images: the earlier run's.
-        kept: the indices of the training samples that are kept, in their order.
-
-    Raises:
-        UserError: those of the earlier run are missing, were changed, or belong to other images.
-    """
-    if folder.resolve() == source.resolve():
-        return
-    companion = _read_kept(source)
-    everything = np.arange(len(test_images))
-    parts = {part: _Part(load(source, part, images), rows, companion[f"{part}_originals"][rows],
-                         images[rows])
-             for part, images, rows in [(TRAIN, train_images, kept), (TEST, test_images, everything)]}
-    _save(folder, companion["key"], parts)
+    kept = _read_kept(folder)
+    for part in _parts(kept):
+        features, images = (folder / name for name in FILES[part])
+        if not _is_as_written(folder, kept, part):
+            raise UserError(f"expected {features} as it was extracted, found another content; restore "
+                            "it, or train with --backbone again")
+        if _sha256_of(load_array(images)) != kept[f"{part}_images"]:
+            raise UserError(f"expected the images that {features} was extracted with in {images}, found "
+                            "others; use the files of one run, or train with --backbone again")
 
 
 def _digests(originals: Originals, workers: int) -> np.ndarray:
@@ -315,50 +264,49 @@ def _parts(kept: dict[str, Any]) -> list[str]:
     return [part for part in (TRAIN, TEST) if f"{part}_images" in kept]
 
 
-def _are_as_written(folder: Path, kept: dict[str, Any]) -> bool:
-    """Whether the features in a folder are those that were written with `kept`."""
+def _is_as_written(folder: Path, kept: dict[str, Any], part: str) -> bool:
+    """Whether the features of a set are those that were written with `kept`."""
+    path = folder / FILES[part][0]
     try:
-        return all(sha256(path_of(folder, part)) == kept[f"{part}_features"]
-                   and _fits(load_array(path_of(folder, part)), len(kept[f"{part}_originals"]))
-                   for part in _parts(kept))
-    except (OSError, UserError):
+        features = load_array(path)
+    except UserError:
         return False
+    return (sha256(path) == kept[f"{part}_features"] and features.dtype == np.float32
+            and features.ndim == 2 and len(features) == len(kept[f"{part}_originals"]))
 
 
-def _fits(features: np.ndarray, count: int) -> bool:
-    """Whether an array can be the features of so many images."""
-    return features.dtype == np.float32 and features.ndim == 2 and len(features) == count \
-        and features.shape[1] > 0
-
-
-def _save(folder: Path, key: str, parts: dict[str, _Part]):
+def _save(folder: Path, key: str, sets: dict[str, Samples], digests: dict[str, np.ndarray],
+          records: Records):
     """Write the features of the sets, and what recognises them last.
 
     Raises:
         UserError: all images of the training set have the same features.
     """
-    _check_differ(parts[TRAIN])
-    content: dict[str, Any] = {"key": key}
-    for name, part in parts.items():
-        _write_features(path_of(folder, name), part)
-        content |= {f"{name}_originals": part.digests, f"{name}_images": _sha256_of(part.images),
-                    f"{name}_features": sha256(path_of(folder, name))}
+    features, content = records.features(), {"key": np.array(key)}
+    rows = {part: records.rows_of(digests[part]) for part in sets}
+    _check_differ(features, rows[TRAIN])
+    for part, one in sets.items():
+        path = folder / FILES[part][0]
+        _write_rows(path, features, rows[part])
+        content |= {f"{part}_originals": digests[part], f"{part}_features": np.array(sha256(path)),
+                    f"{part}_images": np.array(_sha256_of(one.images))}
     packed = io.BytesIO()
     np.savez(packed, **content)
     save_bytes(folder / FILE, packed.getbuffer())
 
 
-def _check_differ(part: _Part):
-    if len(np.unique(part.digests, axis=0)) > 1 and not any(
-            (part.features[part.rows[start:start + BLOCK]] != part.features[part.rows[0]]).any()
-            for start in range(0, len(part.rows), BLOCK)):
+def _check_differ(features: np.ndarray, rows: np.ndarray):
+    if len(np.unique(rows)) > 1 and not any(
+            (features[rows[start:start + BLOCK]] != features[rows[0]]).any()
+            for start in range(0, len(rows), BLOCK)):
         raise UserError("expected features that differ between images, found the same for all; check "
                         "--backbone, --backbone_input and --backbone_output")
 
 
-def _write_features(path: Path, part: _Part):
-    header = {"descr": "<f4", "fortran_order": False, "shape": (len(part.rows), part.features.shape[1])}
+def _write_rows(path: Path, features: np.ndarray, rows: np.ndarray):
+    """Write some rows of an array as an .npy file, of which only a block is in memory at a time."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": (len(rows), features.shape[1])}
     with whole_file(path) as temporary, temporary.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, len(part.rows), BLOCK):
-            file.write(part.features[part.rows[start:start + BLOCK]].tobytes())
+        for start in range(0, len(rows), BLOCK):
+            file.write(features[rows[start:start + BLOCK]].tobytes())

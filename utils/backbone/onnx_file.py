@@ -57,11 +57,7 @@ class OnnxFile:
             UserError: the file is missing, damaged, unsafe, or not of this kind.
         """
         content = _read(path)
-        model = _parse(path, content)
-        _check_operators(path, model)
-        files = _external_data(path, model)
-        _check_sizes(path, model, files)
-        del model
+        files = _check(path, content)
         try:
             self._session = make_session(content, threads=1, folder=path.parent)
         except Exception as error:  # ONNX Runtime's have no common type
@@ -140,42 +136,58 @@ def _read(path: Path) -> bytes:
         raise UserError(f"cannot read --backbone {path}: {error.strerror}; give another file") from error
 
 
-def _parse(path: Path, content: bytes) -> onnx.ModelProto:
+def _check(path: Path, content: bytes) -> dict[str, Path]:
+    """Check all that can be checked without ONNX Runtime.
+
+    Returns:
+        The files of the external data by their locations.
+    """
+    model = onnx.ModelProto()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # protobuf only warns of some damage
             model = onnx.ModelProto.FromString(content)
-    except (DecodeError, RuntimeWarning, SystemError):
-        model = onnx.ModelProto()
+        messages = list(_messages(model))
+    except (DecodeError, RuntimeWarning, SystemError, UnicodeError):
+        model.Clear()
     if not (model.ir_version and model.opset_import and model.graph.node):
         raise UserError(f"expected an ONNX file at --backbone {path}, found another or one cut short, "
                         f"of {len(content):,} bytes; export or copy it again")
-    return model
+    defined = {(function.domain, function.name) for function in model.functions}
+    _check_operators(path, [one for one in messages if isinstance(one, onnx.NodeProto)], defined)
+    tensors = [one for one in messages if isinstance(one, onnx.TensorProto)]
+    files = _external_data(path, tensors)
+    _check_sizes(path, tensors, files)
+    return files
 
 
 def _messages(message: Message) -> Iterator[Message]:
-    """The messages within a message, at any depth, except those within tensors."""
+    """The messages within a message, at any depth, except those within tensors.
+
+    Raises:
+        UnicodeError: a text is not UTF-8.
+    """
     for field, value in message.ListFields():
-        if field.message_type:
-            for part in value if field.label == field.LABEL_REPEATED else [value]:
+        for part in value if field.label == field.LABEL_REPEATED else [value]:
+            if field.type == field.TYPE_STRING and isinstance(part, bytes):
+                raise UnicodeError(field.name)
+            if field.message_type:
                 yield part
                 if not isinstance(part, onnx.TensorProto):
                     yield from _messages(part)
 
 
-def _check_operators(path: Path, model: onnx.ModelProto):
-    defined = {(function.domain, function.name) for function in model.functions}
-    for node in _messages(model):
-        if isinstance(node, onnx.NodeProto) and node.domain not in DOMAINS \
-                and (node.domain, node.op_type) not in defined:
+def _check_operators(path: Path, nodes: list[onnx.NodeProto], defined: set[tuple[str, str]]):
+    for node in nodes:
+        if node.domain not in DOMAINS and (node.domain, node.op_type) not in defined:
             raise UserError(f"expected operators of ONNX and ONNX Runtime in {path}, found "
                             f"{node.op_type!a} of {node.domain!a}; export it without custom operators")
 
 
-def _external_data(path: Path, model: onnx.ModelProto) -> dict[str, Path]:
+def _external_data(path: Path, tensors: list[onnx.TensorProto]) -> dict[str, Path]:
     """The files of the external data by their locations, all in the folder of the ONNX file."""
     files = {}
-    for tensor in _tensors(model):
+    for tensor in tensors:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             location = _location(tensor)
             files[location] = path.parent / location
@@ -197,17 +209,14 @@ def _external_data(path: Path, model: onnx.ModelProto) -> dict[str, Path]:
     return files
 
 
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    return (message for message in _messages(model) if isinstance(message, onnx.TensorProto))
-
-
 def _location(tensor: onnx.TensorProto) -> str:
-    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    return location if isinstance(location, str) else ""  # bytes if they are not UTF-8
 
 
-def _check_sizes(path: Path, model: onnx.ModelProto, files: dict[str, Path]):
+def _check_sizes(path: Path, tensors: list[onnx.TensorProto], files: dict[str, Path]):
     """Refuse tensors that say they are larger than what there is of them, before memory is allocated."""
-    for tensor in _tensors(model):
+    for tensor in tensors:
         external = tensor.data_location == onnx.TensorProto.EXTERNAL
         stored = files[_location(tensor)].stat().st_size if external else tensor.ByteSize()
         if math.prod(tensor.dims) > 8 * stored:  # no number takes less than a bit

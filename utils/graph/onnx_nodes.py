@@ -99,6 +99,8 @@ def make_session(model: onnx.ModelProto | bytes, threads: int,
     options.enable_mem_pattern = False  # it takes twice the memory and is no faster
     # Threads that wait in a loop gain little on a quiet machine, and double the time on a busy one.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Bytes that ONNX reads could else be taken for a model in ONNX Runtime's own format.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     if folder:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path",
                                          str(folder))

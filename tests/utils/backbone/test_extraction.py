@@ -14,10 +14,11 @@ from PIL import Image
 
 from datasets.images import read_image
 from tests.conftest import ROOT, refused
-from utils.backbone.extraction import FILE, PARTIAL, TEST, TRAIN, carry, extract, load, path_of
+from utils.backbone.extraction import FILE, PARTIAL, check, extract
 from utils.errors import RunError
 
 SIZE = 6
+IMAGES = ("x_train.npy", "x_val.npy")
 OUTPUTS = ("features_train.npy", "features_val.npy", FILE)
 
 
@@ -113,6 +114,10 @@ def test_equal_files_are_computed_once(tmp_path, sets):
     assert sum(backbone.calls) == 23
     assert np.array_equal(features, expected(train.originals))
     assert np.array_equal(held_out, expected(test.originals))
+    test.originals[1:2] = photos(tmp_path / "more", 1, seed=2).originals
+    held_out = extract(backbone, tmp_path / "run", train, test)[1]
+    assert sum(backbone.calls) == 24
+    assert np.array_equal(held_out, expected(test.originals))
 
 
 def test_only_unknown_files_are_computed(tmp_path, sets):
@@ -124,7 +129,9 @@ def test_only_unknown_files_are_computed(tmp_path, sets):
         features, held_out = extract(backbone, run, train, test)
         assert np.array_equal(features, expected(train.originals))
         assert np.array_equal(held_out, expected(test.originals))
-        assert np.array_equal(load(run, TRAIN, train.images), features)
+        for name, one in zip(IMAGES, (train, test), strict=True):
+            np.save(run / name, one.images)
+        check(run)
         return sum(backbone.calls)
 
     assert computed(train, test) == 25
@@ -327,47 +334,32 @@ def test_file_that_is_gone_or_no_image_is_named(tmp_path, sets):
 
 
 def test_features_of_other_images_or_changed_are_refused(tmp_path, sets):
-    train, test = sets
     run = tmp_path / "run"
-    extract(Means(), run, train, test)
-    assert np.array_equal(load(run, TRAIN, train.images), expected(train.originals))
-    assert np.array_equal(load(run, TEST, test.images), expected(test.originals))
-    assert isinstance(load(run, TRAIN, train.images), np.memmap)
-    for images in (train.images[:-1], train.images[::-1], train.images ^ 1, test.images):
-        with refused(str(path_of(run, TRAIN))):
-            load(run, TRAIN, images)
-    right = contents(run)
-    changed = np.load(path_of(run, TRAIN))
-    changed[3, 2] += 1
-    for name, write in [
-            (OUTPUTS[0], lambda path: np.save(path, changed)), (FILE, lambda path: path.unlink()),
-            (OUTPUTS[0], lambda path: path.write_bytes(b"")),
-            (FILE, lambda path: path.write_bytes(b"a")),
-            (FILE, lambda path: np.savez(path, key="0", train_images="0", train_features="0"))]:
-        write(run / name)
-        with refused(str(run)):
-            load(run, TRAIN, train.images)
-        (run / name).write_bytes(right[name])
-    extract(Means(), run, train, None)
-    (run / FILE).unlink()
-    with refused(str(run / FILE)):
-        load(run, TRAIN, train.images)
+    extract(Means(), run, *sets)
+    for name, one in zip(IMAGES, sets, strict=True):
+        np.save(run / name, one.images)
+    check(run)
+    for images, features, one in zip(IMAGES, OUTPUTS[:2], sets, strict=True):
+        for other in (one.images[:-1], one.images[::-1], one.images ^ 1):
+            np.save(run / images, other)
+            with refused(str(run / features), str(run / images)):
+                check(run)
+        np.save(run / images, one.images)
+        right = (run / features).read_bytes()
+        changed = np.load(run / features)
+        changed[3, 2] += 1
+        for write in (lambda path, changed=changed: np.save(path, changed), lambda path: path.unlink(),
+                      lambda path: path.write_bytes(b"")):
+            write(run / features)
+            with refused(str(run / features)):
+                check(run)
+            (run / features).write_bytes(right)
+    check(run)
 
 
-def test_features_of_removed_samples_are_removed(tmp_path, sets):
-    train, test = sets
-    source, run = tmp_path / "source", tmp_path / "run"
-    extract(Means(), source, train, test)
-    kept = np.delete(np.arange(20), [0, 7])
-    carry(source, run, train.images, test.images, kept)
-    assert np.array_equal(load(run, TRAIN, train.images[kept]), expected(train.originals)[kept])
-    assert np.array_equal(load(run, TEST, test.images), expected(test.originals))
-    backbone = Means()
-    extract(backbone, run, Set(train.images[kept], [train.originals[index] for index in kept]), test)
-    assert backbone.calls == []
-    before = contents(source)
-    carry(source, source, train.images, test.images, np.arange(20))
-    assert contents(source) == before
-    with refused(str(path_of(source, TEST))):
-        carry(source, tmp_path / "other", train.images, test.images[::-1], kept)
-    assert not (tmp_path / "other").exists()
+def test_features_without_what_recognises_them_are_not_checked(tmp_path, sets):
+    np.save(tmp_path / OUTPUTS[0], np.zeros((20, 6), np.float32))
+    for content in (None, b"", b"a"):
+        if content is not None:
+            (tmp_path / FILE).write_bytes(content)
+        check(tmp_path)

@@ -240,8 +240,8 @@ def test_what_is_no_onnx_file_is_refused(tmp_path):
             path.rmdir()
     path.unlink()
     whole = scaled(tmp_path / "b.onnx").read_bytes()
-    for content in (whole + b"\x0c", b"", b"\x80\x02}q\0.", b"\x89PNG\r\n\x1a\n" + bytes(100),
-                    b"PK\x03\x04" + bytes(99)):
+    for content in (whole + b"\x0c", whole.replace(b"image", b"im\xffge"), b"", b"\x80\x02}q\0.",
+                    b"\x89PNG\r\n\x1a\n" + bytes(100), b"PK\x03\x04" + bytes(99)):
         path.write_bytes(content)
         with refused("--backbone", str(path)):
             OnnxFile(path)
@@ -249,6 +249,17 @@ def test_what_is_no_onnx_file_is_refused(tmp_path):
         file.truncate(2**31)  # takes no space on the disk
     with refused("2,147,483,647", "2,147,483,648"):
         OnnxFile(path)
+
+
+def test_file_is_read_as_onnx_even_if_it_looks_like_another_format(tmp_path):
+    """ONNX Runtime's own, which would not have been checked, is recognised by four bytes."""
+    model = onnx.load(write_onnx(tmp_path / "a.onnx"))
+    model.producer_name = "ORTM"
+    onnx.save(model, tmp_path / "b.onnx")
+    assert (tmp_path / "b.onnx").read_bytes()[4:8] == b"ORTM"
+    images = images_of(2, 8)
+    assert np.array_equal(OnnxFile(tmp_path / "b.onnx", 8).features(images),
+                          OnnxFile(tmp_path / "a.onnx", 8).features(images))
 
 
 def test_file_cut_short_anywhere_is_refused(tmp_path):
