@@ -1,5 +1,6 @@
 # make demo   find mislabelled digits, from nothing, in a minute or two
-# make photos PHOTOS=folder [RUN=folder]   rank your own images, in a folder per class; run it again to resume
+# make photos PHOTOS=folder [RUN=folder]   rank your own images, in a folder per class, by the features of a
+#             pretrained network; run it again to resume
 # make test   ruff, mypy and the tests
 # make bench  how fast training steps and scores are computed, in six minutes
 # make experiment  which ranking finds mislabelled CIFAR-10 images best, in an hour;
@@ -21,15 +22,10 @@ demo: .venv/installed
 	$(PYTHON) -u calculate_score.py --run demo -c cpu
 	$(PYTHON) mislabel_analysis.py --run demo
 
-# On a CPU a narrow network, and fewer epochs for many images.  On a GPU the default width.
 photos: .venv/installed
 	@test -e "$(PHOTOS)" || { echo "error: expected your images at PHOTOS, found nothing at '$(PHOTOS)';" \
 	  "give them: make photos PHOTOS=folder" >&2; exit 2; }
-	@if $(PYTHON) -c 'import sys; from utils.cuda import cudnn_problem; sys.exit(cudnn_problem(0) is not None)'; \
-	then settings="--model resnet23 --train_epochs 60"; \
-	elif [ $$(if [ -d "$(PHOTOS)" ]; then find -L "$(PHOTOS)" -type f; else cat "$(PHOTOS)"; fi | wc -l) -le 5000 ]; \
-	then settings="--model resnet23 --nmaps 16 --train_epochs 30 --no-augmentation"; \
-	else settings="--model resnet23 --nmaps 16 --train_epochs 20 --no-augmentation"; fi; \
+	@settings="--backbone efficientnet-lite0"; \
 	if ls "$(RUN)"/checkpoint_*.json >/dev/null 2>&1; then settings=--checkpoint; fi; \
 	set -x; $(PYTHON) -u train.py --dataset "$(PHOTOS)" --run "$(RUN)" $$settings || { code=$$?; set +x; \
 	if [ "$$settings" = --checkpoint ]; then echo "to start over in another folder: make photos" \

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets import corrections
+from datasets import arrays, corrections
+from datasets.corrections import Corrections
+from datasets.export import add_export_flags, export
 from utils import cli
 from utils.cli import Boolean, Parser, number
+from utils.errors import UserError
 from utils.files import check_folder, save_json
 from utils.review import figures
 from utils.review.page import download_name, save_review
@@ -42,6 +45,7 @@ from utils.review.suspects import (
     save_suspects,
 )
 
+EXPORT_FLAGS = {"run", "input", "dataset", "export", "corrections"}
 TOP_CLASSES, EXTRACTED = "{}_top_influence_sample.png", "extracted_samples"
 
 
@@ -57,6 +61,9 @@ class Settings:
     review: int
     drop: float | None
     relabel: float | None
+    dataset: Path | None
+    export: Path | None
+    corrections: Path | None
 
 
 def get_args(argv: Sequence[str] | None = None) -> Settings:
@@ -81,6 +88,7 @@ def get_args(argv: Sequence[str] | None = None) -> Settings:
                                "suspicious tenth (default: %(default)s)")
     pictures.add_argument("--save_extracted", action=Boolean, default=False,
                           help="write the images into ten folders, by score (default: %(default)s)")
+    add_export_flags(parser)
     parser.add_run_flag({"input": ".", "output": "report"},
                         "the folder of the run: --input, with --output in its folder report, unless "
                         "they are given")
@@ -90,16 +98,25 @@ def get_args(argv: Sequence[str] | None = None) -> Settings:
                             "(default: %(default)s)")
     files.add_argument("--output", type=Path, default=Path("figure"), metavar="DIR",
                        help="folder for figures and tables (default: %(default)s)")
+    files.add_argument("--dataset", type=Path, metavar="PATH",
+                       help="your own images, if they have moved since training")
     args = parser.parse_args(argv)
+    others = sorted(args.given - EXPORT_FLAGS)
+    if args.export and others:
+        raise UserError(f"--export writes the corrected set and nothing else, found --{others[0]}; "
+                        "leave one of them out")
     return Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
 
 
 def main(argv: Sequence[str] | None = None):
     settings = get_args(argv)
+    if settings.export or settings.corrections:
+        export_corrected(settings)
+        return
     check_folder(settings.output)
     run = load_run(settings.input, settings.rank_by)
     facts = gather_facts(run.dataset, corrections.load_applied(settings.input))
-    issues = count_label_issues(run.per_checkpoint.probability, run.dataset.labels)
+    issues = count_label_issues(run.probability, run.dataset.labels)
     write_tables(settings, run, facts, issues)
     write_figures(settings, run)
     metrics = measure(run, issues)
@@ -111,6 +128,24 @@ def main(argv: Sequence[str] | None = None):
         print(f"next, after the review: {training_command(settings)}")
 
 
+def export_corrected(settings: Settings):
+    """Write the corrected set.
+
+    Raises:
+        UserError: --corrections stands alone.
+    """
+    if settings.export is None:
+        raise UserError("--corrections says what --export writes, found no --export; add it, or, to "
+                        f"train on the corrections: {training_command(settings)}")
+    dataset = arrays.load(settings.input)
+    if settings.dataset:
+        dataset = replace(dataset, source=settings.dataset)
+    decided = corrections.load(settings.corrections, dataset) if settings.corrections else Corrections()
+    applied = corrections.load_applied(settings.input)
+    for line in export(settings.export, dataset, applied, decided):
+        print(line)
+
+
 def training_command(settings: Settings) -> str:
     """The command that trains on the corrected data, in a folder that is not there yet."""
     folder = settings.input if settings.input.name else settings.input.resolve()
@@ -120,6 +155,8 @@ def training_command(settings: Settings) -> str:
                      if not Path(f"{start}_{number}").exists())
     command = cli.other_script("train.py", "--run", following, "--input", settings.input,
                                "--corrections")
+    if settings.corrections:
+        return f"{command} {shlex.quote(str(settings.corrections))}"
     if settings.drop is None and settings.relabel is None:
         return f"{command} ~/Downloads/{download_name(settings.input)}"
     path = settings.output / (DROP if settings.relabel is None else RELABEL)
@@ -129,12 +166,12 @@ def training_command(settings: Settings) -> str:
 def write_tables(settings: Settings, run: Run, facts: Facts, issues: int):
     """Write the suspects, the review page and the corrections for --drop or --relabel."""
     output, twice = settings.output, int((facts.other_labels >= 0).sum())
-    save_suspects(output / SUSPECTS, run.dataset, run.rankings, run.rank_by, run.per_checkpoint, facts)
+    save_suspects(output / SUSPECTS, run.dataset, run.rankings, run.rank_by, run.judged, facts)
     if twice:
         print(f"{twice} samples have the same image as one with another label: see duplicate_of in "
               f"{output / SUSPECTS}")
     if settings.review:
-        save_review(output / REVIEW, run.dataset, run.score, run.rank_by, run.per_checkpoint,
+        save_review(output / REVIEW, run.dataset, run.score, run.rank_by, run.judged,
                     settings.review, facts, likely=issues if trustworthy(run) else None,
                     reason=run.reason, download=download_name(settings.input),
                     files=run.dataset.files(), margins=run.margins,

@@ -15,14 +15,16 @@ import numpy as np
 from datasets import arrays, flags
 from datasets.arrays import Dataset
 from datasets.corrections import APPLIED_FILE, carry_forward, save_decisions
-from models.registry import MODELS, build_network
+from models.registry import MODELS, Network, build_network
 from utils import cli
+from utils.backbone.choice import load_backbone
+from utils.backbone.extraction import PARTIAL, check, extract
 from utils.cli import Parser
 from utils.context import current_context, memory_for, set_context
 from utils.errors import UserError
 from utils.files import check_folder
 from utils.tracin.engines import noise_logits
-from utils.training import dynamics
+from utils.training import cross_validation, dynamics, out_of_fold
 from utils.training.checkpoint import (
     Description,
     check_unused,
@@ -105,12 +107,12 @@ def train_and_evaluate(chosen: TrainSettings):
     if chosen.changes():
         print(chosen.changes(), flush=True)
     dataset = flags.load_data(chosen.data, rng, partial(noise_logits, chosen.data.dataset))
+    dataset = with_features(chosen, dataset)
     settings = chosen.for_dataset(dataset)
     description = settings.describe(dataset)
     network = build_network(settings.model, len(dataset.names), settings.nmaps, rng,
                             dataset.inputs.shape[1:])
-    engine = ENGINES[settings.engine].make(network, settings.workers, settings.type_config == "half")
-    trainer = Trainer(engine, settings.data.augmentation, settings.seed, settings.weight_decay)
+    trainer = make_trainer(settings, network, dataset.inputs)
     save_data(settings, dataset, description)
     log, record = start_or_resume(settings, trainer, dataset, run_key(description))
     done = len(log.history)
@@ -124,9 +126,44 @@ def train_and_evaluate(chosen: TrainSettings):
             record.save(settings.output, run_key(description))
             save_checkpoint(settings.model_save_path, trainer.solver, replace(
                 description, epoch=epoch + 1, learning_rate=rate, history=log.history))
+    if MODELS[settings.model].on_features:
+        probability = cross_validation.predict(
+            partial(make_trainer, settings, network), dataset, epochs=settings.train_epochs,
+            batch_size=settings.train_batch_size, base_rate=settings.learning_rate, seed=settings.seed)
+        out_of_fold.save(settings.output, run_key(description), probability)
     save_networks(settings.model_save_path, settings.model, network)
     print(f"trained: the data are in {settings.output}, the checkpoints in "
           f"{settings.model_save_path}\nnext: {scoring_command(settings)}", flush=True)
+
+
+def with_features(settings: TrainSettings, dataset: Dataset) -> Dataset:
+    """The data with the features of the backbone, if there is one, which are written to the output."""
+    name = settings.backbone
+    if not MODELS[settings.model].on_features:
+        test = dataset.test and replace(dataset.test, features=None)
+        return replace(dataset, features=None, test=test)
+    if name is None:  # the features are those of --input
+        if dataset.features is None:
+            raise UserError(f"expected features in --input {settings.data.input}, found none; give a "
+                            "run that was made with --backbone, or another --model")
+        if settings.data.input:
+            check(settings.data.input)
+        return dataset
+    arrays.check_unused(settings.output, dataset)
+    backbone = load_backbone(name, current_context(), settings.image_size,
+                             settings.backbone_input, settings.backbone_output)
+    test = flags.held_out(dataset)
+    features, test_features = extract(backbone, settings.output, dataset, test)
+    return replace(dataset, features=features, test=replace(test, features=test_features))
+
+
+def make_trainer(settings: RunSettings, network: Network, inputs: np.ndarray) -> Trainer:
+    """A trainer of a network with new parameters in the current scope, for the inputs (N, ...)."""
+    engine = ENGINES[settings.engine].make(network, settings.workers, settings.type_config == "half")
+    prepare = MODELS[settings.model].prepare
+    if prepare:
+        prepare(inputs)
+    return Trainer(engine, settings.data.augmentation, settings.seed, settings.weight_decay)
 
 
 def scoring_command(settings: TrainSettings) -> str:
@@ -215,6 +252,8 @@ def how_to_resume() -> str:
         newest_complete(folder)
     except (UserError, OSError):
         folder = source
+    if (args.output / PARTIAL).exists():
+        return f"the features so far are kept; to resume: {cli.typed_command()}"
     if folder is None:
         return f"no checkpoint was written yet; to start over: {cli.typed_command()}"
     more = [] if folder == source else ["--checkpoint", str(folder)]

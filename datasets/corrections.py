@@ -224,16 +224,16 @@ def carry_forward(folder: Path, corrections: Path | None) -> list[Decision]:
 
     Args:
         folder: the run that was reviewed; what was applied to it stays known.
-        corrections: the new decisions, if any.  They replace older ones about the same image with the
-            same label.
+        corrections: the new decisions, if any.  They replace older ones about the same image at the
+            same path with the same label.
 
     Raises:
         UserError: a file cannot be read.
     """
     new = [one for _, one in _read(corrections)] if corrections else []
-    replaced = {(one.image_sha256, one.given_label) for one in new}
+    replaced = {(one.image_sha256, one.path, one.given_label) for one in new}
     return [one for one in load_applied(folder)
-            if (one.image_sha256, one.given_label) not in replaced] + new
+            if (one.image_sha256, one.path, one.given_label) not in replaced] + new
 
 
 def decided_earlier(dataset: Dataset, digests: np.ndarray, applied: Iterable[Decision]) \

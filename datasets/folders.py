@@ -39,6 +39,7 @@ class Found:
     Attributes:
         files: the files in the class folders, images or not, N of them.
         classes: the class of each.
+        tops: the class folder of each.
         held_out: whether each belongs to the test set; all False if the folder has no test set.
         expected: the classes that must have a sample to train on.
         unread: the folders in the classes that are not read, and why.
@@ -47,6 +48,7 @@ class Found:
 
     files: list[Path] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
+    tops: list[Path] = field(default_factory=list)
     held_out: list[bool] = field(default_factory=list)
     expected: list[str] = field(default_factory=list)
     unread: dict[Path, Exception] = field(default_factory=dict)
@@ -181,6 +183,7 @@ def _add_classes(path: Path, part: Path, held: bool, found: Found):
                             f"{folder.name!a}; add some or remove it")
         found.files += files
         found.classes += [folder.name] * len(files)
+        found.tops += [folder] * len(files)
         found.held_out += [held] * len(files)
 
 

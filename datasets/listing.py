@@ -28,6 +28,7 @@ class Listing:
         held_out: whether each belongs to the test set, or None if nothing says so.
         classes_expected: names of classes that must have a sample.
         unread: the folders that are not read, as the user knows them, and why.
+        tops: the class folder of each, or None where there are no such folders.
     """
 
     sources: Sequence | np.ndarray
@@ -36,6 +37,7 @@ class Listing:
     held_out: list[bool] | None = None
     classes_expected: tuple[str, ...] = ()
     unread: dict[str, Exception] = field(default_factory=dict)
+    tops: list[Path] | None = None
 
 
 def list_images(path: Path) -> Listing:
@@ -58,7 +60,8 @@ def _list_folder(path: Path) -> Listing:
     return Listing(found.files, found.classes,
                    [file.relative_to(path).as_posix() for file in found.files],
                    found.held_out if any(found.held_out) else None, tuple(found.expected),
-                   {folder.relative_to(path).as_posix(): why for folder, why in found.unread.items()})
+                   {folder.relative_to(path).as_posix(): why for folder, why in found.unread.items()},
+                   found.tops)
 
 
 def _list_table(path: Path) -> Listing:

@@ -1,1 +1,1 @@
-"""The networks of the suite: read registry first, then resnet."""
+"""The networks of the suite: read registry first, then resnet; efficientnet_lite is a backbone's."""

@@ -13,6 +13,7 @@ import nnabla as nn
 import numpy as np
 
 from datasets.arrays import IMAGE_SHAPE
+from models.head import head, set_standardization
 from models.resnet import resnet23, resnet56
 from utils.errors import UserError
 
@@ -78,7 +79,12 @@ class Model:
         return nmaps
 
 
-MODELS = {"resnet23": Model(resnet23, default_nmaps=64), "resnet56": Model(resnet56)}
+MODELS = {
+    "resnet23": Model(resnet23, default_nmaps=64),
+    "resnet56": Model(resnet56),
+    "head": Model(head, train_epochs=30, weight_decay=2e-3, on_features=True,
+                  prepare=set_standardization),
+}
 
 
 def is_network(name: str, nmaps: int | None) -> bool:

@@ -4,6 +4,7 @@ import json
 
 import mislabel_analysis
 
+# Those of a network that is trained on images.
 RANKINGS = ["tracin", "tracin_weighted", "tracin_norms", "tracin_late", "loss", "margin", "error_norm",
             "self_confidence", "aum", "aum_late", "forgetting", "random"]
 

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and untrusted files that are read."""
 import csv
 import errno
+import hashlib
 import json
 import mmap
 import os
@@ -32,7 +33,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         if temporary.is_file():
             temporary.unlink()
         if isinstance(error, OSError):
-            raise RunError(_cannot_write(path, error)) from error
+            raise RunError(cannot_write(path, error)) from error
         raise
 
 
@@ -56,11 +57,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError):
-            raise RunError(_cannot_write(path, error)) from error
+            raise RunError(cannot_write(path, error)) from error
         raise
 
 
-def _cannot_write(path: Path, error: OSError) -> str:
+def cannot_write(path: Path, error: OSError) -> str:
+    """Why a file cannot be written and what to do, in one line."""
     # On a full disk NumPy reports the number of items written instead of the system's reason.
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "requested and" in str(error)
     remedy = "free some space" if full else "give another folder"
@@ -105,6 +107,15 @@ def save_text(path: Path, text: str):
 def save_json(path: Path, content: object):
     """Write `content` as JSON."""
     save_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def load_array(path: Path) -> np.ndarray:

@@ -1,10 +1,12 @@
 """Which ranking suits which run: the evidence behind ``--rank_by auto``.
 
     python -m tests.benchmarks.auto_ranking --data cifar-10-python.tar.gz
+    python -m tests.benchmarks.auto_ranking --data cifar-10-python.tar.gz --heads --output heads
 
 It trains, scores and measures run after run, as many at a time as there are cores, writes a line of
 ``runs.jsonl`` for each, resumes where it was interrupted, and ends with the tables in README.md beside
-this file.  The rule was chosen on seed 0.
+this file.  The rule was chosen on seed 0.  With ``--heads`` it trains heads on the features of
+EfficientNet-Lite0 instead of ResNet23.
 """
 import argparse
 import json
@@ -17,8 +19,10 @@ from sklearn.svm import SVC
 
 from datasets import DATASETS, arrays, load_source
 from datasets.arrays import Dataset, Source, Split
+from datasets.images import resize
 from datasets.label_noise import asymmetric_labels, hardest_labels, shuffle_labels
 from tests.benchmarks.experiment import runs_at_a_time, script, train
+from utils.backbone.pretrained import Pretrained
 from utils.review.detection import detection_metrics, rank
 from utils.review.rankings import AUTO, choose_ranking
 from utils.review.run import agreement, load_run
@@ -30,6 +34,7 @@ RESULTS = "runs.jsonl"
 FIRST = 30
 SHOWN = ("tracin", "tracin_norms", "loss", "margin", "error_norm", "self_confidence", "aum",
          "forgetting")
+SHOWN_OF_HEADS = (*SHOWN, "out_of_fold")
 METRICS = {"recall_at_10": "10 %", "recall_at_20": "20 %", "recall_at_30": "30 %", "auroc": "AUROC"}
 # By their number; the three are easy to tell apart.
 CLASSES = {3: (0, 1, 6), 7: (0, 1, 2, 4, 6, 7, 8), 10: tuple(range(10))}
@@ -46,6 +51,8 @@ class Regime:
         noise: "uniform", "asymmetric" (next class, or the one CIFAR-10's resembles) or "hardest" (the
             one that a support vector machine trained on other images finds likeliest).
         rate: share of each class that is mislabelled.
+        size: that of the images as they enter the backbone whose features a head is trained on; None for
+            ResNet23 on the images.
     """
 
     source: str
@@ -56,12 +63,14 @@ class Regime:
     noise: str = "uniform"
     augmentation: bool = False
     rate: float = 0.06
+    size: int | None = None
 
     def __str__(self) -> str:
         kind = (", augmented" if self.augmentation else "") + (
             "" if self.noise == "uniform" else f", {self.noise}")
-        return (f"{self.source}, {self.classes} classes, {self.samples} images, "
-                f"nmaps {self.nmaps}, {self.epochs} epochs{kind}")
+        network = f"nmaps {self.nmaps}, {self.epochs} epochs" if self.size is None else \
+            f"at {self.size}x{self.size}"
+        return f"{self.source}, {self.classes} classes, {self.samples} images, {network}{kind}"
 
     @property
     def folder(self) -> str:
@@ -87,6 +96,11 @@ REGIMES = (
     Regime("cifar10", 7, 650, 30),
     Regime("cifar10", 7, 650, 60),
 )
+HEADS = tuple(
+    Regime("cifar10", classes, samples, 30, noise=noise, size=size,
+           rate=0.2 if noise == "asymmetric" else 0.06)
+    for classes, samples, size in [(7, 700, 224), (10, 300, 128), (10, 1000, 128), (10, 3000, 128)]
+    for noise in ("uniform", "asymmetric", "hardest") if noise != "asymmetric" or classes == 10)
 
 
 @cache
@@ -117,8 +131,21 @@ def make_data(regime: Regime, seed: int, data: Path | None) -> Dataset:
         noisy = asymmetric_labels(true, regime.rate, source.confusable, rng)
     else:
         noisy = shuffle_labels(true, regime.rate, len(classes), rng)
-    return Dataset(images, noisy, true_labels=true, test=Split(images[:50], true[:50]),
+    features = None if regime.size is None else make_features(images, regime.size)
+    test = Split(images[:50], true[:50], features=None if features is None else features[:50])
+    return Dataset(images, noisy, features=features, true_labels=true, test=test,
                    names=[str(label) for label in classes])
+
+
+def make_features(images: np.ndarray, size: int) -> np.ndarray:
+    """Those of EfficientNet-Lite0, float32 (N, 1280)."""
+    return np.concatenate([load_backbone(size).features(resize(images[start:start + 100], size))
+                           for start in range(0, len(images), 100)])
+
+
+@cache
+def load_backbone(size: int) -> Pretrained:
+    return Pretrained("efficientnet-lite0", size)
 
 
 def measure(regime: Regime, seed: int, folder: Path, data: Path | None) -> dict:
@@ -130,9 +157,10 @@ def measure(regime: Regime, seed: int, folder: Path, data: Path | None) -> dict:
     hidden = replace(dataset, true_labels=None)
     arrays.save(folder / "data", hidden)
     run_folder = folder / "run"
-    train(run_folder, "--input", folder / "data", "--model", "resnet23", "--nmaps", regime.nmaps,
-          "--train_epochs", regime.epochs, "--augmentation", regime.augmentation, "--seed", seed,
-          "-c", "cpu")
+    network = [] if regime.size else ["--model", "resnet23", "--nmaps", regime.nmaps,
+                                      "--augmentation", regime.augmentation]
+    train(run_folder, "--input", folder / "data", *network, "--train_epochs", regime.epochs,
+          "--seed", seed, "-c", "cpu")
     script("calculate_score.py", "--input", run_folder, "--checkpoint", run_folder, "--output",
            run_folder, "-c", "cpu", "--workers", 1)
     run = load_run(run_folder, "tracin")
@@ -141,21 +169,29 @@ def measure(regime: Regime, seed: int, folder: Path, data: Path | None) -> dict:
               for name, score in run.rankings.items()}
     return {"regime": asdict(regime), "seed": seed, "wrong": int(wrong.sum()),
             "agreement": agreement(run), "scores": scores,
-            "estimated": count_label_issues(run.per_checkpoint.probability, dataset.labels)}
+            "in sample": count_label_issues(run.per_checkpoint.probability, dataset.labels),
+            "estimated": count_label_issues(run.probability, dataset.labels)}
 
 
 def choice(run: dict) -> str:
-    return choose_ranking(run["regime"]["epochs"], dynamics=True).name
+    return choose_ranking(run["regime"]["epochs"], dynamics=True,
+                          out_of_fold="out_of_fold" in run["scores"]).name
+
+
+def shown(run: dict) -> tuple[str, ...]:
+    return SHOWN_OF_HEADS if "out_of_fold" in run["scores"] else SHOWN
 
 
 def runs_table(runs: dict[Regime, list[dict]]) -> str:
     """Markdown: the wrong labels among the first 30 with each seed, by ranking; ``auto``'s in bold."""
-    head = ["run", "wrong", "estimated", "agreement", *(f"`{name}`" for name in SHOWN)]
+    rankings = shown(next(iter(runs.values()))[0])
+    facts = ["wrong", *(["in sample"] if rankings == SHOWN_OF_HEADS else []), "estimated", "agreement"]
+    head = ["run", *facts, *(f"`{name}`" for name in rankings)]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for regime, seeds in runs.items():
         cells = [str(regime)] + [" / ".join(str(round(run[name], 2)) for run in seeds)
-                                 for name in ("wrong", "estimated", "agreement")]
-        for name in SHOWN:
+                                 for name in facts]
+        for name in rankings:
             found = " / ".join(str(run["scores"][name]["first"]) for run in seeds)
             cells.append(f"**{found}**" if name == choice(seeds[0]) else found)
         lines.append("| " + " | ".join(cells) + " |")
@@ -166,9 +202,10 @@ def means_table(runs: list[dict]) -> str:
     """Markdown: means over the runs, and how far AUROC stays behind that of each run's best ranking."""
     lines = ["| " + " | ".join(["ranking", f"first {FIRST}", *METRICS.values(), "AUROC behind the best"])
              + " |", "|---" * (3 + len(METRICS)) + "|"]
-    for name in (*SHOWN, AUTO):
+    rankings = shown(runs[0])
+    for name in (*rankings, AUTO):
         scores = [run["scores"][choice(run) if name == AUTO else name] for run in runs]
-        behind = [max(run["scores"][other]["auroc"] for other in SHOWN) - score["auroc"]
+        behind = [max(run["scores"][other]["auroc"] for other in rankings) - score["auroc"]
                   for run, score in zip(runs, scores, strict=True)]
         lines.append(f"| `{name}` | {np.mean([score['first'] for score in scores]):.1f} | " + " | ".join(
             f"{np.mean([score[metric] for score in scores]):.3f}" for metric in METRICS)
@@ -181,24 +218,28 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="as for train.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="default: %(default)s")
+    parser.add_argument("--heads", action="store_true", help="heads on the features of a backbone")
     parser.add_argument("--output", type=Path, default=Path("auto_ranking"))
     args = parser.parse_args()
+    regimes = HEADS if args.heads else REGIMES
     args.output.mkdir(parents=True, exist_ok=True)
     results = args.output / RESULTS
     runs = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     done = {(Regime(**run["regime"]), run["seed"]): run for run in runs}
     load("cifar10", args.data)  # downloads it, if need be, before several would at once
+    for size in {regime.size for regime in regimes} - {None}:
+        load_backbone(size)  # no two threads may build graphs at once
     with runs_at_a_time() as pool:
         futures = {(regime, seed): pool.submit(
             measure, regime, seed, args.output / f"{regime.folder}_{seed}", args.data)
-            for seed in args.seeds for regime in REGIMES if (regime, seed) not in done}
+            for seed in args.seeds for regime in regimes if (regime, seed) not in done}
         for key, future in futures.items():
             done[key] = future.result()
             with results.open("a") as file:
                 file.write(json.dumps(done[key]) + "\n")
-    print(runs_table({regime: [done[regime, seed] for seed in args.seeds] for regime in REGIMES}))
+    print(runs_table({regime: [done[regime, seed] for seed in args.seeds] for regime in regimes}))
     for seed in args.seeds:
-        print(f"\nmeans of seed {seed}:\n\n{means_table([done[regime, seed] for regime in REGIMES])}")
+        print(f"\nmeans of seed {seed}:\n\n{means_table([done[regime, seed] for regime in regimes])}")
 
 
 if __name__ == "__main__":

@@ -24,8 +24,11 @@ CLASSES, SIZES = 7, (50, 64, 96, 150, 224, 333, 480)
 FORMATS = {".png": {}, ".jpg": {"quality": 90}, ".webp": {"quality": 90}, ".bmp": {}, ".tif": {}}
 
 
-def make(folder: Path, archive: Path, photos: int, wrong: float, seed: int):
-    """Write `photos` images to `folder`, a share `wrong` of them in wrong folders; answers beside it."""
+def make(folder: Path, archive: Path, photos: int, wrong: float, seed: int, size: str | None):
+    """Write `photos` images to `folder`, a share `wrong` of them in wrong folders; answers beside it.
+
+    All are JPEG files of one `size`, such as ``640x480``, unless it is None.
+    """
     rng = np.random.default_rng(seed)
     source, _ = load_cifar(CIFAR10, archive)
     of_classes = np.flatnonzero(source.labels[:, 0] < CLASSES)
@@ -40,6 +43,8 @@ def make(folder: Path, archive: Path, photos: int, wrong: float, seed: int):
         for number, index in enumerate(chosen):
             suffix = list(FORMATS)[number % len(FORMATS)]
             width, height = rng.choice(SIZES, 2)
+            if size:
+                suffix, (width, height) = ".jpg", map(int, size.split("x"))
             path = folder / CIFAR10.names[given[number]] / f"photo_{number:04d}{suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
             image = Image.fromarray(source.images[index].transpose(1, 2, 0))
@@ -75,6 +80,7 @@ def main():
     maker.add_argument("--photos", type=int, default=600)
     maker.add_argument("--wrong", type=float, default=0.06, help="share of wrong labels")
     maker.add_argument("--seed", type=int, default=0)
+    maker.add_argument("--size", help="of all photos, such as 640x480 (default: several)")
     reviewer = commands.add_parser("review")
     reviewer.add_argument("run", type=Path)
     reviewer.add_argument("--answers", type=Path, required=True)
@@ -82,7 +88,7 @@ def main():
     reviewer.add_argument("--first", type=int, default=30)
     args = parser.parse_args()
     if args.command == "make":
-        make(args.folder, args.data, args.photos, args.wrong, args.seed)
+        make(args.folder, args.data, args.photos, args.wrong, args.seed, args.size)
     else:
         review(args.run, args.report or args.run / "report", args.answers, args.first)
 

@@ -14,9 +14,11 @@ class Unsupported(UserError):
 
 # Functions with parameters; these follow the one other input.
 LAYERS = ("Affine", "BatchNormalization", "Convolution")
+# Functions that no gradient passes.  Those of two inputs take a parameter as the second, too.
+FIXED = ("AddScalar", "Div2", "Mul2", "PowScalar", "Sub2")
 # Arguments of functions that consumers of the list assume.
 USUAL = {"axes": [1], "base_axis": 1, "channel_last": False,
-         "ignore_border": True, "no_bias": False, "no_scale": False}
+         "ignore_border": True, "mode": "constant", "no_bias": False, "no_scale": False}
 
 
 def functions(image: nn.Variable, output: nn.Variable, known: Container[str], purpose: str,
@@ -26,14 +28,15 @@ def functions(image: nn.Variable, output: nn.Variable, known: Container[str], pu
     Args:
         image: the input of the graph, (B, C, H, W).
         output: its output.
-        known: the supported types of function, such as ``Convolution``.
+        known: the supported types of function, such as ``Convolution``; those in ``FIXED`` are supported
+            besides where nothing before them is trained.
         purpose: what needs the list, for messages.
         batch_stat: whether batch normalization must use the batch's statistics, or must not.
 
     Returns:
         Objects of type ``nnabla.function.Function``, with `info.type_name` and `info.args`.  Inputs
         are the image or outputs of earlier functions, except that parameters of the current scope
-        follow the first input of functions in ``LAYERS``.
+        follow the first input of functions in ``LAYERS`` and can do so in ``FIXED``.
 
     Raises:
         Unsupported: a function is not supported; the message names it and its layer.
@@ -43,14 +46,14 @@ def functions(image: nn.Variable, output: nn.Variable, known: Container[str], pu
 
     def take(function):
         kind, first = function.info.type_name, function.inputs[0]
-        data = 1 if kind in LAYERS else len(function.inputs)
+        inputs = function.inputs
+        rest = {*names, *layers} if kind in FIXED else names if kind in LAYERS else layers
         layer = next((names[variable] for variable in function.inputs if variable in names),
                      layers.get(first, "an input that does not depend on the image"))
-        if kind not in known:
+        if kind not in known and (kind not in FIXED or function.outputs[0].need_grad):
             problem = f"supports {', '.join(sorted(known))}"
-        elif not (layers.keys() >= set(function.inputs[:data]) and
-                  names.keys() >= set(function.inputs[data:])):
-            problem = f"supports parameters only unchanged and only in {', '.join(LAYERS)}"
+        elif inputs[0] not in layers or not all(variable in rest for variable in inputs[1:]):
+            problem = f"supports parameters only unchanged and only in {', '.join(LAYERS + FIXED)}"
         else:
             problem = _unusual(function, {**USUAL, "batch_stat": batch_stat})
         if problem:

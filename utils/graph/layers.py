@@ -116,8 +116,9 @@ def find_layers(image: nn.Variable, logits: nn.Variable, plain: Collection[str])
         plain: the supported types of function without parameters.
 
     Returns:
-        A `Layer` for each function with parameters, but for normalizations that join another, and
-        functions of the types in `plain`, as ``nnabla.function.Function``.
+        A `Layer` for each function with parameters, but for normalizations that join another; and as
+        ``nnabla.function.Function`` those of the types in `plain`, and all up to which nothing is
+        trained, but for the last.
 
     Raises:
         Unsupported: the network has a function or a shared parameter that is not supported.
@@ -134,7 +135,7 @@ def find_layers(image: nn.Variable, logits: nn.Variable, plain: Collection[str])
     for function in found:
         kind, args = function.info.type_name, function.info.args
         (x, *parameters), result = function.inputs, function.outputs[0]
-        if kind not in LAYERS:
+        if kind not in LAYERS or not (result.need_grad or result == logits):
             steps.append(function)
             continue
         if kind == "BatchNormalization" and x in layers and not layers[x].normalization \

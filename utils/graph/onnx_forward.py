@@ -21,6 +21,7 @@ def _window(args: dict) -> dict:
 # function's inputs in the operator.
 OPERATORS: dict[str, tuple[str, Callable[[dict], dict], tuple[int, ...]]] = {
     "Add2": ("Add", lambda args: {}, (0, 1)),
+    "AddScalar": ("Add", lambda args: {}, (0,)),
     "Affine": ("Gemm", lambda args: {}, (0, 1, 2)),
     "AveragePooling": ("AveragePool", lambda args: {
         **_window(args), "count_include_pad": int(args["including_pad"])}, (0,)),
@@ -30,9 +31,33 @@ OPERATORS: dict[str, tuple[str, Callable[[dict], dict], tuple[int, ...]]] = {
     "Convolution": ("Conv", lambda args: {
         "strides": args["stride"], "pads": args["pad"] * 2, "dilations": args["dilation"],
         "group": args["group"]}, (0, 1, 2)),
+    "Div2": ("Div", lambda args: {}, (0, 1)),
     "GlobalAveragePooling": ("GlobalAveragePool", lambda args: {}, (0,)),
     "MaxPooling": ("MaxPool", _window, (0,)),
+    "Mul2": ("Mul", lambda args: {}, (0, 1)),
+    "MulScalar": ("Mul", lambda args: {}, (0,)),
+    "Pad": ("Pad", lambda args: {}, (0,)),
+    "PowScalar": ("Pow", lambda args: {}, (0,)),
     "ReLU": ("Relu", lambda args: {}, (0,)),
+    "ReLU6": ("Clip", lambda args: {}, (0,)),
+    "Sub2": ("Sub", lambda args: {}, (0, 1)),
+}
+
+
+def _pads(function) -> list[int]:
+    """ONNX: before every axis, then after every axis.  NNabla: pairs, for the last axes."""
+    pads = function.info.args["pad_width"]
+    pads = [0] * (2 * function.inputs[0].ndim - len(pads)) + list(pads)
+    return pads[::2] + pads[1::2]
+
+
+# What NNabla has as arguments and ONNX as inputs, after the function's own.
+CONSTANTS: dict[str, Callable[..., tuple]] = {
+    "AddScalar": lambda function: (function.info.args["val"],),
+    "MulScalar": lambda function: (function.info.args["val"],),
+    "Pad": lambda function: (_pads(function), function.info.args["constant_value"]),
+    "PowScalar": lambda function: (function.info.args["val"],),
+    "ReLU6": lambda function: (0.0, 6.0),
 }
 
 
@@ -42,7 +67,15 @@ def add_operator(nodes: Nodes, function, inputs: list[str], **more) -> str:
     inputs = [inputs[place] for place in order if place < len(inputs)]
     if function.info.type_name == "Affine":
         inputs[0] = nodes.add("Flatten", inputs[0])
+    if function.info.type_name in CONSTANTS:
+        inputs += map(nodes.constant, CONSTANTS[function.info.type_name](function))
     return nodes.add(operator, *inputs, **attributes(function.info.args), **more)
+
+
+def parameter_constant(nodes: Nodes, function, parameter: nn.Variable, name: str = "") -> str:
+    """A function's parameter as it is now, in the shape that the function's operator takes."""
+    flat = function.info.type_name == "BatchNormalization"
+    return nodes.constant(parameter.d.ravel() if flat else parameter.d, name)
 
 
 def to_onnx(image: nn.Variable, output: nn.Variable) -> onnx.ModelProto:
@@ -61,9 +94,7 @@ def to_onnx(image: nn.Variable, output: nn.Variable) -> onnx.ModelProto:
     for function in functions(image, output, OPERATORS, "the translation to ONNX"):
         for variable in function.inputs:
             if variable not in names:
-                flat = function.info.type_name == "BatchNormalization"
-                names[variable] = nodes.constant(variable.d.ravel() if flat else variable.d,
-                                                 parameters[variable])
+                names[variable] = parameter_constant(nodes, function, variable, parameters[variable])
         result, = function.outputs
         names[result] = add_operator(nodes, function, [names[variable] for variable in function.inputs],
                                      name=OUTPUT if result == output else "")

@@ -305,6 +305,12 @@ RULES = {
 }
 
 
+def forward(steps: Pass, function) -> str:
+    """Add a function; returns the name of its output."""
+    rule = RULES.get(function.info.type_name)  # those in FIXED have none
+    return rule.forward(steps, function) if rule else plain(steps, function)
+
+
 class BatchGradients:
     """Computes a batch's loss, logits and gradients at the current scope's parameters.
 
@@ -339,7 +345,7 @@ class BatchGradients:
         samples = nodes.add("Cast", nodes.add("Shape", labels), to=onnx.TensorProto.FLOAT)
         steps = Pass(nodes, known, trained, samples)
         for function in found:
-            known[function.outputs[0]] = RULES[function.info.type_name].forward(steps, function)
+            known[function.outputs[0]] = forward(steps, function)
         loss, by_logits = _cross_entropy(nodes, known[logits], labels, logits.shape[1], samples)
         steps.add_gradient(logits, by_logits)
         for function in reversed(found):

@@ -1,5 +1,6 @@
 """ONNX models under construction (https://onnx.ai/onnx/operators), operator set 17."""
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -83,13 +84,25 @@ def result_name(name: str, number: int) -> str:
     return f"{name}_{number}" if number else name
 
 
-def make_session(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
-    """ONNX Runtime's session for a model, on the CPU; `threads` share each of its operations."""
+def make_session(model: onnx.ModelProto | bytes, threads: int,
+                 folder: Path | None = None) -> onnxruntime.InferenceSession:
+    """ONNX Runtime's session for a model, on the CPU.
+
+    Args:
+        model: the model, or its serialized form.
+        threads: how many share each of its operations.
+        folder: where the model's external data are, if it has any.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # errors are raised
     options.enable_mem_pattern = False  # it takes twice the memory and is no faster
     # Threads that wait in a loop gain little on a quiet machine, and double the time on a busy one.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(model.SerializeToString(), options,
-                                        providers=["CPUExecutionProvider"])
+    # Bytes that ONNX reads could else be taken for a model in ONNX Runtime's own format.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    if folder:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path",
+                                         str(folder))
+    content = model if isinstance(model, bytes) else model.SerializeToString()
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

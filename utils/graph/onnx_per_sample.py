@@ -12,7 +12,7 @@ from onnxruntime import OrtValue
 from utils.graph.functions import LAYERS
 from utils.graph.layers import Layer, find_layers, squared_norms
 from utils.graph.onnx_convolution import by_filters, by_input
-from utils.graph.onnx_forward import INPUT, add_operator
+from utils.graph.onnx_forward import INPUT, add_operator, parameter_constant
 from utils.graph.onnx_gradient import RULES, Pass
 from utils.graph.onnx_nodes import Nodes, make_session
 
@@ -49,6 +49,9 @@ class OnnxPerSampleNetwork:
             if isinstance(step, Layer):
                 names[step.output] = _convolve(nodes, names[step.x], step)
             else:
+                for variable in step.inputs:
+                    if variable not in names:
+                        names[variable] = parameter_constant(nodes, step, variable)
                 names[step.outputs[0]] = add_operator(nodes, step, [names[x] for x in step.inputs])
         self._features = names[self._steps[-1].x]
         self._kept = [names[variable] for variable in needed][1:]
@@ -114,7 +117,9 @@ class OnnxPerSampleNetwork:
 
 def _needed(step) -> list[nn.Variable]:
     """What the backward pass needs of the forward pass."""
-    return [step.x] if isinstance(step, Layer) else RULES[step.info.type_name].needs(step)
+    if isinstance(step, Layer):
+        return [step.x]
+    return RULES[step.info.type_name].needs(step) if step.outputs[0].need_grad else []
 
 
 def _reshape(nodes: Nodes, value: str, before: tuple[int, ...], after: tuple[int, ...]) -> str:

@@ -160,15 +160,16 @@ class PerSampleNetwork:
         self._layers: list[Products] = []
         self._stateful = []
         steps = find_layers(image, logits, PLAIN)
-        begin = _as_images(image)
-        begin.need_grad = True  # or the first layer's output would have no gradient
-        copies = {image: begin}  # of the network's variables
+        copies = {image: _beginning(image)}  # of the network's variables
         for step in steps:
             if isinstance(step, Layer):
                 x, shape = copies[step.x], (image.shape[0], *step.geometry.before)
                 products = Products(step, x if x.shape == shape else F.reshape(x, shape))
                 self._layers.append(products)
                 y, result = products.output, step.output
+            elif not step.outputs[0].need_grad:
+                copies[step.outputs[0]] = _beginning(step.outputs[0])
+                continue
             else:
                 kind, result = step.info.type_name, step.outputs[0]
                 y = PLAIN[kind](*(copies[variable] for variable in step.inputs), **step.info.args)
@@ -200,6 +201,13 @@ class PerSampleNetwork:
             layer.compute()  # all before the first is read, which waits for the GPU
         return sum((layer.squared_norms() for layer in self._layers),
                    start=np.zeros(len(by_logits)))
+
+
+def _beginning(variable: nn.Variable) -> nn.Variable:
+    """A variable before everything that is trained, where the backward pass ends."""
+    result = _as_images(variable)
+    result.need_grad = True  # or the first layer's output would have no gradient
+    return result
 
 
 def _as_images(variable: nn.Variable) -> nn.Variable:

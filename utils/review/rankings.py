@@ -28,12 +28,15 @@ class Evidence:
         per_checkpoint: the scores of the N samples at each checkpoint.
         labels: the labels trained on, integers (N, 1).
         dynamics: training statistics of the N samples in every epoch, None where incomplete.
+        out_of_fold: probabilities by networks that were trained without the sample, float (N, C), None
+            where there are none.
     """
 
     total: np.ndarray
     per_checkpoint: PerCheckpoint
     labels: np.ndarray
     dynamics: TrainingDynamics | None
+    out_of_fold: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,16 @@ def _tracin_weighted(run: Evidence) -> np.ndarray | None:
     return run.per_checkpoint.influence @ rates if np.isfinite(rates).all() else None
 
 
+def _distrust(probability: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return 1 - np.take_along_axis(probability, labels, axis=1)[:, 0].astype(np.float64)
+
+
 def _self_confidence(run: Evidence) -> np.ndarray:
-    return 1 - np.take_along_axis(run.per_checkpoint.probability, run.labels, axis=1)[:, 0]
+    return _distrust(run.per_checkpoint.probability, run.labels)
+
+
+def _out_of_fold(run: Evidence) -> np.ndarray | None:
+    return None if run.out_of_fold is None else _distrust(run.out_of_fold, run.labels)
 
 
 def _random(run: Evidence) -> np.ndarray:
@@ -116,6 +127,8 @@ RANKINGS = {
     "forgetting": Ranking("number of times training forgot the given label (Toneva et al. 2019)",
                           _from_dynamics(lambda dynamics: forgetting(dynamics.correct)),
                           on_curve=True),
+    "out_of_fold": Ranking("self_confidence by heads trained without the sample, as cleanlab ranks",
+                           _out_of_fold, on_curve=True),
     "random": Ranking("a random order, to compare with", _random),
 }
 
@@ -127,14 +140,15 @@ def describe_rankings() -> str:
 
 
 def rankings(total: np.ndarray, per_checkpoint: PerCheckpoint, labels: np.ndarray,
-             dynamics: TrainingDynamics | None) -> dict[str, np.ndarray]:
+             dynamics: TrainingDynamics | None,
+             out_of_fold: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """The scores of all rankings that the run supports, by name, float64 (N,) each.
 
     The arguments are the attributes of `Evidence`; `dynamics` may have gaps (NaN).
     """
     if dynamics is not None and not np.isfinite(dynamics.margin).all():
         dynamics = None
-    run = Evidence(total, per_checkpoint, labels, dynamics)
+    run = Evidence(total, per_checkpoint, labels, dynamics, out_of_fold)
     scores = {name: ranking.score(run) for name, ranking in RANKINGS.items()}
     return {name: np.asarray(score, float) for name, score in scores.items() if score is not None}
 
@@ -147,13 +161,16 @@ class Choice:
     reason: str
 
 
-def choose_ranking(epochs: int, dynamics: bool) -> Choice:
+def choose_ranking(epochs: int, dynamics: bool, out_of_fold: bool = False) -> Choice:
     """The ranking that suits a run, by what is known without the true labels.
 
     Args:
         epochs: of the newest checkpoint.
         dynamics: whether the training statistics of all epochs are there.
+        out_of_fold: whether the network is a head, which has probabilities out of fold.
     """
+    if out_of_fold:
+        return Choice("tracin", "the features are those of a pretrained network")
     if dynamics and epochs >= ENOUGH_EPOCHS:
         return Choice("aum", f"the run has the training statistics of all {epochs} epochs")
     if dynamics:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 from utils.review.detection import PERCENTAGES, bootstrap_intervals, detection_metrics
 from utils.review.run import Run, agreement, trustworthy
+from utils.review.suspects import count_label_issues
 
 DISTRIBUTION, CURVE, METRICS = "score_distribution.png", "score_curve.png", "metrics.json"
 SUSPECTS, REVIEW, DROP, RELABEL = "suspects.csv", "review.html", "drop.csv", "relabel.csv"
@@ -16,19 +17,21 @@ def measure(run: Run, issues: int) -> dict:
         for name, score in run.rankings.items():
             measured[name] = {**detection_metrics(score, mislabelled),
                               **{f"{metric}_interval": ends for metric, ends in intervals[name].items()}}
+    in_sample = {} if run.out_of_fold is None else {
+        "estimated_in_sample": count_label_issues(run.per_checkpoint.probability, run.dataset.labels)}
     return {"samples": len(run.score),
             "ranked_by": run.rank_by,
             "reason": run.reason,
             "agreement": agreement(run),
             "mislabelled": None if mislabelled is None else int(mislabelled.sum()),
             "estimated_label_issues": issues,
+            **in_sample,
             "scores": measured}
 
 
 def print_report(output: Path, run: Run, metrics: dict):
     """Print the metrics, and where the results are."""
-    samples, mislabelled, issues = (metrics[name] for name in (
-        "samples", "mislabelled", "estimated_label_issues"))
+    samples, mislabelled = metrics["samples"], metrics["mislabelled"]
     ranked = f"ranked by {run.rank_by}{run.reason and f' ({run.reason})'}"
     if metrics["scores"]:
         print(f"{samples} samples, {mislabelled} mislabelled, {ranked}")
@@ -41,13 +44,24 @@ def print_report(output: Path, run: Run, metrics: dict):
     print(f"suspects, most suspicious first: {output / SUSPECTS}")
     agree = f"the networks agree with {100 * metrics['agreement']:.1f} % of the labels"
     if trustworthy(run):
-        print(f"estimated number of wrong labels (confident joint, often too low): {issues} of "
-              f"{samples}; {agree}")
+        print(f"estimated number of wrong labels (confident joint): {_estimate(run, metrics)}; {agree}")
     else:
         print(f"{agree}: too few to estimate the number of wrong labels; a longer training, a wider "
               "network or more images would rank better")
     if (output / REVIEW).exists():
         print(f"to review them, open in a browser: {output / REVIEW}")
+
+
+def _estimate(run: Run, metrics: dict) -> str:
+    """The estimated number of wrong labels in words.
+
+    tests/benchmarks/README.md, "The head", has how far either estimate was off.
+    """
+    issues, samples = metrics["estimated_label_issues"], metrics["samples"]
+    if run.out_of_fold is None:
+        return f"{issues} of {samples}, often too low"
+    return (f"from {metrics['estimated_in_sample']} (in sample, often too low) to {issues} (out of "
+            f"fold, often too high) of {samples}")
 
 
 def print_metrics(metrics: dict[str, dict], rank_by: str):

@@ -1,5 +1,5 @@
 """What the analysis reads: a training set and its rankings."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,13 @@ from utils.errors import UserError
 from utils.review.rankings import AUTO, DEFAULT, Choice, choose_ranking, rankings
 from utils.tracin import scores
 from utils.tracin.scores import PerCheckpoint
-from utils.training import dynamics
+from utils.training import dynamics, out_of_fold
 
 # Below this agreement, most of the estimated wrong labels are samples that were not learned:
 # tests/benchmarks/README.md, "Which ranking suits a run".
 LEARNED = 0.75
+# The same by networks that were trained without the sample, which agree with fewer labels.
+LEARNED_OUT_OF_FOLD = 0.6
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,9 @@ class Run:
         rank_by: the name of the ranking to use.
         reason: why that one, in words; empty where the user named it.
         per_checkpoint: the scores at each checkpoint.
-        margins: of each sample in every epoch, float16 (N, E), NaN where unknown; None if not recorded.
+        out_of_fold: probabilities by heads that were trained without the sample, float32 (N, C), or
+            None.
+        margins: of each sample in every epoch, float16 (N, E), NaN where unknown, or None.
     """
 
     dataset: Dataset
@@ -36,7 +40,18 @@ class Run:
     rank_by: str
     reason: str
     per_checkpoint: PerCheckpoint
+    out_of_fold: np.ndarray | None = None
     margins: np.ndarray | None = None
+
+    @property
+    def probability(self) -> np.ndarray:
+        """What suggests labels, (N, C): out of fold if possible, else the means over the checkpoints."""
+        return self.per_checkpoint.probability if self.out_of_fold is None else self.out_of_fold
+
+    @property
+    def judged(self) -> PerCheckpoint:
+        """`per_checkpoint` with `probability`, for what shows suspects."""
+        return replace(self.per_checkpoint, probability=self.probability)
 
     @property
     def score(self) -> np.ndarray:
@@ -51,14 +66,14 @@ class Run:
 
 
 def agreement(run: Run) -> float:
-    """Share of the labels that the networks' mean probabilities agree with, from 0 to 1."""
-    suggested = run.per_checkpoint.probability.argmax(axis=1)
+    """Share of the labels that the networks' probabilities agree with, from 0 to 1."""
+    suggested = run.probability.argmax(axis=1)
     return float((suggested == run.dataset.labels[:, 0]).mean())
 
 
 def trustworthy(run: Run) -> bool:
     """Whether the networks have learned enough for the estimated number of wrong labels to mean much."""
-    return agreement(run) >= LEARNED
+    return agreement(run) >= (LEARNED if run.out_of_fold is None else LEARNED_OUT_OF_FOLD)
 
 
 def load_run(folder: Path, rank_by: str | None = None) -> Run:
@@ -77,14 +92,16 @@ def load_run(folder: Path, rank_by: str | None = None) -> Run:
     per_checkpoint = scores.load_per_checkpoint(folder, total, len(dataset.names), dataset.digest())
     arrays.check_annotations(folder, dataset, per_checkpoint.annotations)
     statistics = dynamics.load(folder, per_checkpoint.run_sha256)
-    by_name = rankings(total, per_checkpoint, dataset.labels, statistics)
+    without = out_of_fold.load(folder, per_checkpoint.run_sha256,
+                               (len(dataset.labels), len(dataset.names)))
+    by_name = rankings(total, per_checkpoint, dataset.labels, statistics, without)
     choice = Choice(rank_by or DEFAULT, "" if rank_by else "the default where the true labels are known")
     if rank_by == AUTO or (rank_by is None and dataset.true_labels is None):
         epochs = statistics.margin.shape[1] if statistics else int(per_checkpoint.epochs.max())
-        choice = choose_ranking(epochs, dynamics="aum" in by_name)
+        choice = choose_ranking(epochs, dynamics="aum" in by_name, out_of_fold=without is not None)
     if choice.name not in by_name:
         hint = nearest(choice.name, [AUTO, *by_name])
         raise UserError(f"expected --rank_by to be {AUTO} or one of the rankings of this run "
                         f"({', '.join(by_name)}), found {rank_by}{hint and f'; {hint}'}")
-    return Run(dataset, by_name, choice.name, choice.reason, per_checkpoint,
+    return Run(dataset, by_name, choice.name, choice.reason, per_checkpoint, without,
                statistics.margin if statistics else None)

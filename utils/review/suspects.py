@@ -29,9 +29,9 @@ def count_label_issues(probability: np.ndarray, labels: np.ndarray) -> int:
     given label is not off the diagonal.  (Where several :math:`t_j` are reached, cleanlab takes the
     likeliest class of all.)
 
-    The paper's probabilities come from networks that were not trained on the sample.  Those of networks
-    that were make the estimate too low once they have memorized the labels, and too high before they
-    have learned the task.
+    The paper's probabilities come from networks that were not trained on the sample.  They make the
+    estimate too high where the networks confuse classes.  Those of networks that were trained on it make
+    it too low once they have memorized the labels, and too high before they have learned the task.
 
     Args:
         probability: of each class, float (N, C).
@@ -86,7 +86,7 @@ class Suspect:
         score: higher is more suspicious.
         given_label, suggested_label, true_label: numbers of classes.  The suggested label has the
             largest probability; the true one is None where unknown.
-        given_probability, suggested_probability: means over the checkpoints.
+        given_probability, suggested_probability: out of fold, or means over the checkpoints.
         disagreement: share of the checkpoints where another logit exceeds the given label's.
         duplicate_of: the index of a sample with the same image and another label, None if there is
             none.  Identical images with the same label do not count: they are redundant, not wrong.
@@ -187,7 +187,7 @@ def choose_corrections(run: Run, drop: float | None, relabel: float | None) -> C
         drop, relabel: the most suspicious share to remove or to give the suggested labels; one is None.
     """
     dataset, names = run.dataset, run.dataset.names
-    labels, suggested = dataset.labels[:, 0], run.per_checkpoint.probability.argmax(axis=1)
+    labels, suggested = dataset.labels[:, 0], run.probability.argmax(axis=1)
     order = rank(run.score)
     if not trustworthy(run):
         print(f"warning: the networks agree with {100 * agreement(run):.1f} % of the labels: many of "

@@ -7,7 +7,9 @@ from datasets import flags
 from datasets.arrays import SIDE, TRAIN_FEATURES, TRAIN_IMAGES, Dataset
 from datasets.flags import LARGEST_SIDE, SIDE_STEP, DataSettings
 from models.registry import MODELS
-from utils.backbone.choice import DEFAULT_PIXELS, PIXELS, PRETRAINED
+from utils.backbone import choice
+from utils.backbone.onnx_file import PIXELS
+from utils.backbone.pretrained import PRETRAINED
 from utils.cli import Parser, add_context_flags, add_engine_flags, number, take_recorded
 from utils.errors import UserError
 from utils.files import load_array
@@ -48,7 +50,7 @@ def add_training_flags(parser: Parser):
                               f"{', '.join(PRETRAINED)}, or an .onnx file with one image input")
     network.add_argument("--backbone_input", choices=list(PIXELS), default=None,
                          help="how pixels enter an .onnx file: scaled to a range, or by ImageNet's mean "
-                              f"and deviation (default: {DEFAULT_PIXELS})")
+                              "and deviation (default: imagenet, or 0..255 where the file says uint8)")
     network.add_argument("--backbone_output", metavar="NAME", default=None,
                          help="which output of an .onnx file has the features (default: the only one)")
     network.add_argument("--nmaps", type=number(int, 2), default=None,
@@ -150,13 +152,13 @@ def take_resumed(args: argparse.Namespace, parser: Parser) -> DescribedCheckpoin
     """
     resumed = newest_complete(args.checkpoint)
     recorded, given = dict(resumed.description.arguments), "dataset" in args.given
-    for name, path, names in [("dataset", resumed.description.dataset_path, flags.DATASETS),
-                              ("backbone", resumed.description.backbone_path, PRETRAINED)]:
+    for name, path, is_path in [
+            ("dataset", resumed.description.dataset_path, flags.is_path),
+            ("backbone", resumed.description.backbone_path, choice.is_file)]:
         if path:
             recorded[name] = path
-        typed, known = getattr(args, name), recorded.get(name)
-        if name in args.given and typed not in names and isinstance(known, str) and known not in names:
-            recorded[name] = typed
+        if name in args.given and is_path(getattr(args, name)) and is_path(recorded.get(name)):
+            recorded[name] = getattr(args, name)
     take_recorded(args, parser, RUN, recorded, str(args.checkpoint))
     if args.input:
         return resumed
@@ -166,16 +168,11 @@ def take_resumed(args: argparse.Namespace, parser: Parser) -> DescribedCheckpoin
     if not given and flags.is_path(args.dataset) and not Path(args.dataset).exists():
         raise UserError(f"expected the images of {args.checkpoint} where they were, at "
                         f"{args.dataset!a}, found nothing; give their path as --dataset")
-    if "backbone" not in args.given and is_own_backbone(args.backbone) \
+    if "backbone" not in args.given and choice.is_file(args.backbone) \
             and not Path(args.backbone).exists():
         raise UserError(f"expected the backbone of {args.checkpoint} where it was, at "
                         f"{args.backbone!a}, found nothing; give its path as --backbone")
     return resumed
-
-
-def is_own_backbone(backbone: str | None) -> bool:
-    """Whether a value of --backbone is the path of a file."""
-    return backbone is not None and backbone not in PRETRAINED
 
 
 def default_batch(samples: int) -> int:
@@ -333,7 +330,7 @@ class RunSettings(TrainSettings):
             arguments["dataset"], path = began.arguments["dataset"], None
         elif path:
             arguments["dataset"] = None
-        own_backbone = self.backbone if is_own_backbone(self.backbone) else None
+        own_backbone = self.backbone if choice.is_file(self.backbone) else None
         if own_backbone:
             arguments["backbone"] = None
         return Description(epoch=0, model=self.model, nmaps=self.nmaps, classes=len(dataset.names),

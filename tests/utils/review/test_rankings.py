@@ -44,6 +44,15 @@ def test_what_is_not_known_is_left_out(dynamics):
         assert not {"aum", "aum_late", "forgetting"} & set(rankings(TOTAL, PER_CHECKPOINT, LABELS, gaps))
 
 
+def test_out_of_fold_ranking_is_that_of_cleanlab_by_hand(dynamics):
+    """1 minus the given label's probability, without the rounding of float32."""
+    probability = np.array([[0.75, 0.25], [1e-9, 1]], np.float32)
+    scores = rankings(TOTAL, PER_CHECKPOINT, LABELS, dynamics, probability)
+    assert scores["out_of_fold"].tolist() == [0.75, 1 - float(np.float32(1e-9))]
+    assert scores["self_confidence"] == pytest.approx([0.25, 0.5])
+    assert "out_of_fold" not in rankings(TOTAL, PER_CHECKPOINT, LABELS, dynamics)
+
+
 def test_forgetting_events_by_hand():
     correct = np.array([[1, 0, 1, 0, 1], [0, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 0, 0]], bool)
     assert forgetting(correct).tolist() == [2, 0, 5, 1]
@@ -61,3 +70,5 @@ def test_ranking_is_one_entry(monkeypatch):
 def test_choice_suits_epochs_and_statistics(epochs, dynamics, expected):
     choice = choose_ranking(epochs, dynamics)
     assert choice.name == expected and choice.name in RANKINGS and choice.reason
+    head = choose_ranking(epochs, dynamics, out_of_fold=True)
+    assert head.name == "tracin" and head.reason

@@ -3,8 +3,10 @@ import pytest
 
 from tests.conftest import refused
 from utils.review.rankings import AUTO, choose_ranking
-from utils.review.run import LEARNED, agreement, load_run, trustworthy
-from utils.training import dynamics
+from utils.review.report import measure
+from utils.review.run import LEARNED, LEARNED_OUT_OF_FOLD, agreement, load_run, trustworthy
+from utils.review.suspects import choose_corrections, count_label_issues
+from utils.training import dynamics, out_of_fold
 
 
 def with_epochs(run, epochs):
@@ -61,3 +63,54 @@ def test_agreement_and_whether_the_count_is_to_be_trusted(run, disagreed, expect
     loaded = load_run(run)
     assert agreement(loaded) == pytest.approx(expected)
     assert trustworthy(loaded) == (expected >= LEARNED)
+
+
+def with_out_of_fold(run, disagreed):
+    """The run with probabilities out of fold, which disagree with the labels of the first samples."""
+    likeliest = np.load(run / "y_shuffle_train.npy")[:, 0]
+    likeliest[:disagreed] = (likeliest[:disagreed] + 1) % 3
+    probability = (0.05 + 0.85 * np.eye(3)[likeliest]).astype(np.float32)
+    with np.load(run / "per_checkpoint.npz") as file:
+        key = str(file["run_sha256"])
+    out_of_fold.save(run, key, probability)
+    return probability
+
+
+@pytest.mark.parametrize(("disagreed", "expected"), [(0, 1.0), (12, 0.6), (13, 17 / 30)])
+def test_what_was_trained_without_the_sample_suggests_labels(run, disagreed, expected):
+    in_sample = load_run(run).probability
+    probability = with_out_of_fold(run, disagreed)
+    loaded = load_run(run)
+    assert np.array_equal(loaded.probability, probability)
+    assert np.array_equal(loaded.judged.probability, probability)
+    assert np.array_equal(loaded.per_checkpoint.probability, in_sample)
+    assert agreement(loaded) == pytest.approx(expected)
+    assert trustworthy(loaded) == (expected >= LEARNED_OUT_OF_FOLD)
+    chosen = choose_corrections(loaded, None, 1.0)
+    labels = loaded.dataset.labels[:, 0]
+    assert chosen.relabelled == {index: (labels[index] + 1) % 3 for index in range(disagreed)}
+
+
+def test_run_with_a_head_is_ranked_by_its_self_influence(run):
+    with_out_of_fold(run, 5)
+    with_epochs(run, 30)
+    loaded = load_run(run, AUTO)
+    assert (loaded.rank_by, loaded.reason) == ("tracin", choose_ranking(30, True, True).reason)
+    expected = np.where(np.arange(30) < 5, 0.95, 0.1)
+    np.testing.assert_allclose(load_run(run, "out_of_fold").score, expected, rtol=1e-6)
+
+
+def test_metrics_have_both_estimates(run, few_resamples):
+    assert "estimated_in_sample" not in measure(load_run(run), 7)
+    with_out_of_fold(run, 5)
+    metrics = measure(load_run(run), 7)
+    (run / out_of_fold.FILE).unlink()
+    assert metrics["estimated_label_issues"] == 7
+    assert metrics["estimated_in_sample"] == count_label_issues(
+        load_run(run).per_checkpoint.probability, load_run(run).dataset.labels)
+
+
+def test_probabilities_of_another_run_are_refused(run):
+    out_of_fold.save(run, "other", with_out_of_fold(run, 0))
+    with refused(out_of_fold.FILE):
+        load_run(run)

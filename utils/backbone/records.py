@@ -1,0 +1,129 @@
+"""Features of images in a file that a kill at any time leaves readable."""
+import io
+import os
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from utils.errors import RunError, UserError
+from utils.files import cannot_write
+
+DIGEST = 16  # bytes that identify an image
+BLOCK = 1000  # rows that are in memory at a time
+SYNC = 5.0  # seconds between writes to the disk itself
+HEADER = np.dtype([("key", "S64"), ("width", "<u4")])
+
+
+class Records:
+    """A file of one record per image, after a HEADER: its digest, its features, a checksum of both.
+
+    Attributes:
+        rows: the number of each image's record by its digest.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        """Read the records of a file, if there are any under this key, up to the first torn one.
+
+        Args:
+            path: the file, written from the first `add` on.
+            key: SHA-256, in hexadecimal, of what computes the features.
+        """
+        self.rows: dict[bytes, int] = {}
+        self._path, self._key, self._width = path, key.encode(), 0
+        self._file: io.FileIO | None = None
+        self._synced = time.monotonic()
+        size = path.stat().st_size if path.is_file() else 0
+        if size < HEADER.itemsize:
+            return
+        header = np.fromfile(path, HEADER, 1)[0]
+        if header["key"] != self._key or not 0 < header["width"] < size:
+            return
+        self._width = int(header["width"])
+        for record in self._map((size - HEADER.itemsize) // self._type.itemsize):
+            if record["check"] != _checksum(record):
+                break
+            self.rows[record["digest"].tobytes()] = len(self.rows)
+
+    @property
+    def _type(self) -> np.dtype:
+        return np.dtype([("digest", "u1", DIGEST), ("features", "<f4", (self._width,)),
+                         ("check", "<u4")])
+
+    def _map(self, count: int) -> np.ndarray:
+        if not count:
+            return np.zeros(0, self._type)
+        return np.memmap(self._path, self._type, "r", HEADER.itemsize, (count,))
+
+    def add(self, digests: list[bytes], features: np.ndarray):
+        """Append the features, float32 (B, D), of images that are not there yet.
+
+        Raises:
+            UserError: they are not of that shape.
+            RunError: they cannot be written; those before them stay.
+        """
+        width = self._width or (features.shape[1] if features.ndim == 2 else 0)
+        if features.dtype != np.float32 or features.shape != (len(digests), width) or not width:
+            raise UserError(f"expected features float32 ({len(digests)}, {width or 'D'}) of the "
+                            f"--backbone, found {features.dtype} {features.shape}; give one whose "
+                            "features are as many for every image")
+        self._width = width
+        records = np.zeros(len(digests), self._type)
+        records["digest"] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST)
+        records["features"] = features
+        records["check"] = [_checksum(record) for record in records]
+        try:
+            self._append(records.tobytes())
+        except OSError as error:
+            raise RunError(cannot_write(self._path, error)) from error
+        for digest in digests:
+            self.rows[digest] = len(self.rows)
+
+    def _append(self, content: bytes):
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.touch()
+            self._file = io.FileIO(self._path, "r+")  # unbuffered
+            if not self.rows:  # no file, or one of another backbone
+                header = np.array([(self._key, self._width)], HEADER)
+                content = header.tobytes() + content
+            self._file.truncate(HEADER.itemsize + len(self.rows) * self._type.itemsize if self.rows
+                                else 0)
+            self._file.seek(0, io.SEEK_END)
+        rest = memoryview(content)
+        while rest:
+            rest = rest[self._file.write(rest):]
+        if time.monotonic() - self._synced > SYNC:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
+
+    def take(self, digests: np.ndarray, features: np.ndarray):
+        """Append what is not there yet.
+
+        Args:
+            digests: of N images, uint8 (N, DIGEST).
+            features: of these, float32 (N, D).
+        """
+        for start in range(0, len(digests), BLOCK):
+            keys = [digest.tobytes() for digest in digests[start:start + BLOCK]]
+            new = {key: start + number for number, key in enumerate(keys) if key not in self.rows}
+            if new:
+                self.add(list(new), features[list(new.values())])
+
+    def features(self) -> np.ndarray:
+        """Those of all images, float32 (M, D), memory-mapped."""
+        return self._map(len(self.rows))["features"]
+
+    def rows_of(self, digests: np.ndarray) -> np.ndarray:
+        """The rows of `features` that belong to digests, uint8 (N, DIGEST)."""
+        return np.array([self.rows[digest.tobytes()] for digest in digests], np.int64)
+
+    def close(self):
+        """Close the file."""
+        if self._file:
+            self._file.close()
+
+
+def _checksum(record: np.void) -> int:
+    return zlib.crc32(record.tobytes()[:-4])
