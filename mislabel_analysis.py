@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None):
     check_folder(settings.output)
     run = load_run(settings.input, settings.rank_by)
     facts = gather_facts(run.dataset, corrections.load_applied(settings.input))
-    issues = count_label_issues(run.probability, run.dataset.labels)
+    issues = count_label_issues(run.per_checkpoint.probability, run.dataset.labels)
     write_tables(settings, run, facts, issues)
     write_figures(settings, run)
     metrics = measure(run, issues)

@@ -10,22 +10,25 @@ SUSPECTS, REVIEW, DROP, RELABEL = "suspects.csv", "review.html", "drop.csv", "re
 
 
 def measure(run: Run, issues: int) -> dict:
-    """The content of ``metrics.json``: counts, and metrics of all rankings with 95 % intervals."""
+    """The content of ``metrics.json``: counts, and metrics of all rankings with 95 % intervals.
+
+    `issues` is the estimate in sample.
+    """
     mislabelled, measured = run.mislabelled, {}
     if mislabelled is not None and mislabelled.any() and not mislabelled.all():
         intervals = bootstrap_intervals(run.rankings, mislabelled)
         for name, score in run.rankings.items():
             measured[name] = {**detection_metrics(score, mislabelled),
                               **{f"{metric}_interval": ends for metric, ends in intervals[name].items()}}
-    in_sample = {} if run.out_of_fold is None else {
-        "estimated_in_sample": count_label_issues(run.per_checkpoint.probability, run.dataset.labels)}
+    out_of_fold = {} if run.out_of_fold is None else {
+        "estimated_out_of_fold": count_label_issues(run.out_of_fold, run.dataset.labels)}
     return {"samples": len(run.score),
             "ranked_by": run.rank_by,
             "reason": run.reason,
             "agreement": agreement(run),
             "mislabelled": None if mislabelled is None else int(mislabelled.sum()),
             "estimated_label_issues": issues,
-            **in_sample,
+            **out_of_fold,
             "scores": measured}
 
 
@@ -60,7 +63,7 @@ def _estimate(run: Run, metrics: dict) -> str:
     issues, samples = metrics["estimated_label_issues"], metrics["samples"]
     if run.out_of_fold is None:
         return f"{issues} of {samples}, often too low"
-    return (f"from {metrics['estimated_in_sample']} (in sample, often too low) to {issues} (out of "
+    return (f"from {issues} (in sample, often too low) to {metrics['estimated_out_of_fold']} (out of "
             f"fold, often too high) of {samples}")
 
 

@@ -101,13 +101,13 @@ def test_run_with_a_head_is_ranked_by_its_self_influence(run):
 
 
 def test_metrics_have_both_estimates(run, few_resamples):
-    assert "estimated_in_sample" not in measure(load_run(run), 7)
+    assert "estimated_out_of_fold" not in measure(load_run(run), 7)
     with_out_of_fold(run, 5)
-    metrics = measure(load_run(run), 7)
-    (run / out_of_fold.FILE).unlink()
+    loaded = load_run(run)
+    metrics = measure(loaded, 7)
     assert metrics["estimated_label_issues"] == 7
-    assert metrics["estimated_in_sample"] == count_label_issues(
-        load_run(run).per_checkpoint.probability, load_run(run).dataset.labels)
+    assert metrics["estimated_out_of_fold"] == count_label_issues(
+        loaded.out_of_fold, loaded.dataset.labels)
 
 
 def test_probabilities_of_another_run_are_refused(run):
