@@ -22,6 +22,7 @@ SIZE, LARGEST_SIZE = 224, 1024
 LARGEST_FILE = 2**31 - 1  # bytes that protobuf reads; more weights are external data
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 DOMAINS = {"", "ai.onnx", "ai.onnx.ml", RUNTIME}  # of the operators built into ONNX Runtime
+ENTRIES = {"location", "offset", "length", "checksum"}  # of external data, in ONNX
 SHOWN = 300  # characters of a message of ONNX Runtime
 
 
@@ -155,6 +156,9 @@ def _check(path: Path, content: bytes) -> dict[str, Path]:
                         f"of {len(content):,} bytes; export or copy it again")
     defined = {(function.domain, function.name) for function in model.functions}
     _check_operators(path, [one for one in messages if isinstance(one, onnx.NodeProto)], defined)
+    if any(isinstance(one, onnx.SparseTensorProto) for one in messages):
+        # ONNX Runtime writes where their indices say, even outside its memory.
+        raise UserError(f"expected dense tensors in {path}, found sparse ones; export it without them")
     tensors = [one for one in messages if isinstance(one, onnx.TensorProto)]
     files = _external_data(path, tensors)
     _check_sizes(path, tensors, files)
@@ -188,7 +192,8 @@ def _external_data(path: Path, tensors: list[onnx.TensorProto]) -> dict[str, Pat
     """The files of the external data by their locations, all in the folder of the ONNX file."""
     files = {}
     for tensor in tensors:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        if _is_external(tensor):
+            _check_entries(path, tensor)
             location = _location(tensor)
             files[location] = path.parent / location
     for location, file in files.items():
@@ -209,15 +214,33 @@ def _external_data(path: Path, tensors: list[onnx.TensorProto]) -> dict[str, Pat
     return files
 
 
+def _is_external(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_location == onnx.TensorProto.EXTERNAL or bool(tensor.external_data)
+
+
+def _check_entries(path: Path, tensor: onnx.TensorProto):
+    """Refuse entries that say where data are twice, of which readers choose differently, or otherwise.
+
+    ONNX Runtime would also read weights laid out for its own kernels, which nothing checks.
+    """
+    found = [(entry.key, entry.value) for entry in tensor.external_data]
+    keys = [key for key, _ in found]
+    # Text that is not UTF-8 arrives as bytes.
+    if not ("location" in keys and len(set(keys)) == len(keys) and set(keys) <= ENTRIES
+            and all(isinstance(value, str) and value for _, value in found)):
+        shown = ", ".join(f"{key!a} {value!a}" for key, value in found)[:SHOWN] or "none"
+        raise UserError(f"expected the external data of {path} described by a location, an offset and a "
+                        f"length, each once, found {shown} for {tensor.name!a}; export it again")
+
+
 def _location(tensor: onnx.TensorProto) -> str:
-    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-    return location if isinstance(location, str) else ""  # bytes if they are not UTF-8
+    return next(entry.value for entry in tensor.external_data if entry.key == "location")
 
 
 def _check_sizes(path: Path, tensors: list[onnx.TensorProto], files: dict[str, Path]):
     """Refuse tensors that say they are larger than what there is of them, before memory is allocated."""
     for tensor in tensors:
-        external = tensor.data_location == onnx.TensorProto.EXTERNAL
+        external = _is_external(tensor)
         stored = files[_location(tensor)].stat().st_size if external else tensor.ByteSize()
         if math.prod(tensor.dims) > 8 * stored:  # no number takes less than a bit
             raise UserError(f"expected the data of every tensor in {path}, found {stored:,} bytes for "

@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 POOL = [helper.make_node("GlobalAveragePool", ["pixels"], ["pooled"]),
         helper.make_node("Flatten", ["pooled"], ["means"])]
 HALVES = [helper.make_node("AveragePool", ["pixels"], ["map"], kernel_shape=[2, 2], strides=[2, 2])]
+MULTIPLY = helper.make_node("Mul", ["means", "factors"], ["scaled"])
 FLOAT = TensorProto.FLOAT
 
 
@@ -39,6 +40,5 @@ def external(name: str, location: str, length: int) -> onnx.TensorProto:
 
 def scaled(path: Path, factors=(1.0, 1.0, 1.0), **options) -> Path:
     """Write a model whose features are the means times `factors`."""
-    return write_onnx(path, nodes=[*POOL, helper.make_node("Mul", ["means", "factors"], ["scaled"])],
-                      outputs=["scaled"], weights=[numpy_helper.from_array(
-                          np.array(factors, np.float32), "factors")], **options)
+    return write_onnx(path, nodes=[*POOL, MULTIPLY], outputs=["scaled"], weights=[
+        numpy_helper.from_array(np.array(factors, np.float32), "factors")], **options)

@@ -7,7 +7,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.conftest import refused
-from tests.utils.backbone.onnx_models import FLOAT, HALVES, POOL, external, scaled, write_onnx
+from tests.utils.backbone.onnx_models import (
+    FLOAT,
+    HALVES,
+    MULTIPLY,
+    POOL,
+    external,
+    scaled,
+    write_onnx,
+)
 from utils.backbone.onnx_file import OnnxFile
 
 MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -120,8 +128,8 @@ def test_key_tells_what_decides_the_features(tmp_path):
 
 
 def write_external(path, location, length=3):
-    return write_onnx(path, nodes=[*POOL, helper.make_node("Mul", ["means", "factors"], ["scaled"])],
-                      outputs=["scaled"], weights=[external("factors", location, length)])
+    return write_onnx(path, nodes=[*POOL, MULTIPLY], outputs=["scaled"],
+                      weights=[external("factors", location, length)])
 
 
 def test_external_data_in_the_folder_are_read_and_belong_to_the_key(tmp_path, monkeypatch):
@@ -156,6 +164,88 @@ def test_external_data_outside_the_folder_are_refused(tmp_path, location):
     outside = location.format(outside=tmp_path / "model" / "weights.bin")
     path = write_external(tmp_path / "model" / "a.onnx", outside)
     with refused(str(path), "external data"):
+        OnnxFile(path, 8)
+
+
+@pytest.mark.parametrize("entries", [
+    [("location", "weights.bin"), ("location", "../weights.bin")],
+    [("location", "../weights.bin"), ("location", "weights.bin")],
+    [("location", "weights.bin"), ("location", "weights.bin")],
+    [("location", "weights.bin"), ("offset", "0"), ("offset", "4")],
+    [("location", "weights.bin"), ("length", "12"), ("length", "12")],
+    [("location", "weights.bin"), ("location", "")], [("location", "weights.bin"), ("offset", "")],
+    [("location", "weights.bin"), ("basepath", "..")], [("location", "weights.bin"), ("", "")],
+    [("location", "weights.bin"), ("prepacked_0", "a|0;12;0")],  # ONNX Runtime's own
+    [("offset", "0"), ("length", "12")], [("checksum", "0")]])
+@pytest.mark.parametrize("location", [TensorProto.EXTERNAL, TensorProto.DEFAULT])
+def test_external_data_must_be_described_once(tmp_path, entries, location):
+    for folder in (tmp_path, tmp_path / "model"):
+        folder.mkdir(exist_ok=True)
+        np.ones(4, np.float32).tofile(folder / "weights.bin")
+    tensor = onnx.TensorProto(name="factors", data_type=FLOAT, dims=[3], data_location=location)
+    for key, value in entries:
+        tensor.external_data.add(key=key, value=value)
+    path = write_onnx(tmp_path / "model" / "a.onnx", nodes=[*POOL, MULTIPLY], outputs=["scaled"],
+                      weights=[tensor])
+    with refused(str(path), "'factors'"):
+        OnnxFile(path, 8)
+
+
+@pytest.mark.parametrize("entry", [
+    ("offset", "4"), ("offset", "1000"), ("offset", "-4"), ("offset", "9" * 20), ("offset", "a"),
+    ("length", "8"), ("length", "16"), ("length", "-12"), ("length", "9" * 20)])
+def test_external_data_beyond_their_file_are_refused(tmp_path, entry):
+    np.ones(3, np.float32).tofile(tmp_path / "weights.bin")
+    tensor = external("factors", "weights.bin", 3)
+    next(one for one in tensor.external_data if one.key == entry[0]).value = entry[1]
+    path = write_onnx(tmp_path / "a.onnx", nodes=[*POOL, MULTIPLY], outputs=["scaled"], weights=[tensor])
+    with refused(str(path)):
+        OnnxFile(path, 8)
+
+
+@pytest.mark.parametrize("place", ["attribute", "branch", "function", "initialization"])
+@pytest.mark.parametrize("location", [["../weights.bin"], ["weights.bin", "../weights.bin"]])
+def test_external_data_outside_the_folder_are_refused_everywhere(tmp_path, place, location):
+    """Also where ONNX Runtime reads no weights today."""
+    for folder in (tmp_path, tmp_path / "model"):
+        folder.mkdir(exist_ok=True)
+        np.ones(3, np.float32).tofile(folder / "weights.bin")
+    tensor = external("factors", location[0], 3)
+    for one in location[1:]:
+        tensor.external_data.add(key="location", value=one)
+    constant = helper.make_node("Constant", [], ["factors"], value=tensor)
+    path = write_onnx(tmp_path / "model" / "a.onnx", outputs=["means"])
+    model = onnx.load(path)
+    if place == "attribute":
+        model.graph.node.append(constant)
+    elif place == "branch":
+        branch = helper.make_graph([], "branch", [], [], [tensor])
+        model.graph.node.append(helper.make_node("If", ["yes"], [], then_branch=branch,
+                                                 else_branch=branch))
+    elif place == "function":
+        model.functions.append(helper.make_function(
+            "com.example", "Factors", [], ["factors"], [constant], [helper.make_opsetid("", 17)]))
+    else:
+        model.training_info.add().initialization.initializer.append(tensor)
+    path.write_bytes(model.SerializeToString())
+    with refused(str(path), "external data"):
+        OnnxFile(path, 8)
+
+
+@pytest.mark.parametrize("as_weight", [True, False])
+def test_sparse_tensors_are_refused(tmp_path, as_weight):
+    """ONNX Runtime crashes on this one."""
+    sparse = helper.make_sparse_tensor(
+        numpy_helper.from_array(np.ones(3, np.float32), "factors"),
+        numpy_helper.from_array(np.array([0, 1, 2**33])), [3])
+    constant = helper.make_node("Constant", [], ["factors"], sparse_value=sparse)
+    path = write_onnx(tmp_path / "a.onnx", outputs=["scaled"],
+                      nodes=[*POOL, *([] if as_weight else [constant]), MULTIPLY])
+    if as_weight:
+        model = onnx.load(path)
+        model.graph.sparse_initializer.append(sparse)
+        path.write_bytes(model.SerializeToString())
+    with refused(str(path), "sparse"):
         OnnxFile(path, 8)
 
 
