@@ -154,14 +154,14 @@ def decode(read: Callable[[Any], np.ndarray], sources: Sequence | np.ndarray, si
     return images, dict(sorted(errors.items()))
 
 
-def on_all_cores(work: Callable[[int], object], count: int):
-    """Call `work` with 0 to `count` - 1, each for one image, on all cores, with a progress bar."""
+def on_all_cores(work: Callable[[int], object], count: int, images: int = 1):
+    """Call `work` with 0 to `count` - 1, each for so many images, on all cores, with a progress bar."""
     # Pillow releases the GIL while it decodes and resizes.
     with warnings.catch_warnings(), ThreadPoolExecutor(available_cores()) as pool:
         warnings.simplefilter("ignore")  # about files that are readable nevertheless
         try:
-            for _ in tqdm(pool.map(work, range(count)), total=count, unit="image", leave=False,
-                          disable=None):
+            for _ in tqdm(pool.map(work, range(count)), total=count, unit="image", unit_scale=images,
+                          leave=False, disable=None):
                 pass
         except BaseException:  # an interrupt
             pool.shutdown(wait=False, cancel_futures=True)

@@ -27,24 +27,26 @@ class Records:
         """Read the records of a file, if there are any under this key, up to the first torn one.
 
         Args:
-            path: the file, written from the first `add` on.
+            path: the file, written from the first `add` on; a symbolic link is ignored and replaced.
             key: SHA-256, in hexadecimal, of what computes the features.
         """
         self.rows: dict[bytes, int] = {}
         self._path, self._key, self._width = path, key.encode(), 0
         self._file: io.FileIO | None = None
         self._synced = time.monotonic()
-        size = path.stat().st_size if path.is_file() else 0
-        if size < HEADER.itemsize:
+        if path.is_file() and not path.is_symlink():  # an archive may bring links
+            self._read(path.stat().st_size)
+
+    def _read(self, size: int):
+        header = np.fromfile(self._path, HEADER, 1)
+        if not len(header) or header["key"][0] != self._key or not 0 < header["width"][0] < size:
             return
-        header = np.fromfile(path, HEADER, 1)[0]
-        if header["key"] != self._key or not 0 < header["width"] < size:
-            return
-        self._width = int(header["width"])
+        self._width = int(header["width"][0])
         for record in self._map((size - HEADER.itemsize) // self._type.itemsize):
-            if record["check"] != _checksum(record):
+            digest = record["digest"].tobytes()
+            if record["check"] != _checksum(record) or digest in self.rows:
                 break
-            self.rows[record["digest"].tobytes()] = len(self.rows)
+            self.rows[digest] = len(self.rows)
 
     @property
     def _type(self) -> np.dtype:
@@ -82,21 +84,26 @@ class Records:
 
     def _append(self, content: bytes):
         if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.touch()
-            self._file = io.FileIO(self._path, "r+")  # unbuffered
-            if not self.rows:  # no file, or one of another backbone
-                header = np.array([(self._key, self._width)], HEADER)
-                content = header.tobytes() + content
-            self._file.truncate(HEADER.itemsize + len(self.rows) * self._type.itemsize if self.rows
-                                else 0)
-            self._file.seek(0, io.SEEK_END)
+            self._file = self._open()
+        end = HEADER.itemsize + len(self.rows) * self._type.itemsize
+        if not self.rows:
+            content, end = np.array([(self._key, self._width)], HEADER).tobytes() + content, 0
+        self._file.truncate(end)  # behind it may be a torn record
+        self._file.seek(end)
         rest = memoryview(content)
         while rest:
             rest = rest[self._file.write(rest):]
         if time.monotonic() - self._synced > SYNC:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
+
+    def _open(self) -> io.FileIO:
+        """Open the file, unbuffered; one without records of this key, or a link, is replaced."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self.rows:
+            return io.FileIO(self._path, "r+", opener=_without_links)
+        self._path.unlink(missing_ok=True)
+        return io.FileIO(self._path, "x")
 
     def take(self, digests: np.ndarray, features: np.ndarray):
         """Append what is not there yet.
@@ -123,6 +130,10 @@ class Records:
         """Close the file."""
         if self._file:
             self._file.close()
+
+
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0))
 
 
 def _checksum(record: np.void) -> int:
