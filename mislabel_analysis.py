@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets import arrays, corrections
+from datasets.arrays import Dataset
 from datasets.corrections import Corrections
 from datasets.export import add_export_flags, export
 from utils import cli
@@ -115,6 +116,7 @@ def main(argv: Sequence[str] | None = None):
         return
     check_folder(settings.output)
     run = load_run(settings.input, settings.rank_by)
+    run = replace(run, dataset=moved(settings, run.dataset))
     facts = gather_facts(run.dataset, corrections.load_applied(settings.input))
     issues = count_label_issues(run.per_checkpoint.probability, run.dataset.labels)
     write_tables(settings, run, facts, issues)
@@ -126,6 +128,19 @@ def main(argv: Sequence[str] | None = None):
         print(f"next: {training_command(settings)}")
     elif settings.review:
         print(f"next, after the review: {training_command(settings)}")
+        print(f"or write the corrected set: {export_command(settings)}")
+
+
+def moved(settings: Settings, dataset: Dataset) -> Dataset:
+    """The data, with their source where --dataset says that it is now.
+
+    Raises:
+        UserError: there is nothing.
+    """
+    if settings.dataset and not settings.dataset.exists():
+        raise UserError(f"expected the images that were trained on at --dataset {settings.dataset}, "
+                        "found nothing; give the folder, .csv or .npz, where it is now")
+    return replace(dataset, source=settings.dataset) if settings.dataset else dataset
 
 
 def export_corrected(settings: Settings):
@@ -137,9 +152,7 @@ def export_corrected(settings: Settings):
     if settings.export is None:
         raise UserError("--corrections says what --export writes, found no --export; add it, or, to "
                         f"train on the corrections: {training_command(settings)}")
-    dataset = arrays.load(settings.input)
-    if settings.dataset:
-        dataset = replace(dataset, source=settings.dataset)
+    dataset = moved(settings, arrays.load(settings.input))
     decided = corrections.load(settings.corrections, dataset) if settings.corrections else Corrections()
     applied = corrections.load_applied(settings.input)
     for line in export(settings.export, dataset, applied, decided):
@@ -161,6 +174,14 @@ def training_command(settings: Settings) -> str:
         return f"{command} ~/Downloads/{download_name(settings.input)}"
     path = settings.output / (DROP if settings.relabel is None else RELABEL)
     return f"{command} {shlex.quote(str(path))}"
+
+
+def export_command(settings: Settings) -> str:
+    """The command that writes the corrected set to a folder beside the run's."""
+    folder = settings.input if settings.input.name else settings.input.resolve()
+    command = cli.other_script("mislabel_analysis.py", "--input", settings.input, "--export",
+                               folder.with_name(f"{folder.name}_corrected"), "--corrections")
+    return f"{command} ~/Downloads/{download_name(settings.input)}"
 
 
 def write_tables(settings: Settings, run: Run, facts: Facts, issues: int):

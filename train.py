@@ -18,7 +18,7 @@ from datasets.corrections import APPLIED_FILE, carry_forward, save_decisions
 from models.registry import MODELS, Network, build_network
 from utils import cli
 from utils.backbone.choice import load_backbone
-from utils.backbone.extraction import PARTIAL, check, extract
+from utils.backbone.extraction import PARTIAL, extract
 from utils.cli import Parser
 from utils.context import current_context, memory_for, set_context
 from utils.errors import UserError
@@ -30,6 +30,7 @@ from utils.training.checkpoint import (
     check_unused,
     load_checkpoint,
     newest_complete,
+    newest_description,
     run_key,
     save_checkpoint,
 )
@@ -137,24 +138,31 @@ def train_and_evaluate(chosen: TrainSettings):
 
 
 def with_features(settings: TrainSettings, dataset: Dataset) -> Dataset:
-    """The data with the features of the backbone, if there is one, which are written to the output."""
-    name = settings.backbone
+    """The data with the features to train on, if any, which a backbone has written to the output.
+
+    Raises:
+        UserError: there are none, or they are not those that they should be.
+    """
+    source, name, test = settings.data.input, settings.backbone, flags.held_out(dataset)
+    features, test_features = dataset.features, test.features
     if not MODELS[settings.model].on_features:
-        test = dataset.test and replace(dataset.test, features=None)
-        return replace(dataset, features=None, test=test)
-    if name is None:  # the features are those of --input
-        if dataset.features is None:
-            raise UserError(f"expected features in --input {settings.data.input}, found none; give a "
-                            "run that was made with --backbone, or another --model")
-        if settings.data.input:
-            check(settings.data.input)
-        return dataset
-    arrays.check_unused(settings.output, dataset)
-    backbone = load_backbone(name, current_context(), settings.image_size,
-                             settings.backbone_input, settings.backbone_output)
-    test = flags.held_out(dataset)
-    features, test_features = extract(backbone, settings.output, dataset, test)
-    return replace(dataset, features=features, test=replace(test, features=test_features))
+        features = test_features = None
+    elif settings.resumed and not source and (settings.output / arrays.TRAIN_FEATURES).exists():
+        kept = arrays.load(settings.output, test=True)
+        arrays.check_features(settings.output, kept, settings.resumed.description.annotations)
+        features, test_features = kept.features, flags.held_out(kept).features
+    elif name:
+        arrays.check_unused(settings.output, dataset)
+        backbone = load_backbone(name, current_context(), settings.image_size,
+                                 settings.backbone_input, settings.backbone_output)
+        features, test_features = extract(backbone, settings.output, dataset, test)
+    elif features is None:
+        raise UserError(f"expected features in --input {source}, found none; give a run that was made "
+                        "with --backbone, or another --model")
+    elif source and (made := newest_description(source)):
+        arrays.check_features(source, arrays.load(source), made.annotations)
+    test = replace(test, features=test_features, originals=None)
+    return replace(dataset, features=features, originals=None, test=test)
 
 
 def make_trainer(settings: RunSettings, network: Network, inputs: np.ndarray) -> Trainer:
@@ -252,7 +260,7 @@ def how_to_resume() -> str:
         newest_complete(folder)
     except (UserError, OSError):
         folder = source
-    if (args.output / PARTIAL).exists():
+    if args.backbone and (args.output / PARTIAL).exists():
         return f"the features so far are kept; to resume: {cli.typed_command()}"
     if folder is None:
         return f"no checkpoint was written yet; to start over: {cli.typed_command()}"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets import cifar, digits
-from datasets.arrays import SIDE, Dataset, Source, Split
+from datasets.arrays import SIDE, Dataset, Originals, Source
 from datasets.images import resize
 from datasets.label_noise import asymmetric_labels, hardest_labels, next_class, shuffle_labels
 from datasets.own import load_own
@@ -68,15 +68,11 @@ def load_source(name: str, path: Path | None, val_fraction: float | None, strict
             raise UserError(f"expected no --data with --dataset {name}, which reads no files, "
                             f"found {path}; leave --data out")
         source = DATASETS[name].load(path)
-        train, test = (replace(split, images=resize(split.images, size), originals=_pixels(split))
+        train, test = (replace(split, images=resize(split.images, size), originals=Originals(
+            split.images.transpose(0, 2, 3, 1), np.arange(len(split.images))))
                        for split in (source.train, source.test))
         return replace(source, train=train, test=test)
     return load_own(Path(name), val_fraction, strict, rng, size)
-
-
-def _pixels(split: Split) -> np.ndarray:
-    """The images of a known set as originals, (N, H, W, 3)."""
-    return split.images.transpose(0, 2, 3, 1)
 
 
 def make_dataset(source: Source, subset: int | None, shuffle_rate: float, rng: np.random.Generator,

@@ -20,7 +20,29 @@ TRAIN_FEATURES, TEST_FEATURES = "features_train.npy", "features_val.npy"
 NAMES_FILE, PATHS_FILE, SKIPPED_FILE = "label_names.txt", "paths.txt", "skipped.txt"
 SOURCE_FILE = "source.txt"
 
+# What train.py adds beside the data.
+FEATURES_RECORD, OUT_OF_FOLD = "features.npz", "out_of_fold.npz"
+
 AnySplit = TypeVar("AnySplit", bound="Split")
+
+
+@dataclass(frozen=True)
+class Originals:
+    """What images were made from: image files, or their pixels, uint8 (H, W) or (H, W, 3).
+
+    Attributes:
+        sources: at least those, as (M, H, W[, 3]) where they are pixels.
+        indices: which of them, integers (N,).
+    """
+
+    sources: Sequence[Path] | np.ndarray
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, number: int) -> Path | np.ndarray:
+        return self.sources[self.indices[number]]
 
 
 @dataclass(frozen=True)
@@ -30,14 +52,13 @@ class Split:
     Attributes:
         images: uint8 (N, 3, S, S) RGB.
         labels: integers (N, 1).
-        originals: image files, or pixels, uint8 (N, H, W[, 3]), that the images were made from; None
-            where nothing but the images is known.
+        originals: what the images were made from; None where it is not needed any more.
         features: by a backbone, float32 (N, D), or None.
     """
 
     images: np.ndarray
     labels: np.ndarray
-    originals: Sequence[Path] | np.ndarray | None = None
+    originals: Originals | None = None
     features: np.ndarray | None = None
 
     @property
@@ -47,10 +68,7 @@ class Split:
 
     def take(self: AnySplit, kept: np.ndarray) -> AnySplit:
         """The samples with these indices, (M,), in their order."""
-        originals = self.originals
-        if originals is not None:
-            originals = originals[kept] if isinstance(originals, np.ndarray) \
-                else [originals[index] for index in kept]
+        originals = self.originals and replace(self.originals, indices=self.originals.indices[kept])
         return replace(self, images=self.images[kept], labels=self.labels[kept], originals=originals,
                        features=None if self.features is None else self.features[kept])
 
@@ -117,10 +135,9 @@ class Dataset(Split):
         """
         if self.source is None or self.paths is None:
             return None
-        if self.source.is_dir():
-            return [self.source / path for path in self.paths]
-        return None if self.source.suffix.lower() == ".npz" else \
-            [self.source.parent / path for path in self.paths]
+        kind = "" if self.source.is_dir() else self.source.suffix.lower()
+        folder = self.source.parent if kind == ".csv" else self.source
+        return None if kind == ".npz" else [folder / path for path in self.paths]
 
     def without_noise(self) -> "Dataset":
         """The same data to train on the true labels.
@@ -175,14 +192,16 @@ def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
     other = _holds_other(folder, dataset.digest())
     if read_from and read_from.resolve() == folder.resolve():
         if other:
-            raise UserError("other labels (--shuffle_label False, --corrections) would replace those in "
-                            f"{folder / TRAIN_LABELS}; give another --output")
+            raise UserError("other labels (--shuffle_label False, --corrections), or images where there "
+                            f"are features (--model), would replace those in {folder}; give another "
+                            "--output")
         if not (folder / NAMES_FILE).exists():
             _save_lines(folder / NAMES_FILE, dataset.names)
         return
     if other:
         raise _other_run(folder)
-    _check_not_foreign(folder)
+    extracted = dataset.features is not None and _is_in(folder / TRAIN_FEATURES, dataset.features)
+    _check_not_foreign(folder, () if extracted else (TRAIN_FEATURES, TEST_FEATURES, FEATURES_RECORD))
     save_array(folder / TRAIN_IMAGES, dataset.images)
     if dataset.true_labels is None:
         (folder / TRUE_LABELS).unlink(missing_ok=True)
@@ -228,10 +247,13 @@ def _other_run(folder: Path) -> UserError:
 
 
 def _save_features(path: Path, features: np.ndarray | None):
-    if features is None:
-        path.unlink(missing_ok=True)  # from an earlier training
-    elif not (isinstance(features, np.memmap) and Path(str(features.filename)) == path.resolve()):
+    if features is not None and not _is_in(path, features):
         save_array(path, features)
+
+
+def _is_in(path: Path, features: np.ndarray) -> bool:
+    """Whether features are those in a file."""
+    return isinstance(features, np.memmap) and Path(str(features.filename)) == path.resolve()
 
 
 def _save_source(folder: Path, source: Path | None):
@@ -243,14 +265,21 @@ def _save_source(folder: Path, source: Path | None):
         (folder / SOURCE_FILE).unlink(missing_ok=True)
 
 
-def _check_not_foreign(folder: Path):
+def _check_not_foreign(folder: Path, more: Sequence[str] = ()):
     """Refuse to overwrite files that no run has written: their names are common.
 
-    A run writes its training images first, so no run, killed or not, leaves other files without them.
+    A run writes its training images first, so no run, killed or not, leaves other files without them,
+    except features.
+
+    Args:
+        folder: the folder of a run to be.
+        more: names of further files that must not be there.
 
     Raises:
         UserError: there are some.
     """
+    names = [TRUE_LABELS, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS, NAMES_FILE, PATHS_FILE, SKIPPED_FILE,
+             SOURCE_FILE, OUT_OF_FOLD, *more]
     if (folder / TRAIN_IMAGES).exists():
         try:
             _load_images(folder / TRAIN_IMAGES)
@@ -258,8 +287,7 @@ def _check_not_foreign(folder: Path):
         except UserError:
             name: str | None = TRAIN_IMAGES
     else:
-        name = next((name for name in (TRUE_LABELS, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS, NAMES_FILE,
-                                       PATHS_FILE, SKIPPED_FILE) if (folder / name).exists()), None)
+        name = next((name for name in names if (folder / name).exists()), None)
     if name:
         raise UserError(f"expected no files but those of a run in {folder}, found {name}, which no run "
                         "has written so; give another --output, or move it away")

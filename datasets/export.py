@@ -193,8 +193,10 @@ def _changed(listing: Listing, digests: dict[int, set[str]], size: int) -> list[
 
 def _export_known(folder: Path, dataset: Dataset, corrections: Corrections) -> str:
     """Images and labels of the run, as corrected, in an .npz; returns its name."""
-    name = next((name for name, known in DATASETS.items() if list(known.names) == dataset.names),
-                "dataset")
+    name = next((name for name, known in DATASETS.items() if list(known.names) == dataset.names), None)
+    if name is None:
+        raise UserError("expected a run that says where its images came from, found one of an earlier "
+                        "version; train again, then export")
     labels = dataset.labels[:, 0].copy()
     for index, label in corrections.relabelled.items():
         labels[index] = label

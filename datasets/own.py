@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.arrays import SIDE, SKIPPED_FILE, Source, Split
+from datasets.arrays import SIDE, SKIPPED_FILE, Originals, Source, Split
 from datasets.images import decode, from_pixels, read_image
 from datasets.label_noise import next_class
 from datasets.listing import Listing, list_images
@@ -55,7 +55,7 @@ def load_own(path: Path, val_fraction: float | None, strict: bool, rng: np.rando
     held_out = np.array(listing.held_out)[kept] if listing.held_out else draw(labels, fraction, rng)
     all_labels = np.zeros((len(images), 1), np.int64)
     all_labels[kept, 0] = labels
-    everything = Split(images, all_labels, listing.sources)
+    everything = Split(images, all_labels, Originals(listing.sources, np.arange(len(images))))
     train, test = (everything.take(kept[chosen]) for chosen in (~held_out, held_out))
     if fraction == 0 and not listing.held_out:
         test = train

@@ -81,7 +81,7 @@ def test_all_layers_are_the_last_one(head_run, tmp_path):
 def test_features_belong_to_their_images(finished_head, head_run, tmp_path):
     features = np.load(head_run / "features_train.npy")
     np.save(head_run / "features_train.npy", features[::-1].copy())
-    with refused("features_train.npy", error=arrays.UserError):
+    with refused("features_train.npy"):
         score(head_run)
     with refused("features_train.npy"):
         start("--input", head_run, "--run", tmp_path / "again")
@@ -101,7 +101,6 @@ def test_reviewed_images_are_trained_on_without_their_backbone(head_run, tmp_pat
     assert np.array_equal(corrected.features, dataset.features[kept])
     assert np.array_equal(corrected.test.features, corrected.features)
     assert corrected.labels[corrected.paths.index("dog/7.png")] == 0
-    assert corrected.files()[0].samefile(dataset.files()[0]) if dataset.files()[0].exists() else True
     score(tmp_path / "second")
 
 
@@ -118,14 +117,42 @@ def test_killed_run_ends_with_the_same_head(finished_head, head_images, tmp_path
         assert (run / name).read_bytes() == (finished_head / name).read_bytes()
 
 
-def test_other_backbone_needs_another_folder(head_images, head_run):
+def test_other_backbone_needs_another_folder(head_images, head_run, tmp_path):
+    """And never harms the run that is there."""
+    images, means = head_images / "images", head_images / "means.onnx"
+    before = {path.name: path.read_bytes() for path in head_run.iterdir()}
+    other = scaled(tmp_path / "other.onnx", (1.0, 2.0, 3.0))
     with refused("--checkpoint", str(head_run)):
-        start("--dataset", head_images / "images", "--backbone", head_images / "means.onnx",
-              "--run", head_run)
-    other = scaled(head_run / "other.onnx", (1.0, 2.0, 3.0))
-    with refused("images and labels"):
-        start("--dataset", head_images / "images", "--backbone", other, "--run", head_run,
-              "--checkpoint")
+        start("--dataset", images, "--backbone", means, "--run", head_run)
+    with refused("--output"):  # the checkpoints elsewhere
+        start("--dataset", images, "--backbone", other, "--output", head_run, "-m", tmp_path / "a")
+    with refused("--output"):
+        start("--dataset", images, "--model", "resnet23", "--nmaps", "4", "--output", head_run,
+              "-m", tmp_path / "a")
+    start("--dataset", images, "--backbone", other, "--run", head_run, "--checkpoint")
+    after = {path.name: path.read_bytes() for path in head_run.iterdir() if path.suffix != ".nnp"}
+    assert all(before[name] == content for name, content in after.items() if "series" not in name)
+
+
+@pytest.mark.parametrize("name", ["features_train.npy", "features.npz", "out_of_fold.npz"])
+def test_files_of_ones_own_are_not_overwritten(head_images, tmp_path, name):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / name).write_bytes(b"mine")
+    for words in (["--backbone", head_images / "means.onnx"], ["--model", "resnet23", "--nmaps", "4"]):
+        with refused(name, str(run)):
+            start("--dataset", head_images / "images", "--run", run, *words)
+    assert [path.name for path in run.iterdir()] == [name]
+    assert (run / name).read_bytes() == b"mine"
+
+
+def test_features_of_a_round_belong_to_their_images(head_run, tmp_path):
+    start("--input", head_run, "--run", tmp_path / "second")
+    features = np.load(tmp_path / "second" / "features_train.npy")
+    np.save(tmp_path / "second" / "features_train.npy", features[::-1].copy())
+    with refused("features_train.npy"):
+        start("--input", tmp_path / "second", "--run", tmp_path / "third")
+    assert not (tmp_path / "third").exists()
 
 
 @pytest.mark.parametrize(("more", "facts"), [
@@ -137,6 +164,7 @@ def test_other_backbone_needs_another_folder(head_images, head_run):
     (["--backbone", "efficientnet-lite0", "--backbone_input", "0..1"],
      ["--backbone_input", "efficientnet"]),
     (["--backbone", "efficientnet-lite0", "--image_size", "100"], ["--image_size", "32", "100"]),
+    (["-t", "half"], ["--type-config", "half"]),
     (["--backbone_output", "b"], ["--backbone_output", "'means'", "b"]),
     (["--input", "."], ["--input", "--backbone"]),
     (["--learning_rate", "1e300"], ["epoch 1", "--learning_rate 1e+300"]),
@@ -145,7 +173,8 @@ def test_bad_calls_are_refused(head_images, tmp_path, more, facts):
     with refused(*facts):
         start("--dataset", head_images / "images", "--backbone", head_images / "means.onnx",
               "--run", tmp_path / "run", *more)
-    assert not list(tmp_path.glob("run/checkpoint_*"))
+    left = {path.name.partition("_")[0] for path in tmp_path.glob("run/*")}
+    assert left <= ({"features"} if "--learning_rate" not in more else left - {"checkpoint", "params"})
 
 
 def test_head_needs_features(head_images, tmp_path):

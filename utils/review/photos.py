@@ -86,7 +86,7 @@ def encode(photo: Image.Image) -> str:
 
 
 def _as_trained(pixels: np.ndarray) -> str:
-    return _uri("png", Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))))
+    return encode(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))))
 
 
 def _uri(kind: str, image: Image.Image, **options) -> str:

@@ -10,6 +10,7 @@ import nnabla as nn
 import numpy as np
 import onnxruntime
 
+from datasets.arrays import SIDE
 from models.registry import MODELS, Network, build_network, is_network
 from utils import cli
 from utils.errors import UserError
@@ -217,5 +218,10 @@ def noise_logits(dataset: str | None, noise_model: Path, images: np.ndarray,
     if MODELS[made_by.model].on_features:
         raise UserError(f"expected a network on images in {noise_model}, found a {made_by.model}, which "
                         "is trained on features; give a run without --backbone")
+    size = made_by.arguments.get("image_size") or SIDE
+    if size != images.shape[-1]:
+        raise UserError(f"expected a --noise_model of images {images.shape[-1]}x{images.shape[-1]}, as "
+                        f"those to train on, found one of --image_size {size!a}; give the same "
+                        "--image_size")
     network = build_network(made_by.model, classes, made_by.nmaps, shape=images.shape[1:])
     return predict(checkpoint, network, images)

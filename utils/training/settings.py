@@ -129,6 +129,9 @@ def fill_defaults(args: argparse.Namespace):
     if entry.on_features and args.augmentation:
         raise UserError(f"--augmentation is for networks that are trained on images, found --model "
                         f"{args.model}, which is trained on features; leave it out")
+    if entry.on_features and args.type_config == "half":
+        raise UserError(f"expected --type-config float with --model {args.model}, whose features may be "
+                        "out of the range of half precision, found half; leave the flag out")
     for name in ("backbone_input", "backbone_output"):
         if name in args.given and (not args.backbone or args.backbone in PRETRAINED):
             raise UserError(f"--{name} is for a --backbone of your own, an .onnx file, found "
@@ -168,10 +171,6 @@ def take_resumed(args: argparse.Namespace, parser: Parser) -> DescribedCheckpoin
     if not given and flags.is_path(args.dataset) and not Path(args.dataset).exists():
         raise UserError(f"expected the images of {args.checkpoint} where they were, at "
                         f"{args.dataset!a}, found nothing; give their path as --dataset")
-    if "backbone" not in args.given and choice.is_file(args.backbone) \
-            and not Path(args.backbone).exists():
-        raise UserError(f"expected the backbone of {args.checkpoint} where it was, at "
-                        f"{args.backbone!a}, found nothing; give its path as --backbone")
     return resumed
 
 
