@@ -18,12 +18,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import PIL
 
-from datasets.arrays import TEST_FEATURES, TRAIN_FEATURES, Split
+from datasets.arrays import FEATURES_RECORD, TEST_FEATURES, TRAIN_FEATURES, Originals, Split
 from datasets.images import from_pixels, on_all_cores, read_image
 from utils.backbone.records import BLOCK, DIGEST, Records
 from utils.context import memory_for
@@ -32,7 +32,7 @@ from utils.files import load_array, open_npz, save_bytes, sha256, whole_file
 
 TRAIN, TEST = "train", "val"
 FEATURES = {TRAIN: TRAIN_FEATURES, TEST: TEST_FEATURES}
-FILE, PARTIAL = "features.npz", ".partial-features"
+PARTIAL = ".partial-features"
 
 
 class Backbone(Protocol):
@@ -74,7 +74,7 @@ def extract(backbone: Backbone, folder: Path, train: Split, test: Split | None) 
             finite, or all the same.
         RunError: the files cannot be written, or memory is short.
     """
-    sets = {TRAIN: train.originals} | ({} if test is None else {TEST: test.originals})
+    sets = {part: one.originals for part, one in ((TRAIN, train), (TEST, test)) if one and one.originals}
     key = hashlib.sha256(f"{backbone.key} {PIL.__version__}".encode()).hexdigest()
     known, records = _recognise(folder, key), Records(folder / PARTIAL, key)
     if not records.rows:  # else a kill may have left new features beside what recognised the old ones
@@ -97,7 +97,7 @@ def _recognise(folder: Path, key: str) -> dict[str, np.ndarray]:
     """The digests of the originals, by set, whose features in a folder are as written under this key."""
     known = {}
     try:
-        with open_npz(folder / FILE) as file:
+        with open_npz(folder / FEATURES_RECORD) as file:
             for part, name in FEATURES.items():
                 if str(file["key"]) == key and f"{part}_features" in file:
                     digests, features = file[f"{part}_originals"], load_array(folder / name)
@@ -113,11 +113,11 @@ def _recognise(folder: Path, key: str) -> dict[str, np.ndarray]:
 def _check_unused(folder: Path, known: dict[str, np.ndarray]):
     for part, name in FEATURES.items():
         if part not in known and os.path.lexists(folder / name):
-            raise UserError(f"expected no features but those of this --backbone, as they were written, in "
+            raise UserError(f"expected no features but those of this --backbone, as written, in "
                             f"{folder}, found another {name}; give another --output, or remove them")
 
 
-def _digests(sets: dict[str, Any]) -> dict[str, np.ndarray]:
+def _digests(sets: dict[str, Originals]) -> dict[str, np.ndarray]:
     """The first bytes of the SHA-256 of each original, by set, uint8 (N, DIGEST)."""
     digests: dict[str, np.ndarray] = {}
     for part, originals in sets.items():
@@ -126,7 +126,7 @@ def _digests(sets: dict[str, Any]) -> dict[str, np.ndarray]:
             continue
         digests[part] = found = np.zeros((len(originals), DIGEST), np.uint8)
 
-        def digest_one(number: int, originals: Any = originals, found: np.ndarray = found):
+        def digest_one(number: int, originals: Originals = originals, found: np.ndarray = found):
             with _reading(originals, number):
                 found[number] = np.frombuffer(_digest(originals[number]), np.uint8)
 
@@ -134,9 +134,9 @@ def _digests(sets: dict[str, Any]) -> dict[str, np.ndarray]:
     return digests
 
 
-def _are_same(some: Any, others: Any) -> bool:
+def _are_same(some: Originals, others: Originals) -> bool:
     return some is others or (len(some) == len(others) and all(
-        isinstance(some[number], Path) and some[number] == others[number] for number in range(len(some))))
+        isinstance(one := some[number], Path) and one == others[number] for number in range(len(some))))
 
 
 def _digest(original: Path | np.ndarray) -> bytes:
@@ -146,7 +146,7 @@ def _digest(original: Path | np.ndarray) -> bytes:
 
 
 @contextmanager
-def _reading(originals: Any, number: int) -> Iterator[None]:
+def _reading(originals: Originals, number: int) -> Iterator[None]:
     """Turn what is raised while an original is read into one line."""
     try:
         yield
@@ -162,12 +162,12 @@ def _reading(originals: Any, number: int) -> Iterator[None]:
                         "nothing changes the images") from error
 
 
-def _name(originals: Any, number: int) -> str:
+def _name(originals: Originals, number: int) -> str:
     original = originals[number]
     return ascii(str(original)) if isinstance(original, Path) else f"image {number}"
 
 
-def _read(originals: Any, number: int, digest: bytes, size: int) -> np.ndarray:
+def _read(originals: Originals, number: int, digest: bytes, size: int) -> np.ndarray:
     """An original as the backbone sees it, uint8 (3, size, size)."""
     with _reading(originals, number):
         original = originals[number]
@@ -179,10 +179,10 @@ def _read(originals: Any, number: int, digest: bytes, size: int) -> np.ndarray:
         return image
 
 
-def _compute(backbone: Backbone, sets: dict[str, Any], digests: dict[str, np.ndarray],
+def _compute(backbone: Backbone, sets: dict[str, Originals], digests: dict[str, np.ndarray],
              records: Records):
     """Compute the features of each image that is not among the records, once."""
-    missing: dict[bytes, tuple[Any, int]] = {}
+    missing: dict[bytes, tuple[Originals, int]] = {}
     for part, originals in sets.items():
         for number, digest in enumerate(digests[part]):
             if digest.tobytes() not in records.rows:
@@ -217,15 +217,15 @@ def _save(folder: Path, key: str, digests: dict[str, np.ndarray], records: Recor
         UserError: all images of the training set have the same features.
     """
     features, content = records.features(), {"key": np.array(key)}
-    rows = {part: records.rows_of(digests[part]) for part in digests}
+    rows = {part: records.rows_of(digests[part]) for part in FEATURES if part in digests}
     _check_differ(features, rows[TRAIN])
-    for part in digests:
+    for part in rows:
         path = folder / FEATURES[part]
         _write_rows(path, features, rows[part])
         content |= {f"{part}_originals": digests[part], f"{part}_features": np.array(sha256(path))}
     packed = io.BytesIO()
     np.savez(packed, **content)
-    save_bytes(folder / FILE, packed.getbuffer())
+    save_bytes(folder / FEATURES_RECORD, packed.getbuffer())
 
 
 def _check_differ(features: np.ndarray, rows: np.ndarray):
