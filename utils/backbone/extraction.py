@@ -111,8 +111,9 @@ def _recognise(folder: Path, key: str) -> dict[str, np.ndarray]:
 
 
 def _check_unused(folder: Path, known: dict[str, np.ndarray]):
-    for part, name in FEATURES.items():
-        if part not in known and os.path.lexists(folder / name):
+    names = [FEATURES[part] for part in FEATURES if part not in known]
+    for name in names if known else [*names, FEATURES_RECORD]:
+        if os.path.lexists(folder / name):
             raise UserError(f"expected no features but those of this --backbone, as written, in "
                             f"{folder}, found another {name}; give another --output, or remove them")
 
