@@ -228,6 +228,7 @@ def test_features_that_are_not_as_written_are_never_replaced(tmp_path, sets, nam
     assert backbone.calls == [] and {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
+@pytest.mark.usefixtures("one_core")
 @pytest.mark.parametrize("name", OUTPUTS[:2])
 def test_features_of_another_backbone_are_never_replaced(tmp_path, sets, name):
     extract(Means(key="1"), tmp_path / "run", *sets)
