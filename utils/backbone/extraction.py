@@ -96,23 +96,24 @@ def extract(backbone: Backbone, folder: Path, train: Split, test: Split | None) 
 def _recognise(folder: Path, key: str) -> dict[str, np.ndarray]:
     """The digests of the originals, by set, whose features in a folder are as written under this key."""
     known = {}
-    try:
-        with open_npz(folder / FEATURES_RECORD) as file:
-            for part, name in FEATURES.items():
-                if str(file["key"]) == key and f"{part}_features" in file:
-                    digests, features = file[f"{part}_originals"], load_array(folder / name)
-                    if (digests.dtype == np.uint8 and digests.shape == (len(features), DIGEST)
-                            and features.dtype == np.float32 and features.ndim == 2
-                            and sha256(folder / name) == str(file[f"{part}_features"])):
-                        known[part] = digests
-    except Exception:  # a damaged archive raises almost anything
-        pass
+    for part, name in FEATURES.items():
+        try:
+            with open_npz(folder / FEATURES_RECORD) as file:
+                digests, written = file[f"{part}_originals"], str(file[f"{part}_features"])
+                right = str(file["key"]) == key
+            features = load_array(folder / name)
+            if (right and digests.dtype == np.uint8 and digests.shape == (len(features), DIGEST)
+                    and features.dtype == np.float32 and features.ndim == 2
+                    and sha256(folder / name) == written):
+                known[part] = digests
+        except Exception:  # a damaged archive raises almost anything
+            continue
     return known
 
 
 def _check_unused(folder: Path, known: dict[str, np.ndarray]):
-    names = [name for part, name in FEATURES.items() if part not in known]
-    for name in [*names, *([] if known else [FEATURES_RECORD])]:
+    names = [FEATURES[part] for part in FEATURES if part not in known]
+    for name in names if known else [*names, FEATURES_RECORD]:
         if os.path.lexists(folder / name):
             raise UserError(f"expected no features but those of this --backbone, as written, in "
                             f"{folder}, found another {name}; give another --output, or remove them")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.arrays import FEATURES_RECORD
+from datasets.arrays import FEATURES_RECORD, Originals
 from datasets.images import read_image
 from tests.conftest import ROOT, refused
 from utils.backbone.extraction import PARTIAL, extract
@@ -55,7 +55,7 @@ def means_of(images):
 
 @dataclass
 class Set:
-    originals: list | np.ndarray
+    originals: list | Originals
 
 
 def photos(folder, count, seed=0):
@@ -107,7 +107,7 @@ def test_features_are_those_of_each_original_at_the_backbones_size(tmp_path, set
 @pytest.mark.parametrize("shape", [(9, 7, 3), (9, 7)])
 def test_originals_can_be_pixels(tmp_path, shape):
     pixels = np.random.default_rng(0).integers(0, 256, (5, *shape)).astype(np.uint8)
-    features, none = extract(Means(), tmp_path, Set(pixels), None)
+    features, none = extract(Means(), tmp_path, Set(Originals(pixels, np.arange(5))), None)
     paths = [tmp_path / f"{number}.png" for number in range(5)]
     for path, image in zip(paths, pixels, strict=True):
         Image.fromarray(image).save(path)
@@ -228,6 +228,7 @@ def test_features_that_are_not_as_written_are_never_replaced(tmp_path, sets, nam
     assert backbone.calls == [] and {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
+@pytest.mark.usefixtures("one_core")
 @pytest.mark.parametrize("name", OUTPUTS[:2])
 def test_features_of_another_backbone_are_never_replaced(tmp_path, sets, name):
     extract(Means(key="1"), tmp_path / "run", *sets)
