@@ -66,7 +66,9 @@ def test_tensor_beyond_its_storage_is_refused(offset, size, strides):
 
 @pytest.mark.parametrize("content", [
     file(TENSORS, magic=1), file(TENSORS, little=False), file(TENSORS) + b"\0",
-    file(TENSORS, [("7", FLOATS)]), file({"weight": tensor("7", 11, 0, (1,), (1,))}, [("7", FLOATS)]),
+    file(TENSORS, [("7", FLOATS)]),
+    file({"sizes": tensor("7", 11, 0, (1,), (1,)), "swapped": tensor("8", 13, 0, (1,), (1,))},
+         [("7", FLOATS), ("8", FLOATS)]),
     file({"weight": tensor("7", 12, 0, (1,), (1,), "CharStorage")}, [("7", FLOATS)]),
     b"PK\x03\x04" + bytes(100)])
 def test_other_files_are_refused(content):
