@@ -27,6 +27,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".partial-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # an archive may bring a link, to write elsewhere
         yield temporary
         os.replace(temporary, path)
     except BaseException as error:

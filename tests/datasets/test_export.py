@@ -309,15 +309,21 @@ def test_objects_in_arrays_are_refused(tmp_path):
     assert not [path for path in tmp_path.iterdir() if "clean" in path.name]
 
 
-@pytest.mark.parametrize(("names", "file"), [("0123456789", "digits"), ("abcdefghij", "dataset")])
-def test_known_set_becomes_the_labels_trained_on_as_corrected(tmp_path, names, file):
-    dataset = replace(make_random(classes=10), names=list(names))
+def test_run_of_an_earlier_version_on_ones_own_images_is_no_known_set(tmp_path):
+    dataset = replace(make_random(classes=10), names=list("abcdefghij"))
+    with refused("version"):
+        export(tmp_path / "clean", dataset, [], Corrections({}, [0]))
+    assert not (tmp_path / "clean").exists()
+
+
+def test_known_set_becomes_the_labels_trained_on_as_corrected(tmp_path):
+    dataset = replace(make_random(classes=10), names=list("0123456789"))
     new = (int(dataset.labels[3, 0]) + 1) % 10
     lines = export(tmp_path / "clean", dataset, [], Corrections({3: new}, [0, 7], [5]))
     labels = dataset.labels[:, 0].copy()
     labels[3] = new
     kept = np.delete(np.arange(30), [0, 7])
-    with np.load(tmp_path / "clean" / f"{file}.npz") as found:
+    with np.load(tmp_path / "clean" / "digits.npz") as found:
         assert np.array_equal(found["x"], dataset.images[kept].transpose(0, 2, 3, 1))
         assert np.array_equal(found["y"], labels[kept]) and found["y"].ndim == 1
     assert numbers(lines[0].partition(": ")[2]) == ["1", "2", "27"]

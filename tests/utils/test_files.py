@@ -31,6 +31,15 @@ def test_file_appears_only_when_it_is_whole(tmp_path):
     assert path.read_text() == "content"
 
 
+def test_link_at_the_temporary_name_is_not_followed(tmp_path):
+    """An archive may bring one."""
+    (tmp_path / "elsewhere").write_text("mine")
+    (tmp_path / ".partial-a.txt").symlink_to(tmp_path / "elsewhere")
+    save_text(tmp_path / "a.txt", "content")
+    assert (tmp_path / "elsewhere").read_text() == "mine"
+    assert (tmp_path / "a.txt").read_text() == "content" and not (tmp_path / "a.txt").is_symlink()
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_failure_keeps_the_old_file_and_leaves_no_other(tmp_path, error):
     path = tmp_path / "a.txt"

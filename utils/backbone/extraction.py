@@ -12,10 +12,9 @@ extraction resumes (`records`).
 import errno
 import hashlib
 import io
-import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Protocol
@@ -33,6 +32,7 @@ from utils.files import load_array, open_npz, save_bytes, sha256, whole_file
 TRAIN, TEST = "train", "val"
 FEATURES = {TRAIN: TRAIN_FEATURES, TEST: TEST_FEATURES}
 PARTIAL = ".partial-features"
+AHEAD = 16  # batches that are read before a backbone computes them that threads cannot share
 
 
 class Backbone(Protocol):
@@ -193,13 +193,13 @@ def _compute(backbone: Backbone, sets: dict[str, Originals], digests: dict[str, 
     if wanted:
         print(f"computing the features of {len(wanted):,} images", flush=True)
     recording = Lock()
-    computing = nullcontext() if backbone.concurrent else Lock()
+    batches = [wanted[start:start + backbone.batch] for start in range(0, len(wanted), backbone.batch)]
 
-    def compute_one(number: int):
-        batch = wanted[number * backbone.batch:(number + 1) * backbone.batch]
-        images = np.stack([_read(*missing[digest], digest, backbone.size) for digest in batch])
-        with computing:
-            features = backbone.features(images)
+    def read(batch: list[bytes]) -> np.ndarray:
+        return np.stack([_read(*missing[digest], digest, backbone.size) for digest in batch])
+
+    def compute(batch: list[bytes], images: np.ndarray):
+        features = backbone.features(images)
         for digest, row in zip(batch, features, strict=False):  # `add` checks the shape
             if not np.isfinite(row).all():
                 raise UserError(f"expected finite features, found NaN or infinity in those of "
@@ -208,8 +208,23 @@ def _compute(backbone: Backbone, sets: dict[str, Originals], digests: dict[str, 
         with recording:
             records.add(batch, features)
 
+    def compute_here(some: list[list[bytes]]):
+        images: list[np.ndarray] = [np.empty(0)] * len(some)
+
+        def read_one(number: int):
+            images[number] = read(some[number])
+
+        on_all_cores(read_one, len(some), backbone.batch)
+        for batch, one in zip(some, images, strict=True):
+            compute(batch, one)
+
     with memory_for("--image_size", backbone.size, "run again"):
-        on_all_cores(compute_one, math.ceil(len(wanted) / backbone.batch), backbone.batch)
+        if backbone.concurrent:
+            on_all_cores(lambda number: compute(batches[number], read(batches[number])), len(batches),
+                         backbone.batch)
+            return
+        for start in range(0, len(batches), AHEAD):
+            compute_here(batches[start:start + AHEAD])
 
 
 def _save(folder: Path, key: str, digests: dict[str, np.ndarray], records: Records):
