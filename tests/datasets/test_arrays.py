@@ -59,7 +59,7 @@ def test_true_labels_and_names_may_be_missing(dataset_folder):
 def test_true_labels_never_overwrite_the_noisy_ones(dataset_folder):
     dataset = arrays.load(dataset_folder, test=True)
     arrays.save(dataset_folder, dataset, read_from=dataset_folder)
-    with pytest.raises(UserError, match="--shuffle_label False.*data"):
+    with pytest.raises(UserError, match=r"--shuffle_label False.*data"):
         arrays.save(dataset_folder, dataset.without_noise(), read_from=dataset_folder)
     assert np.array_equal(arrays.load(dataset_folder).labels, dataset.labels)
 
