@@ -77,8 +77,8 @@ def export(folder: Path, dataset: Dataset, applied: Sequence[Decision], correcti
     check_folder(target)
     decisions = [*applied, *_decisions(dataset, corrections)]
     if not decisions:
-        raise UserError("expected --corrections, or a run that was trained on corrected data, found "
-                        "neither and so nothing to correct; give the file of the review")
+        raise UserError("expected decisions in --corrections, or a run that was trained on corrected "
+                        "data, found neither and so nothing to correct; give the file of the review")
     if dataset.paths is None and dataset.source is None:
         name = _export_known(target, dataset, corrections)
         return [_summary(folder / name, len(dataset.labels), len(corrections.relabelled),
