@@ -9,6 +9,7 @@ import argparse
 import math
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -91,7 +92,8 @@ def resolve(args: argparse.Namespace) -> TrainSettings:
     settings = TrainSettings(**values)
     for folder in (settings.output, settings.monitor_path, settings.model_save_path):
         check_folder(folder)
-        flags.check_outside(data, folder)
+        if not data.input and flags.is_path(data.dataset):
+            flags.check_outside(Path(str(data.dataset)), folder)
     check_unused(settings.model_save_path, except_for=args.checkpoint)
     return settings
 

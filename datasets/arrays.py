@@ -135,7 +135,7 @@ class Dataset(Split):
         """
         if self.source is None or self.paths is None:
             return None
-        kind = "" if self.source.is_dir() else self.source.suffix.lower()
+        kind = "" if os.path.isdir(self.source) else self.source.suffix.lower()
         folder = self.source.parent if kind == ".csv" else self.source
         return None if kind == ".npz" else [folder / path for path in self.paths]
 

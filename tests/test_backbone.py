@@ -155,6 +155,19 @@ def test_features_of_the_test_set_belong_to_their_images(stopped, content):
     assert not (stopped.parent / "again").exists()
 
 
+def test_input_does_not_resume_what_a_backbone_began(head_run):
+    with refused("--input", str(head_run)):
+        start("--input", head_run, "--run", head_run, "--checkpoint")
+
+
+def test_report_is_not_written_among_the_images(head_images, finished_head):
+    for place in ("report", "cat", "cat/report"):
+        with refused("--dataset", str(head_images / "images" / place)):
+            mislabel_analysis.main(["--run", str(finished_head),
+                                    "--output", str(head_images / "images" / place)])
+    assert sorted(path.name for path in (head_images / "images").iterdir()) == ["cat", "dog"]
+
+
 def test_other_backbone_needs_another_folder(head_images, head_run, tmp_path):
     """And never harms the run that is there."""
     images, means = head_images / "images", head_images / "means.onnx"
@@ -199,7 +212,8 @@ def test_features_of_a_round_belong_to_their_images(head_run, tmp_path):
     (["--augmentation", "True"], ["--augmentation", "head"]),
     (["--model", "resnet23"], ["--backbone", "resnet23"]),
     (["--backbone", "efficientnet-lite1"], ["efficientnet-lite0", "'efficientnet-lite1'"]),
-    (["--backbone", ""], ["--backbone"]),
+    (["--backbone", ""], ["--backbone"]), (["--backbone", "b" * 300], ["efficientnet-lite0"]),
+    (["--dataset", "d" * 300], ["--dataset", "digits"]),
     (["--backbone", "efficientnet-lite0", "--backbone_input", "0..1"],
      ["--backbone_input", "efficientnet"]),
     (["--backbone", "efficientnet-lite0", "--image_size", "100"], ["--image_size", "32", "100"]),
