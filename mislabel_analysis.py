@@ -5,6 +5,7 @@
 The last of three steps, after train.py and calculate_score.py.
 """
 import itertools
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from datasets import arrays, corrections
 from datasets.arrays import Dataset
 from datasets.corrections import Corrections
 from datasets.export import add_export_flags, export
+from datasets.flags import check_outside
 from utils import cli
 from utils.cli import Boolean, Parser, number
 from utils.errors import UserError
@@ -117,6 +119,8 @@ def main(argv: Sequence[str] | None = None):
     check_folder(settings.output)
     run = load_run(settings.input, settings.rank_by)
     run = replace(run, dataset=moved(settings, run.dataset))
+    if run.dataset.source:
+        check_outside(run.dataset.source, settings.output)
     facts = gather_facts(run.dataset, corrections.load_applied(settings.input))
     issues = count_label_issues(run.per_checkpoint.probability, run.dataset.labels)
     write_tables(settings, run, facts, issues)
@@ -137,7 +141,7 @@ def moved(settings: Settings, dataset: Dataset) -> Dataset:
     Raises:
         UserError: there is nothing.
     """
-    if settings.dataset and not settings.dataset.exists():
+    if settings.dataset and not os.path.exists(settings.dataset):
         raise UserError(f"expected the images that were trained on at --dataset {settings.dataset}, "
                         "found nothing; give the folder, .csv or .npz, where it is now")
     return replace(dataset, source=settings.dataset) if settings.dataset else dataset

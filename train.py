@@ -9,6 +9,7 @@ import argparse
 import math
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -91,7 +92,8 @@ def resolve(args: argparse.Namespace) -> TrainSettings:
     settings = TrainSettings(**values)
     for folder in (settings.output, settings.monitor_path, settings.model_save_path):
         check_folder(folder)
-        flags.check_outside(data, folder)
+        if not data.input and flags.is_path(data.dataset):
+            flags.check_outside(Path(str(data.dataset)), folder)
     check_unused(settings.model_save_path, except_for=args.checkpoint)
     return settings
 
@@ -147,9 +149,7 @@ def with_features(settings: TrainSettings, dataset: Dataset) -> Dataset:
     features, test_features = dataset.features, test.features
     if not MODELS[settings.model].on_features:
         features = test_features = None
-    elif settings.resumed and not source and (settings.output / arrays.TRAIN_FEATURES).exists():
-        kept = arrays.load(settings.output, test=True)
-        arrays.check_features(settings.output, kept, settings.resumed.description.annotations)
+    elif not source and (kept := kept_features(settings, dataset)):
         features, test_features = kept.features, flags.held_out(kept).features
     elif name:
         arrays.check_unused(settings.output, dataset)
@@ -160,9 +160,25 @@ def with_features(settings: TrainSettings, dataset: Dataset) -> Dataset:
         raise UserError(f"expected features in --input {source}, found none; give a run that was made "
                         "with --backbone, or another --model")
     elif source and (made := newest_description(source)):
-        arrays.check_features(source, arrays.load(source), made.annotations)
+        arrays.check_features(source, arrays.load(source, test=True), made.annotations)
     test = replace(test, features=test_features, originals=None)
     return replace(dataset, features=features, originals=None, test=test)
+
+
+def kept_features(settings: TrainSettings, dataset: Dataset) -> Dataset | None:
+    """The data with features of the run to resume; None if there are none, or of other test images.
+
+    Raises:
+        UserError: they are not those that the run was trained on.
+    """
+    if not settings.resumed or not (settings.output / arrays.TRAIN_FEATURES).exists():
+        return None
+    kept = arrays.load(settings.output, test=True)
+    same_test = np.array_equal(flags.held_out(kept).images, flags.held_out(dataset).images)
+    if not same_test and np.array_equal(kept.images, dataset.images):
+        return None
+    arrays.check_features(settings.output, kept, settings.resumed.description.annotations)
+    return kept
 
 
 def make_trainer(settings: RunSettings, network: Network, inputs: np.ndarray) -> Trainer:

@@ -135,7 +135,7 @@ class Dataset(Split):
         """
         if self.source is None or self.paths is None:
             return None
-        kind = "" if self.source.is_dir() else self.source.suffix.lower()
+        kind = "" if os.path.isdir(self.source) else self.source.suffix.lower()
         folder = self.source.parent if kind == ".csv" else self.source
         return None if kind == ".npz" else [folder / path for path in self.paths]
 
@@ -169,9 +169,14 @@ class Dataset(Split):
         if self.paths:
             contents[PATHS_FILE] = _join(self.paths).encode()
         result = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-        if self.features is not None:
-            result[TRAIN_FEATURES] = _digest_features(self.features)
+        for name, features in self.all_features().items():
+            result[name] = _digest_features(features)
         return result
+
+    def all_features(self) -> dict[str, np.ndarray]:
+        """The features of the training and the test set, where there are any, by file name."""
+        found = {TRAIN_FEATURES: self.features, TEST_FEATURES: self.test.features if self.test else None}
+        return {name: features for name, features in found.items() if features is not None}
 
 
 def _digest_features(features: np.ndarray) -> str:
@@ -309,14 +314,16 @@ def check_features(folder: Path, dataset: Dataset, recorded: dict[str, str]):
     Raises:
         UserError: they have changed, or are gone.
     """
-    if TRAIN_FEATURES not in recorded:
-        return
-    if dataset.features is None:
-        raise UserError(f"expected the features that the run was trained on in "
-                        f"{folder / TRAIN_FEATURES}, found none; restore the file, or train again")
-    if _digest_features(dataset.features) != recorded[TRAIN_FEATURES]:
-        raise UserError(f"expected {folder / TRAIN_FEATURES} as it was in the training, found the "
-                        "features of other images or another content; restore it, or train again")
+    found = dataset.all_features()
+    for name in (TRAIN_FEATURES, TEST_FEATURES):
+        if name not in recorded or (name == TEST_FEATURES and dataset.test is None):
+            continue
+        if name not in found:
+            raise UserError(f"expected the features that the run was trained on in {folder / name}, "
+                            "found none; restore the file, or train again")
+        if _digest_features(found[name]) != recorded[name]:
+            raise UserError(f"expected {folder / name} as it was in the training, found the features "
+                            "of other images or another content; restore it, or train again")
 
 
 def check_annotations(folder: Path, dataset: Dataset, recorded: dict[str, str]):
@@ -365,6 +372,10 @@ def load(folder: Path, test: bool = False) -> Dataset:
     if paths and len(paths) != len(train.images):
         raise UserError(f"expected {len(train.images)} lines in {folder / PATHS_FILE}, one per image, "
                         f"found {len(paths)}; use the files of one run, or remove it")
+    if held_out and (held_out.features is None) != (train.features is None):
+        there, lacking = (TRAIN_FEATURES, TEST_FEATURES)[::-1 if train.features is None else 1]
+        raise UserError(f"expected {lacking} beside {there} in {folder}, found none; restore it, or "
+                        f"remove {there} too")
     if held_out and held_out.inputs.shape[1:] != train.inputs.shape[1:]:
         raise UserError(f"expected test samples {train.inputs.shape[1:]} in {folder}, as those to train "
                         f"on, found {held_out.inputs.shape[1:]}; use the files of one run")

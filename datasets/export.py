@@ -77,8 +77,8 @@ def export(folder: Path, dataset: Dataset, applied: Sequence[Decision], correcti
     check_folder(target)
     decisions = [*applied, *_decisions(dataset, corrections)]
     if not decisions:
-        raise UserError("expected --corrections, or a run that was trained on corrected data, found "
-                        "neither and so nothing to correct; give the file of the review")
+        raise UserError("expected decisions in --corrections, or a run that was trained on corrected "
+                        "data, found neither and so nothing to correct; give the file of the review")
     if dataset.paths is None and dataset.source is None:
         name = _export_known(target, dataset, corrections)
         return [_summary(folder / name, len(dataset.labels), len(corrections.relabelled),
@@ -133,7 +133,7 @@ def _list(dataset: Dataset) -> tuple[Path, Listing]:
     if source is None or not is_line(str(source)):
         raise UserError("expected the place of the images that were trained on in the run, found no "
                         "record of it; give the folder, .csv or .npz as --dataset")
-    if not source.exists():
+    if not os.path.exists(source):
         raise UserError(f"expected the images that were trained on at {source}, found nothing; give the "
                         "folder, .csv or .npz, where it is now, as --dataset")
     with redirect_stdout(io.StringIO()):  # it says what training leaves out, and the export does not

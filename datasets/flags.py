@@ -1,5 +1,6 @@
 """The flags of train.py that choose the data, and the data they choose."""
 import argparse
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,7 +151,7 @@ def _check(args: argparse.Namespace):
             raise UserError(f"--{flag} is for your own images, found --dataset {args.dataset}; leave it "
                             "out")
         return
-    if not Path(args.dataset).exists():
+    if not os.path.exists(args.dataset):
         raise UserError(f"expected {', '.join(DATASETS)} or the path of your own images as --dataset, "
                         f"found nothing at {args.dataset}; "
                         f"{nearest(args.dataset, DATASETS) or 'give one of them'}")
@@ -158,20 +159,22 @@ def _check(args: argparse.Namespace):
         raise UserError(f"--data is for {_with_files()}, found --dataset {args.dataset}; leave it out")
 
 
-def check_outside(settings: DataSettings, folder: Path):
+def check_outside(source: Path, folder: Path):
     """Check that an output folder is not inside one's own images, where it would become a class.
+
+    Args:
+        source: one's own folder, .csv or .npz.
+        folder: the output folder.
 
     Raises:
         UserError: it is.
     """
-    if settings.input or not is_path(settings.dataset):
-        return
-    source = Path(str(settings.dataset))
     # A class folder may be a link to a folder elsewhere.
-    read = [source, *(path for path in source.iterdir() if path.is_dir())] if source.is_dir() else []
+    read = [source, *(path for path in source.iterdir() if path.is_dir())] \
+        if os.path.isdir(source) else []
     if any(folder.resolve().is_relative_to(path.resolve()) for path in read):
-        raise UserError(f"expected an output folder outside the images of --dataset {settings.dataset}, "
-                        f"found {folder}; give another")
+        raise UserError(f"expected an output folder outside the images of --dataset {source}, found "
+                        f"{folder}; give another")
 
 
 def load_data(settings: DataSettings, rng: np.random.Generator,

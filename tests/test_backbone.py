@@ -117,6 +117,57 @@ def test_killed_run_ends_with_the_same_head(finished_head, head_images, tmp_path
         assert (run / name).read_bytes() == (finished_head / name).read_bytes()
 
 
+@pytest.fixture
+def stopped(head_images, tmp_path) -> Path:
+    """A run that is tested on other photos, without its last checkpoints."""
+    for part in ("train", "val"):
+        shutil.copytree(head_images / "images", tmp_path / "photos" / part)
+    start("--dataset", tmp_path / "photos", "--backbone", head_images / "means.onnx",
+          "--run", tmp_path / "run")
+    for path in [*tmp_path.glob("run/*_000003.*"), *tmp_path.glob("run/*_000004.*")]:
+        path.unlink()
+    return tmp_path / "run"
+
+
+def test_run_resumes_on_the_test_images_that_there_are(stopped):
+    photos = stopped.parent / "photos" / "val"
+    (photos / "cat" / "3.png").unlink()
+    Image.new("RGB", (40, 48), "red").save(photos / "dog" / "5.png")
+    start("--run", stopped, "--checkpoint")
+    kept = arrays.load(stopped, test=True).test
+    assert len(kept.features) == len(kept.images) == 39
+    red = (kept.images == np.array([255, 0, 0])[:, None, None]).all(axis=(1, 2, 3))
+    assert red.sum() == 1 and kept.features[red, 0] > 2 and (kept.features[~red, 0] < 2).all()
+
+
+@pytest.mark.parametrize("content", [None, 0, np.nan])
+def test_features_of_the_test_set_belong_to_their_images(stopped, content):
+    path = stopped / "features_val.npy"
+    path.unlink()
+    if content is not None:
+        np.save(path, np.full((40, 3), content, np.float32))
+    before = {one.name: one.read_bytes() for one in stopped.iterdir()}
+    for words in (["--run", stopped, "--checkpoint"],
+                  ["--input", stopped, "--run", stopped.parent / "again"]):
+        with refused("features_val.npy"):
+            start(*words)
+    assert {one.name: one.read_bytes() for one in stopped.iterdir()} == before
+    assert not (stopped.parent / "again").exists()
+
+
+def test_input_does_not_resume_what_a_backbone_began(head_run):
+    with refused("--input", str(head_run)):
+        start("--input", head_run, "--run", head_run, "--checkpoint")
+
+
+def test_report_is_not_written_among_the_images(head_images, finished_head):
+    for place in ("report", "cat", "cat/report"):
+        with refused("--dataset", str(head_images / "images" / place)):
+            mislabel_analysis.main(["--run", str(finished_head),
+                                    "--output", str(head_images / "images" / place)])
+    assert sorted(path.name for path in (head_images / "images").iterdir()) == ["cat", "dog"]
+
+
 def test_other_backbone_needs_another_folder(head_images, head_run, tmp_path):
     """And never harms the run that is there."""
     images, means = head_images / "images", head_images / "means.onnx"
@@ -161,7 +212,8 @@ def test_features_of_a_round_belong_to_their_images(head_run, tmp_path):
     (["--augmentation", "True"], ["--augmentation", "head"]),
     (["--model", "resnet23"], ["--backbone", "resnet23"]),
     (["--backbone", "efficientnet-lite1"], ["efficientnet-lite0", "'efficientnet-lite1'"]),
-    (["--backbone", ""], ["--backbone"]),
+    (["--backbone", ""], ["--backbone"]), (["--backbone", "b" * 300], ["efficientnet-lite0"]),
+    (["--dataset", "d" * 300], ["--dataset", "digits"]),
     (["--backbone", "efficientnet-lite0", "--backbone_input", "0..1"],
      ["--backbone_input", "efficientnet"]),
     (["--backbone", "efficientnet-lite0", "--image_size", "100"], ["--image_size", "32", "100"]),

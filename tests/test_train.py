@@ -176,7 +176,7 @@ def test_training_on_earlier_files_without_their_noise(dataset_folder, tmp_path)
     assert not (tmp_path / "run" / "applied_corrections.csv").exists()
     dataset = arrays.load(tmp_path / "run")
     assert np.array_equal(dataset.labels, make_dataset().true_labels)
-    with refused("--shuffle_label False", str(dataset_folder / "y_shuffle_train.npy"), "--output"):
+    with refused("--shuffle_label False", str(dataset_folder), "--output"):
         train.main(train_flags(dataset_folder, dataset_folder, "--shuffle_label", "False"))
 
 
@@ -349,7 +349,7 @@ def test_corrected_data_are_trained_on(run, tmp_path, capsys):
     train.main(train_flags(run, tmp_path / "third", *common))
     carried = corrections.load_applied(tmp_path / "third")
     assert carried[0] == earlier and len(carried) == 7
-    with refused("--corrections", str(run / "y_shuffle_train.npy"), "--output"):
+    with refused("--corrections", str(run), "--output"):
         train.main([*train_flags(run, run, *common), "--monitor-path", str(tmp_path / "m")])
 
 

@@ -264,7 +264,13 @@ def other_script(name: str, *words: object) -> str:
     program, interpreter = Path(sys.argv[0]), sys.orig_argv[:-len(sys.argv)]
     if program.parent.resolve() != ROOT or not interpreter:  # imported by another program
         program, interpreter = Path(name), ["python"]
-    return shlex.join([*interpreter, str(program.with_name(name)), *map(str, words)])
+    return shlex.join([*interpreter, str(program.with_name(name)), *map(_word, words)])
+
+
+def _word(value: object) -> str:
+    """A value on a command line; a path that would be taken for a flag begins with the folder."""
+    text = str(value)
+    return f".{os.sep}{text}" if isinstance(value, Path) and text.startswith("-") else text
 
 
 def device_words(settings: Any) -> list[str]:

@@ -150,6 +150,13 @@ def test_paths_are_kept_and_must_fit(tmp_path):
     assert not (tmp_path / "paths.txt").exists() and arrays.load(tmp_path).paths is None
 
 
+def test_place_of_the_images_may_be_nonsense(tmp_path):
+    arrays.save(tmp_path, replace(make_dataset(), paths=[f"{number}.png" for number in range(30)]))
+    for line in ("x" * 300, "a\0b", "../" * 99, "/dev/zero"):
+        (tmp_path / "source.txt").write_text(line)
+        assert len(arrays.load(tmp_path).files()) == 30
+
+
 def test_lists_of_files_that_were_there_do_not_stay(tmp_path):
     arrays.save(tmp_path, make_dataset())
     for name in ("paths.txt", "skipped.txt"):

@@ -336,7 +336,8 @@ def test_images_are_found_where_they_have_moved(photos, tmp_path):
     corrected = decide(dataset, remove=["cat/0.png"])
     with refused(str(photos), "--dataset"):
         export(tmp_path / "clean", dataset, [], corrected)
-    for unknown in (None, tmp_path / "\x1b[31mred"):  # a run of an older version, or a stranger's
+    # a run of an older version, or an untrusted one
+    for unknown in (None, tmp_path / "\x1b[31mred", tmp_path / ("x" * 300)):
         with pytest.raises(UserError, match="--dataset") as caught:
             export(tmp_path / "clean", replace(dataset, source=unknown), [], corrected)
         assert "\x1b" not in str(caught.value)

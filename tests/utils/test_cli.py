@@ -16,6 +16,7 @@ from utils.cli import (
     add_context_flags,
     nearest,
     number,
+    other_script,
     run,
     take_recorded,
 )
@@ -285,3 +286,8 @@ def test_interrupt_while_a_script_is_imported_ends_it_quietly():
     done = python(code + "from utils import cli; cli.run(interrupt)")
     assert (done.returncode, done.stderr.count("\n")) == (130, 1)
     assert "cli.run(interrupt)" in done.stderr  # what to do: the command as it was typed
+
+
+def test_printed_paths_are_not_taken_for_flags():
+    command = other_script("train.py", "--run", Path("-r"), "-c", "cpu")
+    assert shlex.split(command)[-4:] == ["--run", "./-r", "-c", "cpu"]

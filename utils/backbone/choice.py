@@ -1,4 +1,5 @@
 """Which backbone a run uses."""
+import os
 from pathlib import Path
 
 from utils.backbone.extraction import Backbone
@@ -29,7 +30,7 @@ def load_backbone(backbone: str, context: str, size: int | None = None, pixels: 
     if backbone in PRETRAINED:
         return Pretrained(backbone, size, "onnxruntime" if context == "cpu" else "nnabla")
     path = Path(backbone)
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"expected {', '.join(PRETRAINED)} or the path of an .onnx file as --backbone, "
                         f"found nothing at {backbone!a}; "
                         f"{nearest(backbone, PRETRAINED) or 'give one of them'}")

@@ -85,9 +85,9 @@ def extract(backbone: Backbone, folder: Path, train: Split, test: Split | None) 
             for part in known:
                 records.take(known[part], load_array(folder / FEATURES[part]))
             _compute(backbone, sets, digests, records)
+            _save(folder, key, known | digests, records)
         finally:
             records.close()
-        _save(folder, key, known | digests, records)
     (folder / PARTIAL).unlink(missing_ok=True)
     features = {part: load_array(folder / FEATURES[part]) for part in sets}
     return features[TRAIN], features.get(TEST)

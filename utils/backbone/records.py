@@ -1,6 +1,7 @@
 """Features of images in a file that a kill at any time leaves readable."""
 import io
 import os
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -9,6 +10,9 @@ import numpy as np
 
 from utils.errors import RunError, UserError
 from utils.files import cannot_write
+
+if sys.platform != "win32":
+    import fcntl
 
 DIGEST = 16  # bytes that identify an image
 BLOCK = 1000  # rows that are in memory at a time
@@ -33,6 +37,7 @@ class Records:
         self.rows: dict[bytes, int] = {}
         self._path, self._key, self._width = path, key.encode(), 0
         self._file: io.FileIO | None = None
+        self._lock: int | None = None
         self._synced = time.monotonic()
         if path.is_file() and not path.is_symlink():  # an archive may bring links
             self._read(path.stat().st_size)
@@ -63,7 +68,7 @@ class Records:
 
         Raises:
             UserError: they are not of that shape.
-            RunError: they cannot be written; those before them stay.
+            RunError: they cannot be written, or another process writes there; those before them stay.
         """
         width = self._width or (features.shape[1] if features.ndim == 2 else 0)
         if features.dtype != np.float32 or features.shape != (len(digests), width) or not width:
@@ -100,6 +105,7 @@ class Records:
     def _open(self) -> io.FileIO:
         """Open the file, unbuffered; one without records of this key, or a link, is replaced."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self._path.parent)
         if self.rows:
             return io.FileIO(self._path, "r+", opener=_without_links)
         self._path.unlink(missing_ok=True)
@@ -127,9 +133,32 @@ class Records:
         return np.array([self.rows[digest.tobytes()] for digest in digests], np.int64)
 
     def close(self):
-        """Close the file."""
+        """Close the file, and let others write to it."""
         if self._file:
             self._file.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _locked(folder: Path) -> int | None:
+    """A lock of a folder, where the system has such locks, until it is closed or the process ends.
+
+    Raises:
+        RunError: another process has it.
+    """
+    if sys.platform == "win32":
+        return None
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise RunError(f"expected no other run in {folder}, found one that computes features there; "
+                       "wait for it, then run again, or give another --output") from error
+    except OSError:  # some network file systems have no locks
+        pass
+    return lock
 
 
 def _without_links(path: str, flags: int) -> int:

@@ -95,13 +95,14 @@ def load_run(folder: Path, rank_by: str | None = None) -> Run:
     without = out_of_fold.load(folder, per_checkpoint.run_sha256,
                                (len(dataset.labels), len(dataset.names)))
     by_name = rankings(total, per_checkpoint, dataset.labels, statistics, without)
-    choice = Choice(rank_by or DEFAULT, "" if rank_by else "the default where the true labels are known")
+    choice = Choice(DEFAULT, "the default where the true labels are known") if rank_by is None \
+        else Choice(rank_by, "")
     if rank_by == AUTO or (rank_by is None and dataset.true_labels is None):
         epochs = statistics.margin.shape[1] if statistics else int(per_checkpoint.epochs.max())
         choice = choose_ranking(epochs, dynamics="aum" in by_name, out_of_fold=without is not None)
     if choice.name not in by_name:
         hint = nearest(choice.name, [AUTO, *by_name])
         raise UserError(f"expected --rank_by to be {AUTO} or one of the rankings of this run "
-                        f"({', '.join(by_name)}), found {rank_by}{hint and f'; {hint}'}")
+                        f"({', '.join(by_name)}), found {rank_by!a}{hint and f'; {hint}'}")
     return Run(dataset, by_name, choice.name, choice.reason, per_checkpoint, without,
                statistics.margin if statistics else None)

@@ -1,5 +1,6 @@
 """The flags of train.py that choose network and training, and the settings of a run."""
 import argparse
+import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -117,6 +118,10 @@ def fill_defaults(args: argparse.Namespace):
     for name in DEFAULTS:
         if getattr(args, name) is None:
             setattr(args, name, getattr(entry, name))
+    if args.backbone and args.input and "backbone" not in args.given:
+        raise UserError(f"expected no --input to resume {args.checkpoint}, which was trained on the "
+                        f"features of --backbone {args.backbone}, found --input {args.input}; leave it "
+                        "out")
     if args.backbone and args.input:
         raise UserError("--input trains on the files of an earlier run, which --backbone cannot change; "
                         "leave one of them out")
@@ -168,7 +173,7 @@ def take_resumed(args: argparse.Namespace, parser: Parser) -> DescribedCheckpoin
     if args.dataset is None:
         raise UserError(f"{args.checkpoint} was trained on the files of an earlier run; give the "
                         "same --input again")
-    if not given and flags.is_path(args.dataset) and not Path(args.dataset).exists():
+    if not given and flags.is_path(args.dataset) and not os.path.exists(args.dataset):
         raise UserError(f"expected the images of {args.checkpoint} where they were, at "
                         f"{args.dataset!a}, found nothing; give their path as --dataset")
     return resumed

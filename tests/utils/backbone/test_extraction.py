@@ -376,6 +376,19 @@ def test_kill_while_the_files_are_written_loses_nothing(tmp_path, sets, monkeypa
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("one_core")
+def test_two_extractions_at_once_never_mix_their_records(tmp_path, sets):
+    def other(done, features):
+        if done == 12:
+            with refused(str(tmp_path / "run"), "--output", error=RunError):
+                extract(Means(), tmp_path / "run", *sets)
+        return features
+
+    features, _ = extract(Means(then=other), tmp_path / "run", *sets)
+    assert np.array_equal(features, expected(sets[0].originals))
+    extract(Means(), tmp_path / "run", Set(sets[0].originals[4:]), sets[1])
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_first_image_without_finite_features_is_named(tmp_path, sets, value):
     def spoil(done, features):
