@@ -183,7 +183,8 @@ def training_command(settings: Settings) -> str:
 def export_command(settings: Settings) -> str:
     """The command that writes the corrected set to a folder beside the run's."""
     folder = settings.input if settings.input.name else settings.input.resolve()
-    command = cli.other_script("mislabel_analysis.py", "--input", settings.input, "--export",
+    where = ["--dataset", settings.dataset] if settings.dataset else []
+    command = cli.other_script("mislabel_analysis.py", "--run", settings.input, *where, "--export",
                                folder.with_name(f"{folder.name}_corrected"), "--corrections")
     return f"{command} ~/Downloads/{download_name(settings.input)}"
 

@@ -32,6 +32,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, epilog: str | None = None, **options):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
                          epilog=f"{BOOLEANS}\n\n{epilog}" if epilog else BOOLEANS, **options)
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # ranges too: --backbone_input -1..1
         self._groups: dict[str, argparse._ArgumentGroup] = {}
         self._folders: dict[str, str] = {}
         self.add_argument("--version", action=_Version, help="show the version and exit")

@@ -46,6 +46,12 @@ def test_long_flags_take_hyphens_and_underscores(parser, argv):
     assert args.given == {"monitor_path", "train_epochs"}
 
 
+@pytest.mark.parametrize("text", ["-1..1", "-1", "-.5"])
+def test_values_may_begin_like_a_number(parser, text):
+    parser.add_argument("--backbone_input")
+    assert parser.parse_args(["--backbone-input", text, "-m", "a"]).backbone_input == text
+
+
 def test_defaults_are_not_given(parser):
     args = parser.parse_args(["--train_epochs", "270"])
     assert (args.train_epochs, args.shuffle_label, args.context) == (270, None, None)

@@ -50,7 +50,8 @@ def page_pictures(images: np.ndarray, indices: Sequence[int], files: Sequence[Pa
         first = str(files[indices[min(lost)]])
         print(f"{len(lost):,} of {len(indices):,} suspects are shown from {TRAIN_IMAGES}: their files "
               f"are missing, unreadable or no longer what was trained on, the first {first!a}; put them "
-              "back and run this again to see the photos", flush=True)
+              "back, or give --dataset where they are now, and run this again to see the photos",
+              flush=True)
     return pictures
 
 

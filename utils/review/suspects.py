@@ -14,7 +14,7 @@ from datasets.corrections import Corrections, Decision, decided_earlier
 from datasets.duplicates import image_digests, other_labels
 from utils.files import text_cell, whole_file, whole_folder
 from utils.review.detection import rank
-from utils.review.run import Run, agreement, trustworthy
+from utils.review.run import LEARNED, Run, agreement
 from utils.tracin.scores import PerCheckpoint
 
 SPARED_SHOWN = 5
@@ -189,7 +189,7 @@ def choose_corrections(run: Run, drop: float | None, relabel: float | None) -> C
     dataset, names = run.dataset, run.dataset.names
     labels, suggested = dataset.labels[:, 0], run.probability.argmax(axis=1)
     order = rank(run.score)
-    if not trustworthy(run):
+    if agreement(run) < LEARNED:
         print(f"warning: the networks agree with {100 * agreement(run):.1f} % of the labels: many of "
               "the first samples are labelled right and many suggestions are wrong; review them instead",
               flush=True)

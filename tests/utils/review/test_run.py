@@ -101,6 +101,14 @@ def test_run_with_a_head_is_ranked_by_its_self_influence(run):
     np.testing.assert_allclose(load_run(run, "out_of_fold").score, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("disagreed", "told"), [(7, ""), (8, "73.3 %")])
+def test_relabelling_is_warned_of_where_the_heads_know_too_little(run, disagreed, told, capsys):
+    with_out_of_fold(run, disagreed)
+    choose_corrections(load_run(run), drop=0.1, relabel=None)
+    out = capsys.readouterr().out
+    assert told in out and bool(out) == bool(told)
+
+
 def test_metrics_have_both_estimates(run, few_resamples):
     assert "estimated_out_of_fold" not in measure(load_run(run), 7)
     with_out_of_fold(run, 5)
