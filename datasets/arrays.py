@@ -162,28 +162,29 @@ class Dataset(Split):
         return digest.hexdigest()
 
     def annotations(self) -> dict[str, str]:
-        """SHA-256 of names, true labels, paths and features, by file name: to tell which has changed."""
+        """SHA-256 of names, true labels, paths, and features with their images, by file name."""
         contents = {NAMES_FILE: _join(self.names).encode()}
         if self.true_labels is not None:
             contents[TRUE_LABELS] = np.ascontiguousarray(self.true_labels, "<i8").tobytes()
         if self.paths:
             contents[PATHS_FILE] = _join(self.paths).encode()
         result = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-        for name, features in self.all_features().items():
-            result[name] = _digest_features(features)
-        return result
+        return result | self.feature_digests()
 
-    def all_features(self) -> dict[str, np.ndarray]:
-        """The features of the training and the test set, where there are any, by file name."""
-        found = {TRAIN_FEATURES: self.features, TEST_FEATURES: self.test.features if self.test else None}
-        return {name: features for name, features in found.items() if features is not None}
+    def feature_digests(self) -> dict[str, str]:
+        """SHA-256 of the features of the training and the test set with their images, by file name."""
+        parts = {TRAIN_FEATURES: self, TEST_FEATURES: self.test}
+        return {name: _digest_features(part.features, part.images) for name, part in parts.items()
+                if part and part.features is not None}
 
 
-def _digest_features(features: np.ndarray) -> str:
+def _digest_features(features: np.ndarray, images: np.ndarray | None = None) -> str:
     digest = hashlib.sha256(repr(features.shape).encode())
-    for start in range(0, len(features), 1000):
-        digest.update(np.ascontiguousarray(features[start:start + 1000], "<f4").data)
-    release(features)
+    for array, kind in ((features, "<f4"), (images, "u1")):
+        if array is not None:
+            for start in range(0, len(array), 1000):
+                digest.update(np.ascontiguousarray(array[start:start + 1000], kind).data)
+            release(array)
     return digest.hexdigest()
 
 
@@ -314,14 +315,14 @@ def check_features(folder: Path, dataset: Dataset, recorded: dict[str, str]):
     Raises:
         UserError: they have changed, or are gone.
     """
-    found = dataset.all_features()
+    found = dataset.feature_digests()
     for name in (TRAIN_FEATURES, TEST_FEATURES):
         if name not in recorded or (name == TEST_FEATURES and dataset.test is None):
             continue
         if name not in found:
             raise UserError(f"expected the features that the run was trained on in {folder / name}, "
                             "found none; restore the file, or train again")
-        if _digest_features(found[name]) != recorded[name]:
+        if found[name] != recorded[name]:
             raise UserError(f"expected {folder / name} as it was in the training, found the features "
                             "of other images or another content; restore it, or train again")
 

@@ -89,6 +89,13 @@ def test_features_belong_to_their_images(finished_head, head_run, tmp_path):
     (head_run / "features_train.npy").unlink()
     with refused("features_train.npy"):
         score(head_run)
+    np.save(head_run / "features_train.npy", features)
+    np.save(head_run / "x_train.npy", np.load(head_run / "x_train.npy")[::-1])
+    for words in (["--input", head_run, "--run", tmp_path / "again"],
+                  ["--run", head_run, "--checkpoint"]):
+        with refused("features_train.npy"):
+            start(*words)
+    assert not (tmp_path / "again").exists()
 
 
 def test_reviewed_images_are_trained_on_without_their_backbone(head_run, tmp_path):
