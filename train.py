@@ -107,8 +107,8 @@ def train_and_evaluate(chosen: TrainSettings):
     if chosen.changes():
         print(chosen.changes(), flush=True)
     dataset = flags.load_data(chosen.data, rng, partial(noise_logits, chosen.data.dataset))
-    dataset = with_features(chosen, dataset)
     settings = chosen.for_dataset(dataset)
+    dataset = with_features(settings, dataset)
     description = settings.describe(dataset)
     network = build_network(settings.model, len(dataset.names), settings.nmaps, rng,
                             dataset.inputs.shape[1:])

@@ -225,6 +225,7 @@ def test_features_of_a_round_belong_to_their_images(head_run, tmp_path):
      ["--backbone_input", "efficientnet"]),
     (["--backbone", "efficientnet-lite0", "--image_size", "100"], ["--image_size", "32", "100"]),
     (["-t", "half"], ["--type-config", "half"]),
+    (["--train_batch_size", "41"], ["--train_batch_size", "40", "41"]),
     (["--backbone_output", "b"], ["--backbone_output", "'means'", "b"]),
     (["--input", "."], ["--input", "--backbone"]),
     (["--learning_rate", "1e300"], ["epoch 1", "--learning_rate 1e+300"]),
