@@ -108,9 +108,10 @@ byId("moves").onchange = () => {
 };
 try { byId("moves").checked = localStorage.getItem(MOVES) !== "false"; } catch {}
 
+history.scrollRestoration = "manual";  // what a key decides is in sight
 load();
 update();
 const start = Math.max(0, shown.findIndex(isOpen));
 page = Math.floor(start / PAGE);
 render(start % PAGE);
-stopTile()?.focus({preventScroll: start % PAGE === 0});
+focusStop();

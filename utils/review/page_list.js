@@ -111,6 +111,15 @@ function goTo(place) {
   if (hidden > 0) scrollBy(0, -hidden);
 }
 
+// Gives the focus to the current tile; the page scrolls only where its picture would be out of sight.
+function focusStop() {
+  const tile = stopTile();
+  if (!tile) return;
+  tile.focus({preventScroll: true});
+  const {top, bottom} = tile.querySelector(".picture").getBoundingClientRect();
+  if (top < headerHeight() || bottom > innerHeight) goTo(placeOf(tile));
+}
+
 // How much of the screen the header covers.
 function headerHeight() {
   const header = document.querySelector("header");

@@ -318,6 +318,27 @@ def test_another_order_and_another_page_begin_at_the_top(page):
         assert page.evaluate("scrollY") == 0
 
 
+def in_sight(page):
+    """Whether the picture of the tile that has the focus is between the header and the lower edge."""
+    return page.evaluate("""() => {
+        const box = document.activeElement.querySelector(".picture").getBoundingClientRect();
+        const header = document.querySelector("header").getBoundingClientRect();
+        return Math.max(0, header.bottom) <= box.top && box.bottom <= innerHeight;
+    }""")
+
+
+@pytest.mark.parametrize("show", ["open", "all"])
+def test_what_a_key_decides_is_in_sight_after_a_reload(page, page_file, show):
+    press(page, "ArrowRight f ArrowRight f")
+    page_file.write_text(page_file.read_text().replace(f'value="{show}"', f'value="{show}" selected'))
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    page.reload()
+    page.wait_for_timeout(300)  # browsers restore the place after the page has loaded
+    assert focused(page) == 0 and in_sight(page)
+    press(page, "ArrowDown " * 6)
+    assert in_sight(page)
+
+
 def test_tab_stops_at_one_tile_and_its_controls(page):
     page.locator("article").nth(4).locator("button.fine").click()
     press(page, "ArrowRight")
