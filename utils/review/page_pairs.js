@@ -57,4 +57,4 @@ function filterPair(given, suggested) {
 }
 
 byId("pairs").ontoggle = updatePairs;
-byId("allPairs").onclick = () => { filterPair("", ""); byId("class").focus(); };
+byId("allPairs").onclick = () => { filterPair("", ""); focusStop(); };

@@ -65,6 +65,8 @@ def test_undo(page, tmp_path):
     assert page.inner_text("#message") not in ("", before) and downloads == []
     press(page, "r")
     page.reload()
+    assert decided(page) == [1, 150]
+    page.select_option("#show", "all")
     press(page, "ArrowRight u")
     page.reload()
     assert decided(page) == [0, 150]
@@ -337,6 +339,64 @@ def test_what_a_key_decides_is_in_sight_after_a_reload(page, page_file, show):
     assert focused(page) == 0 and in_sight(page)
     press(page, "ArrowDown " * 6)
     assert in_sight(page)
+
+
+@pytest.mark.parametrize("control", ["#load", "#helpButton", "#next", "#moves", "#all", "#pairs summary",
+                                     "[data-pair='0 1']", "#table"])
+def test_letters_are_about_the_current_tile_from_every_control(page, dataset, control):
+    page.click("#pairs summary")
+    for key, kind in [("a", "relabel"), ("f", "fine"), ("r", "remove"), ("u", "")]:
+        page.locator("article").nth(1).focus()
+        page.focus(control)
+        press(page, key)
+        assert focused(page) == 1 and decision(page, 1) == kind
+    page.focus(control)
+    press(page, "z")
+    assert decision(page, 1) == "remove"
+    page.focus(control)
+    press(page, "c ArrowDown Enter")
+    assert focused(page) == 1 and decision(page, 1) == ("fine" if dataset.labels[1, 0] == 0 else "relabel")
+    page.focus(control)
+    press(page, "n")
+    assert focused(page) == 60
+    page.focus(control)
+    press(page, "p ?")
+    assert paging(page)[0] == 1 and page.locator("#help").is_visible()
+
+
+def test_other_keys_are_the_control_s_own(page):
+    page.focus("#next")
+    press(page, "ArrowRight ArrowDown")
+    assert page.evaluate("document.activeElement.id") == "next"
+    press(page, "Space")
+    assert paging(page)[0] == 2
+    page.focus("#moves")
+    press(page, "Space")
+    assert page.is_checked("#moves")
+    page.focus("#helpButton")
+    press(page, "Enter")
+    assert page.locator("#help").is_visible() and page.locator("#view [data-index]").count() == 0
+
+
+def test_filter_gives_the_focus_to_the_current_tile(page, dataset):
+    page.select_option("#class", "1")
+    first = int(np.flatnonzero(dataset.labels[:150, 0] == 1)[0])
+    assert focused(page) == first
+    press(page, "f")
+    assert decided(page) == [1, 150]
+    page.click("#allPairs")
+    press(page, "r")
+    assert decided(page) == [2, 150]
+
+
+def test_typing_in_a_filter_stays_typing_until_enter(page, dataset):
+    page.focus("#sort")
+    page.keyboard.type("su")
+    assert page.input_value("#sort") == "suggested_label" and decided(page) == [0, 150]
+    assert page.evaluate("document.activeElement.id") == "sort"
+    press(page, "ArrowUp Enter r")
+    assert page.input_value("#sort") == "given_label" and decided(page) == [1, 150]
+    assert focused(page) == np.flatnonzero(dataset.labels[:150, 0] == 0)[0]
 
 
 def test_tab_stops_at_one_tile_and_its_controls(page):
