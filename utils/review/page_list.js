@@ -76,13 +76,16 @@ function stopTile() { return main.querySelector("article[tabindex='0']"); }
 
 function placeOf(tile) { return page * PAGE + tiles().indexOf(tile); }
 
-// A line after as many suspects as have wrong labels by the estimate, which is often too low.
+// A line after as many suspects as have wrong labels by the estimate; the next ones fill the row above it.
 function markLikely() {
-  if (likely === null || byId("sort").value !== "rank") return;
+  if (likely === null || byId("sort").value !== "rank" || !["open", "all"].includes(byId("show").value))
+    return;
   const above = shown.filter(suspect => suspect.rank <= likely).length;
+  const expected = atMost === null
+    ? `At least ${amount(likely, "wrong label is", "wrong labels are")} expected (an estimate, often too low)`
+    : `Between ${likely} and ${atMost} wrong labels are expected (estimates)`;
   if (above < shown.length) tiles()[above - 1 - page * PAGE]?.after(
-    element("p", `At least ${amount(likely, "wrong label is", "wrong labels are")} expected (an estimate, `
-      + "often too low): continue below this line while you find wrong labels.",
+    element("p", `${expected}: continue below this line while you find wrong labels.`,
       {className: "line", id: "likely"}));
 }
 
@@ -130,8 +133,7 @@ function turn(step) {
   if (page + step >= 0 && (page + step) * PAGE < shown.length) goTo((page + step) * PAGE);
 }
 
-// How many tiles it is to the tile in the same column of the next or previous row, or off the page.  The
-// row above the line may be short.
+// How many tiles it is to the tile in the same column of the next or previous row, or off the page.
 function rowStep(tile, step) {
   const all = tiles(), rows = [...new Set(all.map(one => one.offsetTop))];
   const row = all.filter(one => one.offsetTop === rows[rows.indexOf(tile.offsetTop) + step]);

@@ -208,19 +208,42 @@ def test_line_is_among_the_suspects_that_are_shown(tab, dataset, make_page, tmp_
     assert page.evaluate(BEFORE_LINE) == (dataset.labels[:10, 0] == 1).sum()
 
 
+@pytest.mark.parametrize("likely", [1, 7, 10])
+def test_line_leaves_no_hole_among_the_rows(tab, make_page, tmp_path, likely):
+    tab.set_viewport_size({"width": 1500, "height": 700})  # five tiles a row
+    page = open_page(tab, make_page(tmp_path / "line.html", likely=likely))
+    tops = page.eval_on_selector_all("article", "tiles => tiles.map(tile => tile.offsetTop)")
+    assert tops == sorted(tops) and np.unique(tops, return_counts=True)[1].tolist() == [5] * 12
+    line = page.evaluate("document.getElementById('likely').offsetTop")
+    assert tops[likely - 1] < line < tops[likely + 4]
+
+
 def test_up_and_down_keep_the_column_across_the_line(tab, make_page, tmp_path):
     tab.set_viewport_size({"width": 1500, "height": 700})  # five tiles a row
     page = open_page(tab, make_page(tmp_path / "line.html", likely=7))
     press(page, "ArrowRight ArrowDown")
     assert focused(page) == 6
     press(page, "ArrowDown")
-    assert focused(page) == 8
-    press(page, "ArrowUp ArrowUp ArrowRight ArrowRight ArrowDown")
-    assert focused(page) == 6  # the row is short
+    assert focused(page) == 11
     press(page, "ArrowUp ArrowUp")
-    assert focused(page) == 0
-    press(page, "ArrowDown " * 14)
+    assert focused(page) == 1
+    press(page, "ArrowDown " * 12)
     assert paging(page)[0] == 2
+
+
+def test_line_names_both_estimates(tab, make_page, tmp_path):
+    page = open_page(tab, make_page(tmp_path / "line.html", likely=7, at_most=31))
+    assert numbers(page.inner_text("#likely")) == [7, 31] and page.evaluate(BEFORE_LINE) == 7
+
+
+def test_line_is_only_where_undecided_suspects_are_shown(tab, make_page, tmp_path):
+    page = open_page(tab, make_page(tmp_path / "line.html", likely=1))
+    press(page, "f ArrowRight f")
+    drawn = {}
+    for show in ("all", "decided", "differ", "open"):
+        page.select_option("#show", show)
+        drawn[show] = page.locator("#likely").count()
+    assert drawn == {"all": 1, "decided": 0, "differ": 0, "open": 0}  # none above it is undecided
 
 
 def test_same_image_with_another_label_is_shown(tab, dataset, make_page, tmp_path):
