@@ -32,12 +32,12 @@ function inDetail(key, event, tile) {
 
 function inList(key, event, tile) {
   // Letters are about the current tile wherever the focus is; other keys belong to the control there.
-  if (document.activeElement === document.body || key in DECISIONS && !tile.contains(document.activeElement))
-    tile.focus();
+  const elsewhere = document.activeElement !== document.body && !tile.contains(document.activeElement);
+  if (elsewhere ? key in DECISIONS : document.activeElement === document.body) tile.focus();
   const suspect = shown[placeOf(tile)], onTile = document.activeElement === tile;
   const steps = {ArrowLeft: () => -1, ArrowRight: () => 1, ArrowUp: () => rowStep(tile, -1),
                  ArrowDown: () => rowStep(tile, 1)};
-  if (key in steps && tile.contains(document.activeElement)) {
+  if (key in steps && !elsewhere) {
     const place = placeOf(tile);
     if (!event.shiftKey) range = null;
     goTo(place + steps[key]());

@@ -56,14 +56,18 @@ function render(focus = 0) {
   const pages = Math.max(1, Math.ceil(shown.length / PAGE));
   page = Math.min(Math.max(page, 0), pages - 1);
   main.replaceChildren(...shown.slice(page * PAGE, (page + 1) * PAGE).map(makeTile));
-  if (!shown.length)
-    main.append(element("p", "Nothing to show: choose more under Show.", {className: "line"}));
+  if (!shown.length) main.append(element("p", decidedNow().length && !suspects.some(isOpen)
+    && byId("show").value === "open"
+    ? "All suspects shown here are decided: download the corrections with "
+      + `"${byId("download").textContent}".`
+    : "Nothing to show: choose more under Show.", {className: "line"}));
   markLikely();
   for (const one of document.querySelectorAll(".page"))
     one.textContent = `page ${page + 1} of ${pages}, ${shown.length} of ${samples} samples`;
   for (const one of document.querySelectorAll(".previous")) one.disabled = page === 0;
   for (const one of document.querySelectorAll(".next")) one.disabled = page === pages - 1;
   byId("all").disabled = !shown.length;
+  byId("all").textContent = `Select all ${shown.length}`;
   const tile = tiles()[Math.min(focus, tiles().length - 1)];
   if (tile) makeStop(tile);
   count();
@@ -76,13 +80,14 @@ function stopTile() { return main.querySelector("article[tabindex='0']"); }
 
 function placeOf(tile) { return page * PAGE + tiles().indexOf(tile); }
 
-// A line after as many suspects as have wrong labels by the estimate; the next ones fill the row above it.
+// A line after as many suspects as have wrong labels by the estimate; the next ones fill its row.
 function markLikely() {
   if (likely === null || byId("sort").value !== "rank" || !["open", "all"].includes(byId("show").value))
     return;
   const above = shown.filter(suspect => suspect.rank <= likely).length;
   const expected = atMost === null
-    ? `At least ${amount(likely, "wrong label is", "wrong labels are")} expected (an estimate, often too low)`
+    ? `At least ${amount(likely, "wrong label is", "wrong labels are")} expected (an estimate, often `
+      + "too low)"
     : `Between ${likely} and ${atMost} wrong labels are expected (estimates)`;
   if (above < shown.length) tiles()[above - 1 - page * PAGE]?.after(
     element("p", `${expected}: continue below this line while you find wrong labels.`,

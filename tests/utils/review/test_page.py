@@ -283,12 +283,16 @@ def test_decided_suspects_leave_room_for_others(tab, dataset, make_page, tmp_pat
 
 
 def test_nothing_left_to_decide_is_said(tab, make_page, tmp_path):
-    page = open_page(tab, make_page(tmp_path / "few.html", limit=1))
-    press(page, "f")
+    page = open_page(tab, make_page(tmp_path / "few.html", limit=2))
+    button = page.inner_text("#download")
+    page.select_option("#show", "earlier")
+    assert shown(page) == [] and button not in page.inner_text("main") != ""
+    page.select_option("#show", "open")
+    press(page, "f ArrowRight f")
     page.reload()
-    assert shown(page) == [] and page.inner_text("main") != ""
+    assert shown(page) == [] and button in page.inner_text("main")
     page.select_option("#show", "decided")
-    assert shown(page) == [0]
+    assert shown(page) == [0, 1]
 
 
 @pytest.mark.parametrize("reason", ["", f"half learned {EVIL}"])
@@ -378,7 +382,8 @@ def test_letters_are_about_the_current_tile_from_every_control(page, dataset, co
     assert decision(page, 1) == "remove"
     page.focus(control)
     press(page, "c ArrowDown Enter")
-    assert focused(page) == 1 and decision(page, 1) == ("fine" if dataset.labels[1, 0] == 0 else "relabel")
+    chosen = "fine" if dataset.labels[1, 0] == 0 else "relabel"
+    assert focused(page) == 1 and decision(page, 1) == chosen
     page.focus(control)
     press(page, "n")
     assert focused(page) == 60

@@ -238,6 +238,7 @@ def test_everything_shown_is_decided_at_once(page, dataset, tmp_path):
     press(page, "r")
     assert kinds(page) == [0, 0, len(wanted)]
     page.select_option("#class", "")
+    assert numbers(page.inner_text("#all")) == [150 - len(wanted)]
     page.click("#all")
     assert selection(page)[1] == 150 - len(wanted)  # those that are undecided
     page.click("#batch [data-kind=fine]")

@@ -63,13 +63,22 @@ def test_margins_are_a_line_over_the_epochs(with_margins):
     assert [[float(value) for value in point.split(",")] for point in points] == [
         [0, 0], [100, 20], [200, 40], [300, 60]]
     assert float(page.locator("#detail svg line").get_attribute("y1")) == 40
-    assert re.findall(r"-?\d+", page.inner_text("figcaption"))[:4] == ["1", "4", "-1", "2"]
+    for told in (page.inner_text("figcaption"), page.get_attribute("#detail svg", "aria-label")):
+        assert re.findall(r"-?\d+\.\d+", told) == ["2.00", "-1.00"]
     press(page, "ArrowRight ArrowRight ArrowRight")  # from -1 to -4: 0 stays above
     points = page.locator("#detail polyline").get_attribute("points").split()
     assert points[0] == "0,15" and float(page.locator("#detail svg line").get_attribute("y1")) == 0
     press(page, "ArrowRight")  # and below
     points = page.locator("#detail polyline").get_attribute("points").split()
     assert points[0] == "0,45" and float(page.locator("#detail svg line").get_attribute("y1")) == 60
+
+
+def test_line_of_many_epochs_begins_and_ends_with_those_of_one_epoch(tab, dataset, make_page, tmp_path):
+    margins = np.tile(np.arange(150.0), (len(dataset.labels), 1))
+    page = open_page(tab, make_page(tmp_path / "many.html", margins=margins))
+    press(page, "Enter")
+    assert re.findall(r"-?\d+\.\d+", page.inner_text("figcaption")) == ["0.00", "149.00"]
+    assert len(page.locator("#detail polyline").get_attribute("points").split()) <= 60
 
 
 def test_no_line_without_margins(page):
@@ -165,6 +174,8 @@ def test_help_lists_the_keys_and_takes_none(page):
     press(page, "ArrowRight ?")
     assert page.locator("#help").is_visible()
     keys = set(page.locator("#help kbd").all_inner_texts())
+    words = page.locator("#help dt:not(:has(kbd))").all_inner_texts()
+    assert {"margin", "disagreed"} <= set(words)
     assert {"A", "F", "R", "C", "U", "Z", "N", "P", "E", "?", "Enter", "Esc", "Space"} <= keys
     press(page, "a n e z")
     assert decided(page)[0] == 0 and paging(page)[0] == 1
