@@ -19,12 +19,19 @@ function count() {
     const part = byId("progress").querySelector(`[data-kind="${kind}"]`);
     part.style.width = `${100 * number / (all || 1)}%`;
   }
+  // Tiles stay after a decision, but these numbers are of what is left.
+  const left = shown.filter(FILTERS[byId("show").value]).length;
+  for (const one of document.querySelectorAll(".page"))
+    one.textContent = `page ${page + 1} of ${countPages()}, ${left} of ${samples} samples`;
+  updatePairs();
   byId("progress").ariaValueMax = all;
   byId("progress").ariaValueNow = now.length;
   byId("offer").hidden = byId("use").hidden = !offered;
   byId("offer").firstChild.textContent = amount(offered, "decision of another review in this browser fits "
     + "an image here", "decisions of another review in this browser fit images here");
 }
+
+function countPages() { return Math.max(1, Math.ceil(shown.length / PAGE)); }
 
 function update() {
   const given = byId("class").value, suggested = byId("suggested").value, sort = byId("sort").value;
@@ -42,7 +49,6 @@ function update() {
   range = null;
   setSelected(new Set());
   byId("allPairs").hidden = given === "" && suggested === "";
-  updatePairs();
   render();
   scrollTo(0, 0);
 }
@@ -53,7 +59,7 @@ function refilter() {
 }
 
 function render(focus = 0) {
-  const pages = Math.max(1, Math.ceil(shown.length / PAGE));
+  const pages = countPages();
   page = Math.min(Math.max(page, 0), pages - 1);
   main.replaceChildren(...shown.slice(page * PAGE, (page + 1) * PAGE).map(makeTile));
   if (!shown.length) main.append(element("p", decidedNow().length && !suspects.some(isOpen)
@@ -62,8 +68,6 @@ function render(focus = 0) {
       + `"${byId("download").textContent}".`
     : "Nothing to show: choose more under Show.", {className: "line"}));
   markLikely();
-  for (const one of document.querySelectorAll(".page"))
-    one.textContent = `page ${page + 1} of ${pages}, ${shown.length} of ${samples} samples`;
   for (const one of document.querySelectorAll(".previous")) one.disabled = page === 0;
   for (const one of document.querySelectorAll(".next")) one.disabled = page === pages - 1;
   byId("all").disabled = !shown.length;

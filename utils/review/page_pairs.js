@@ -25,7 +25,9 @@ function updatePairs() {
       pairCell(given, suggested, counts.get(`${given} ${suggested}`), most)));
     return row;
   }));
+  const pair = document.activeElement.dataset.pair;  // which keeps the focus
   byId("table").replaceChildren(table);
+  if (pair) byId("table").querySelector(`[data-pair="${pair}"]`)?.focus({preventScroll: true});
   byId("more").hidden = Math.max(rows.size, columns.size) <= PAIR_CLASSES;
 }
 

@@ -338,8 +338,16 @@ def test_pairs_count_what_is_shown(pairs):
     page.click("[data-pair='0 1']")
     page.locator("article").first.focus()
     press(page, "r")
+    left = ((given == 0) & (suggested == 1)).sum() - 1
+    assert int(page.inner_text("[data-pair='0 1']")) == left == paging(page)[2]
+    press(page, "z")
+    assert int(page.inner_text("[data-pair='0 1']")) == left + 1 == paging(page)[2]
+    press(page, "r")
+    page.focus("[data-pair='0 1']")
+    page.evaluate("update()")
+    assert page.evaluate("document.activeElement.dataset.pair") == "0 1"
     page.click("#allPairs")
-    assert int(page.inner_text("[data-pair='0 1']")) == ((given == 0) & (suggested == 1)).sum() - 1
+    assert int(page.inner_text("[data-pair='0 1']")) == left
     page.select_option("#show", "decided")
     assert page.locator("[data-pair]").all_inner_texts() == ["1"]
 
