@@ -105,6 +105,7 @@ for (const [name, step] of [["previous", -1], ["next", 1]])
   for (const one of document.querySelectorAll("." + name)) one.onclick = () => turn(step);
 main.addEventListener("focusin", event => makeStop(event.target.closest("article")));
 new ResizeObserver(() => {
+  markWider();
   document.documentElement.style.setProperty("--header", headerHeight() + "px");
 }).observe(document.querySelector("header"));
 addEventListener("storage", event => {  // from another tab
@@ -120,6 +121,11 @@ byId("moves").onchange = () => {
   try { localStorage.setItem(MOVES, byId("moves").checked); } catch {}
 };
 try { byId("moves").checked = localStorage.getItem(MOVES) !== "false"; } catch {}
+
+// A phone has no room for all of the header.
+const narrow = matchMedia("(max-width: 40em)"), fold = () => { byId("filters").open = !narrow.matches; };
+narrow.onchange = fold;
+fold();
 
 history.scrollRestoration = "manual";  // what a key decides is in sight
 load();

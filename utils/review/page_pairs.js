@@ -29,6 +29,15 @@ function updatePairs() {
   byId("table").replaceChildren(table);
   if (pair) byId("table").querySelector(`[data-pair="${pair}"]`)?.focus({preventScroll: true});
   byId("more").hidden = Math.max(rows.size, columns.size) <= PAIR_CLASSES;
+  markWider();
+}
+
+// Whether there are more columns to the right shows in words and as an edge that fades.
+function markWider() {
+  const table = byId("table");
+  const wider = table.scrollWidth - table.clientWidth - table.scrollLeft > 1;
+  table.classList.toggle("wider", wider);
+  byId("wider").hidden = !wider;
 }
 
 function heading(label, scope) {
@@ -59,4 +68,5 @@ function filterPair(given, suggested) {
 }
 
 byId("pairs").ontoggle = updatePairs;
+byId("table").onscroll = markWider;
 byId("allPairs").onclick = () => { filterPair("", ""); focusStop(); };

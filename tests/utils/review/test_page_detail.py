@@ -231,7 +231,7 @@ def test_every_text_has_the_contrast_that_accessibility_asks_for(with_margins, s
     page = with_margins
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
     press(page, "a ArrowRight f ArrowRight r ArrowLeft Shift+ArrowRight")
-    page.click("summary")
+    page.click("#pairs summary")
     for keys in ("", "Enter", "Escape ?"):
         press(page, keys)
         seen, contrast, where = page.evaluate(CONTRAST)
@@ -247,7 +247,7 @@ def test_nothing_is_wider_than_the_screen(with_margins, dataset, make_page, tmp_
         if path:
             open_page(page, path)
         press(page, "a ArrowRight f ArrowRight r Shift+ArrowRight")
-        page.click("summary")
+        page.click("#pairs summary")
         for keys in ("", "ArrowRight Enter", "Escape ?"):
             press(page, keys)
             widths = page.evaluate("""[document.documentElement, ...document.querySelectorAll(
@@ -276,3 +276,40 @@ def test_tile_that_has_the_focus_is_in_sight(tab, page_file, size):
             document.querySelector("header").getBoundingClientRect().bottom,
             document.getElementById("toast").getBoundingClientRect().top]""")
         assert max(0, header) <= top and bottom <= toast
+
+
+@pytest.fixture(params=[(390, 844), (320, 568)])
+def phone(request, browser, page_file):
+    context = browser.new_context(viewport=dict(zip(["width", "height"], request.param, strict=True)),
+                                  has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(page_file.as_uri())
+    yield page
+    context.close()
+
+
+def test_header_leaves_a_phone_two_thirds_for_the_suspects(phone):
+    assert phone.evaluate("document.querySelector('header').offsetHeight / innerHeight") < 1 / 3
+    assert phone.is_visible("#download") and not phone.is_visible("#show")
+    phone.click("#filters summary")
+    phone.select_option("#show", "all")
+    phone.click("#next")
+    assert paging(phone)[:2] == [2, 3]
+
+
+def test_filters_are_not_folded_on_a_large_screen(page):
+    assert page.is_visible("#show") and not page.is_visible("#filters summary")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_selector("#show", state="hidden")
+    page.set_viewport_size({"width": 1280, "height": 720})
+    page.wait_for_selector("#show")
+
+
+def test_message_covers_no_labels_of_the_next_suspect_on_a_phone(phone):
+    for _ in range(3):
+        phone.evaluate("document.activeElement.querySelector('.accept').click()")
+        labels, toast = phone.evaluate("""() => [
+            document.activeElement.querySelector(".actions").getBoundingClientRect().bottom,
+            document.getElementById("toast").getBoundingClientRect().top]""")
+        assert phone.is_visible("#undoLast") and labels <= toast
+    assert focused(phone) == 3
