@@ -39,8 +39,9 @@ def download_name(run: Path) -> str:
 
 def save_review(path: Path, dataset: Dataset, score: np.ndarray, rank_by: str,
                 per_checkpoint: PerCheckpoint, limit: int, facts: Facts, *, likely: int | None = None,
-                reason: str = "", next_command: str = "", download: str = DOWNLOAD,
-                files: Sequence[Path] | None = None, margins: np.ndarray | None = None):
+                at_most: int | None = None, reason: str = "", next_command: str = "",
+                download: str = DOWNLOAD, files: Sequence[Path] | None = None,
+                margins: np.ndarray | None = None):
     """Write the page with the first suspects.
 
     Args:
@@ -53,6 +54,7 @@ def save_review(path: Path, dataset: Dataset, score: np.ndarray, rank_by: str,
         facts: what else is known of the samples.
         likely: number of wrong labels by estimate, often too low, which a line marks in the order of
             rank; None for no line.
+        at_most: a higher estimate, which the line names too; None if there is none.
         reason: why the samples are ranked by this score, if there is something to say.
         next_command: what to run with the corrections, if there is something to say.
         download: file name of the corrections; see `download_name`.
@@ -73,8 +75,8 @@ def save_review(path: Path, dataset: Dataset, score: np.ndarray, rank_by: str,
     data = {
         "suspects": suspects, "names": dataset.names, "run": dataset.digest(),
         "samples": len(dataset.images), "columns": COLUMNS, "kinds": DECISIONS,
-        "checkpoints": len(per_checkpoint.epochs), "likely": likely, "nextCommand": next_command,
-        "download": download, "epochs": 0 if margins is None else margins.shape[1],
+        "checkpoints": len(per_checkpoint.epochs), "likely": likely, "atMost": at_most,
+        "nextCommand": next_command, "download": download,
         "applied": [[one.image_sha256, one.given_label, one.decision, one.new_label]
                     for one in facts.applied],
         "checks": {"length": CHECK, "start": start, "labels": dataset.labels[:, 0].tolist(),
@@ -96,9 +98,13 @@ def _entry(suspect: Suspect, dataset: Dataset, facts: Facts) -> dict:
 
 
 def _line(margins: np.ndarray) -> list[float]:
-    """Margins (E,) as at most `POINTS` means of neighbouring epochs; none if one of them is unknown."""
+    """Margins (E,) as at most `POINTS` values; none if one of them is unknown.
+
+    They are means of neighbouring epochs, but the first and the last are those of one epoch.
+    """
     values = margins.astype(np.float64)
     if not np.isfinite(values).all():
         return []
     parts = np.array_split(values, min(POINTS, len(values)))
-    return [round(float(part.mean()), 2) for part in parts]
+    means = [values[0], *(part.mean() for part in parts[1:-1]), values[-1]] if len(parts) > 1 else values
+    return [round(float(value), 2) for value in means]

@@ -58,12 +58,14 @@ function makeLine(margins) {
   const low = Math.min(0, least), high = Math.max(0, most);
   const y = value => 60 - 60 * (value - low) / (high - low || 1);
   const points = margins.map((value, place) => `${300 * place / (margins.length - 1)},${y(value)}`);
+  const told = `margin ${margins[0].toFixed(2)} after the first epoch, `
+    + `${margins.at(-1).toFixed(2)} after the last`;
   const drawing = svg("svg", {viewBox: "0 -2 300 64", preserveAspectRatio: "none", role: "img",
-    "aria-label": `margin from ${margins[0]} in the first epochs to ${margins.at(-1)} in the last`});
+    "aria-label": told});
   drawing.append(svg("line", {x1: 0, x2: 300, y1: y(0), y2: y(0)}),
     svg("polyline", {points: points.join(" ")}));
-  figure.append(drawing, element("figcaption", `Margin in epochs 1 to ${epochs}, from ${least} to `
-    + `${most}: below the dashed line, at 0, the network preferred another class.`));
+  figure.append(drawing, element("figcaption",
+    `${told}: below the dashed line, at 0, the network preferred another class`));
   return figure;
 }
 

@@ -9,7 +9,7 @@ document.addEventListener("keydown", event => {
   if (["SELECT", "INPUT"].includes(focused.tagName) && focused.type !== "checkbox") return;
   const anywhere = {n: () => turn(1), p: () => turn(-1), z: undoLast, "?": () => openDialog(help),
                     ...detail.open ? {} : {e: () => byId("all").click(), Escape: dismiss}};
-  const tile = detail.open || focused === document.body ? stopTile() : focused.closest("article");
+  const tile = detail.open ? stopTile() : focused.closest("article") ?? stopTile();
   if (anywhere[key]) anywhere[key]();
   else if (!tile || !(detail.open ? inDetail : inList)(key, event, tile)) return;
   event.preventDefault();
@@ -31,11 +31,13 @@ function inDetail(key, event, tile) {
 }
 
 function inList(key, event, tile) {
-  if (document.activeElement === document.body) tile.focus();
+  // Letters are about the current tile wherever the focus is; other keys belong to the control there.
+  const elsewhere = document.activeElement !== document.body && !tile.contains(document.activeElement);
+  if (elsewhere ? key in DECISIONS : document.activeElement === document.body) tile.focus();
   const suspect = shown[placeOf(tile)], onTile = document.activeElement === tile;
   const steps = {ArrowLeft: () => -1, ArrowRight: () => 1, ArrowUp: () => rowStep(tile, -1),
                  ArrowDown: () => rowStep(tile, 1)};
-  if (key in steps) {
+  if (key in steps && !elsewhere) {
     const place = placeOf(tile);
     if (!event.shiftKey) range = null;
     goTo(place + steps[key]());
@@ -87,11 +89,23 @@ byId("use").onclick = () => {
   stopTile()?.focus();
   say(amount(taken.size, "decision is taken over", "decisions are taken over") + (kept ? "" : UNKEPT));
 };
-for (const id of ["class", "suggested", "show", "sort"]) byId(id).onchange = refilter;
+for (const one of document.querySelectorAll(".filters select")) {
+  let browsing = false;  // keys change a closed chooser one by one: it keeps the focus until Enter
+  one.onkeydown = event => {
+    if (browsing && event.key === "Enter") focusStop();
+    browsing = !["Enter", "Tab", "Escape"].includes(event.key);
+  };
+  one.onpointerdown = () => { browsing = false; };
+  one.onchange = () => {
+    refilter();
+    if (!browsing) focusStop();
+  };
+}
 for (const [name, step] of [["previous", -1], ["next", 1]])
   for (const one of document.querySelectorAll("." + name)) one.onclick = () => turn(step);
 main.addEventListener("focusin", event => makeStop(event.target.closest("article")));
 new ResizeObserver(() => {
+  markWider();
   document.documentElement.style.setProperty("--header", headerHeight() + "px");
 }).observe(document.querySelector("header"));
 addEventListener("storage", event => {  // from another tab
@@ -108,9 +122,15 @@ byId("moves").onchange = () => {
 };
 try { byId("moves").checked = localStorage.getItem(MOVES) !== "false"; } catch {}
 
+// A phone has no room for all of the header.
+const narrow = matchMedia("(max-width: 40em)"), fold = () => { byId("filters").open = !narrow.matches; };
+narrow.onchange = fold;
+fold();
+
+history.scrollRestoration = "manual";  // what a key decides is in sight
 load();
 update();
 const start = Math.max(0, shown.findIndex(isOpen));
 page = Math.floor(start / PAGE);
 render(start % PAGE);
-stopTile()?.focus({preventScroll: start % PAGE === 0});
+focusStop();

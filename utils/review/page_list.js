@@ -19,12 +19,19 @@ function count() {
     const part = byId("progress").querySelector(`[data-kind="${kind}"]`);
     part.style.width = `${100 * number / (all || 1)}%`;
   }
+  // Tiles stay after a decision, but these numbers are of what is left.
+  const left = shown.filter(FILTERS[byId("show").value]).length;
+  for (const one of document.querySelectorAll(".page"))
+    one.textContent = `page ${page + 1} of ${countPages()}, ${left} of ${samples} samples`;
+  updatePairs();
   byId("progress").ariaValueMax = all;
   byId("progress").ariaValueNow = now.length;
   byId("offer").hidden = byId("use").hidden = !offered;
   byId("offer").firstChild.textContent = amount(offered, "decision of another review in this browser fits "
     + "an image here", "decisions of another review in this browser fit images here");
 }
+
+function countPages() { return Math.max(1, Math.ceil(shown.length / PAGE)); }
 
 function update() {
   const given = byId("class").value, suggested = byId("suggested").value, sort = byId("sort").value;
@@ -42,7 +49,6 @@ function update() {
   range = null;
   setSelected(new Set());
   byId("allPairs").hidden = given === "" && suggested === "";
-  updatePairs();
   render();
   scrollTo(0, 0);
 }
@@ -53,17 +59,19 @@ function refilter() {
 }
 
 function render(focus = 0) {
-  const pages = Math.max(1, Math.ceil(shown.length / PAGE));
+  const pages = countPages();
   page = Math.min(Math.max(page, 0), pages - 1);
   main.replaceChildren(...shown.slice(page * PAGE, (page + 1) * PAGE).map(makeTile));
-  if (!shown.length)
-    main.append(element("p", "Nothing to show: choose more under Show.", {className: "line"}));
+  if (!shown.length) main.append(element("p", decidedNow().length && !suspects.some(isOpen)
+    && byId("show").value === "open"
+    ? "All suspects shown here are decided: download the corrections with "
+      + `"${byId("download").textContent}".`
+    : "Nothing to show: choose more under Show.", {className: "line"}));
   markLikely();
-  for (const one of document.querySelectorAll(".page"))
-    one.textContent = `page ${page + 1} of ${pages}, ${shown.length} of ${samples} samples`;
   for (const one of document.querySelectorAll(".previous")) one.disabled = page === 0;
   for (const one of document.querySelectorAll(".next")) one.disabled = page === pages - 1;
   byId("all").disabled = !shown.length;
+  byId("all").textContent = `Select all ${shown.length}`;
   const tile = tiles()[Math.min(focus, tiles().length - 1)];
   if (tile) makeStop(tile);
   count();
@@ -76,13 +84,17 @@ function stopTile() { return main.querySelector("article[tabindex='0']"); }
 
 function placeOf(tile) { return page * PAGE + tiles().indexOf(tile); }
 
-// A line after as many suspects as have wrong labels by the estimate, which is often too low.
+// A line after as many suspects as have wrong labels by the estimate; the next ones fill its row.
 function markLikely() {
-  if (likely === null || byId("sort").value !== "rank") return;
+  if (likely === null || byId("sort").value !== "rank" || !["open", "all"].includes(byId("show").value))
+    return;
   const above = shown.filter(suspect => suspect.rank <= likely).length;
+  const expected = atMost === null
+    ? `At least ${amount(likely, "wrong label is", "wrong labels are")} expected (an estimate, often `
+      + "too low)"
+    : `Between ${likely} and ${atMost} wrong labels are expected (estimates)`;
   if (above < shown.length) tiles()[above - 1 - page * PAGE]?.after(
-    element("p", `At least ${amount(likely, "wrong label is", "wrong labels are")} expected (an estimate, `
-      + "often too low): continue below this line while you find wrong labels.",
+    element("p", `${expected}: continue below this line while you find wrong labels.`,
       {className: "line", id: "likely"}));
 }
 
@@ -111,6 +123,15 @@ function goTo(place) {
   if (hidden > 0) scrollBy(0, -hidden);
 }
 
+// Gives the focus to the current tile; the page scrolls only where its picture would be out of sight.
+function focusStop() {
+  const tile = stopTile();
+  if (!tile) return;
+  tile.focus({preventScroll: true});
+  const {top, bottom} = tile.querySelector(".picture").getBoundingClientRect();
+  if (top < headerHeight() || bottom > innerHeight) goTo(placeOf(tile));
+}
+
 // How much of the screen the header covers.
 function headerHeight() {
   const header = document.querySelector("header");
@@ -121,8 +142,7 @@ function turn(step) {
   if (page + step >= 0 && (page + step) * PAGE < shown.length) goTo((page + step) * PAGE);
 }
 
-// How many tiles it is to the tile in the same column of the next or previous row, or off the page.  The
-// row above the line may be short.
+// How many tiles it is to the tile in the same column of the next or previous row, or off the page.
 function rowStep(tile, step) {
   const all = tiles(), rows = [...new Set(all.map(one => one.offsetTop))];
   const row = all.filter(one => one.offsetTop === rows[rows.indexOf(tile.offsetTop) + step]);

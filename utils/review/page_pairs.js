@@ -25,8 +25,19 @@ function updatePairs() {
       pairCell(given, suggested, counts.get(`${given} ${suggested}`), most)));
     return row;
   }));
+  const pair = document.activeElement.dataset.pair;  // which keeps the focus
   byId("table").replaceChildren(table);
+  if (pair) byId("table").querySelector(`[data-pair="${pair}"]`)?.focus({preventScroll: true});
   byId("more").hidden = Math.max(rows.size, columns.size) <= PAIR_CLASSES;
+  markWider();
+}
+
+// Whether there are more columns to the right shows in words and as an edge that fades.
+function markWider() {
+  const table = byId("table");
+  const wider = table.scrollWidth - table.clientWidth - table.scrollLeft > 1;
+  table.classList.toggle("wider", wider);
+  byId("wider").hidden = !wider;
 }
 
 function heading(label, scope) {
@@ -57,4 +68,5 @@ function filterPair(given, suggested) {
 }
 
 byId("pairs").ontoggle = updatePairs;
-byId("allPairs").onclick = () => { filterPair("", ""); byId("class").focus(); };
+byId("table").onscroll = markWider;
+byId("allPairs").onclick = () => { filterPair("", ""); focusStop(); };

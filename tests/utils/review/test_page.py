@@ -65,6 +65,8 @@ def test_undo(page, tmp_path):
     assert page.inner_text("#message") not in ("", before) and downloads == []
     press(page, "r")
     page.reload()
+    assert decided(page) == [1, 150]
+    page.select_option("#show", "all")
     press(page, "ArrowRight u")
     page.reload()
     assert decided(page) == [0, 150]
@@ -206,19 +208,42 @@ def test_line_is_among_the_suspects_that_are_shown(tab, dataset, make_page, tmp_
     assert page.evaluate(BEFORE_LINE) == (dataset.labels[:10, 0] == 1).sum()
 
 
+@pytest.mark.parametrize("likely", [1, 7, 10])
+def test_line_leaves_no_hole_among_the_rows(tab, make_page, tmp_path, likely):
+    tab.set_viewport_size({"width": 1500, "height": 700})  # five tiles a row
+    page = open_page(tab, make_page(tmp_path / "line.html", likely=likely))
+    tops = page.eval_on_selector_all("article", "tiles => tiles.map(tile => tile.offsetTop)")
+    assert tops == sorted(tops) and np.unique(tops, return_counts=True)[1].tolist() == [5] * 12
+    line = page.evaluate("document.getElementById('likely').offsetTop")
+    assert tops[likely - 1] < line < tops[likely + 4]
+
+
 def test_up_and_down_keep_the_column_across_the_line(tab, make_page, tmp_path):
     tab.set_viewport_size({"width": 1500, "height": 700})  # five tiles a row
     page = open_page(tab, make_page(tmp_path / "line.html", likely=7))
     press(page, "ArrowRight ArrowDown")
     assert focused(page) == 6
     press(page, "ArrowDown")
-    assert focused(page) == 8
-    press(page, "ArrowUp ArrowUp ArrowRight ArrowRight ArrowDown")
-    assert focused(page) == 6  # the row is short
+    assert focused(page) == 11
     press(page, "ArrowUp ArrowUp")
-    assert focused(page) == 0
-    press(page, "ArrowDown " * 14)
+    assert focused(page) == 1
+    press(page, "ArrowDown " * 12)
     assert paging(page)[0] == 2
+
+
+def test_line_names_both_estimates(tab, make_page, tmp_path):
+    page = open_page(tab, make_page(tmp_path / "line.html", likely=7, at_most=31))
+    assert numbers(page.inner_text("#likely")) == [7, 31] and page.evaluate(BEFORE_LINE) == 7
+
+
+def test_line_is_only_where_undecided_suspects_are_shown(tab, make_page, tmp_path):
+    page = open_page(tab, make_page(tmp_path / "line.html", likely=1))
+    press(page, "f ArrowRight f")
+    drawn = {}
+    for show in ("all", "decided", "differ", "open"):
+        page.select_option("#show", show)
+        drawn[show] = page.locator("#likely").count()
+    assert drawn == {"all": 1, "decided": 0, "differ": 0, "open": 0}  # none above it is undecided
 
 
 def test_same_image_with_another_label_is_shown(tab, dataset, make_page, tmp_path):
@@ -258,12 +283,16 @@ def test_decided_suspects_leave_room_for_others(tab, dataset, make_page, tmp_pat
 
 
 def test_nothing_left_to_decide_is_said(tab, make_page, tmp_path):
-    page = open_page(tab, make_page(tmp_path / "few.html", limit=1))
-    press(page, "f")
+    page = open_page(tab, make_page(tmp_path / "few.html", limit=2))
+    button = page.inner_text("#download")
+    page.select_option("#show", "earlier")
+    assert shown(page) == [] and button not in page.inner_text("main") != ""
+    page.select_option("#show", "open")
+    press(page, "f ArrowRight f")
     page.reload()
-    assert shown(page) == [] and page.inner_text("main") != ""
+    assert shown(page) == [] and button in page.inner_text("main")
     page.select_option("#show", "decided")
-    assert shown(page) == [0]
+    assert shown(page) == [0, 1]
 
 
 @pytest.mark.parametrize("reason", ["", f"half learned {EVIL}"])
@@ -316,6 +345,86 @@ def test_another_order_and_another_page_begin_at_the_top(page):
         assert page.evaluate("scrollY") > 0
         change()
         assert page.evaluate("scrollY") == 0
+
+
+def in_sight(page):
+    """Whether the picture of the tile that has the focus is between the header and the lower edge."""
+    return page.evaluate("""() => {
+        const box = document.activeElement.querySelector(".picture").getBoundingClientRect();
+        const header = document.querySelector("header").getBoundingClientRect();
+        return Math.max(0, header.bottom) <= box.top && box.bottom <= innerHeight;
+    }""")
+
+
+@pytest.mark.parametrize("show", ["open", "all"])
+def test_what_a_key_decides_is_in_sight_after_a_reload(page, page_file, show):
+    press(page, "ArrowRight f ArrowRight f")
+    page_file.write_text(page_file.read_text().replace(f'value="{show}"', f'value="{show}" selected'))
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    page.reload()
+    page.wait_for_timeout(300)  # browsers restore the place after the page has loaded
+    assert focused(page) == 0 and in_sight(page)
+    press(page, "ArrowDown " * 6)
+    assert in_sight(page)
+
+
+@pytest.mark.parametrize("control", ["#load", "#helpButton", "#next", "#moves", "#all", "#pairs summary",
+                                     "[data-pair='0 1']", "#table"])
+def test_letters_are_about_the_current_tile_from_every_control(page, dataset, control):
+    page.click("#pairs summary")
+    for key, kind in [("a", "relabel"), ("f", "fine"), ("r", "remove"), ("u", "")]:
+        page.locator("article").nth(1).focus()
+        page.focus(control)
+        press(page, key)
+        assert focused(page) == 1 and decision(page, 1) == kind
+    page.focus(control)
+    press(page, "z")
+    assert decision(page, 1) == "remove"
+    page.focus(control)
+    press(page, "c ArrowDown Enter")
+    chosen = "fine" if dataset.labels[1, 0] == 0 else "relabel"
+    assert focused(page) == 1 and decision(page, 1) == chosen
+    page.focus(control)
+    press(page, "n")
+    assert focused(page) == 60
+    page.focus(control)
+    press(page, "p ?")
+    assert paging(page)[0] == 1 and page.locator("#help").is_visible()
+
+
+def test_other_keys_are_the_control_s_own(page):
+    page.focus("#next")
+    press(page, "ArrowRight ArrowDown")
+    assert page.evaluate("document.activeElement.id") == "next"
+    press(page, "Space")
+    assert paging(page)[0] == 2
+    page.focus("#moves")
+    press(page, "Space")
+    assert page.is_checked("#moves")
+    page.focus("#helpButton")
+    press(page, "Enter")
+    assert page.locator("#help").is_visible() and page.locator("#view [data-index]").count() == 0
+
+
+def test_filter_gives_the_focus_to_the_current_tile(page, dataset):
+    page.select_option("#class", "1")
+    first = int(np.flatnonzero(dataset.labels[:150, 0] == 1)[0])
+    assert focused(page) == first
+    press(page, "f")
+    assert decided(page) == [1, 150]
+    page.click("#allPairs")
+    press(page, "r")
+    assert decided(page) == [2, 150]
+
+
+def test_typing_in_a_filter_stays_typing_until_enter(page, dataset):
+    page.focus("#sort")
+    page.keyboard.type("su")
+    assert page.input_value("#sort") == "suggested_label" and decided(page) == [0, 150]
+    assert page.evaluate("document.activeElement.id") == "sort"
+    press(page, "ArrowUp Enter r")
+    assert page.input_value("#sort") == "given_label" and decided(page) == [1, 150]
+    assert focused(page) == np.flatnonzero(dataset.labels[:150, 0] == 0)[0]
 
 
 def test_tab_stops_at_one_tile_and_its_controls(page):

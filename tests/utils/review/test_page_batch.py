@@ -238,6 +238,7 @@ def test_everything_shown_is_decided_at_once(page, dataset, tmp_path):
     press(page, "r")
     assert kinds(page) == [0, 0, len(wanted)]
     page.select_option("#class", "")
+    assert numbers(page.inner_text("#all")) == [150 - len(wanted)]
     page.click("#all")
     assert selection(page)[1] == 150 - len(wanted)  # those that are undecided
     page.click("#batch [data-kind=fine]")
@@ -307,7 +308,7 @@ def pairs(tab, dataset, make_page, tmp_path):
     suggested = (dataset.labels[:, 0] + shift) % 3
     evidence.probability[:] = np.eye(3)[suggested] * 0.7 + 0.1
     page = open_page(tab, make_page(tmp_path / "pairs.html", evidence=evidence))
-    page.click("summary")
+    page.click("#pairs summary")
     return page, dataset.labels[:150, 0], suggested[:150]
 
 
@@ -337,8 +338,16 @@ def test_pairs_count_what_is_shown(pairs):
     page.click("[data-pair='0 1']")
     page.locator("article").first.focus()
     press(page, "r")
+    left = ((given == 0) & (suggested == 1)).sum() - 1
+    assert int(page.inner_text("[data-pair='0 1']")) == left == paging(page)[2]
+    press(page, "z")
+    assert int(page.inner_text("[data-pair='0 1']")) == left + 1 == paging(page)[2]
+    press(page, "r")
+    page.focus("[data-pair='0 1']")
+    page.evaluate("update()")
+    assert page.evaluate("document.activeElement.dataset.pair") == "0 1"
     page.click("#allPairs")
-    assert int(page.inner_text("[data-pair='0 1']")) == ((given == 0) & (suggested == 1)).sum() - 1
+    assert int(page.inner_text("[data-pair='0 1']")) == left
     page.select_option("#show", "decided")
     assert page.locator("[data-pair]").all_inner_texts() == ["1"]
 
@@ -351,9 +360,21 @@ def test_pairs_of_many_classes_are_those_with_the_most_suspects(tab, make_page, 
     evidence.probability[np.arange(400), (many.labels[:, 0] + 1) % 300] = 0.7
     page = open_page(tab, make_page(tmp_path / "many.html", many, limit=400, evidence=evidence))
     assert not page.locator("#more").is_visible()
-    page.click("summary")
+    page.click("#pairs summary")
     rows = page.locator("#table tr")
     assert rows.count() == 26 and rows.first.locator("th").count() == 25
     assert int(page.inner_text("[data-pair='299 0']")) == (many.labels == 299).sum() >= 100
     assert page.locator("#more").is_visible()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_table_of_pairs_says_that_it_goes_on(pairs, dataset, make_page, tmp_path):
+    page, _, _ = pairs
+    assert not page.is_visible("#wider")
+    page.set_viewport_size({"width": 320, "height": 568})
+    long = replace(dataset, names=[letter * 40 for letter in "abc"])
+    open_page(page, make_page(tmp_path / "long.html", long))
+    page.click("#pairs summary")
+    assert page.is_visible("#wider")
+    page.evaluate("document.getElementById('table').scrollLeft = 9999")
+    page.wait_for_selector("#wider", state="hidden")

@@ -63,13 +63,22 @@ def test_margins_are_a_line_over_the_epochs(with_margins):
     assert [[float(value) for value in point.split(",")] for point in points] == [
         [0, 0], [100, 20], [200, 40], [300, 60]]
     assert float(page.locator("#detail svg line").get_attribute("y1")) == 40
-    assert re.findall(r"-?\d+", page.inner_text("figcaption"))[:4] == ["1", "4", "-1", "2"]
+    for told in (page.inner_text("figcaption"), page.get_attribute("#detail svg", "aria-label")):
+        assert re.findall(r"-?\d+\.\d+", told) == ["2.00", "-1.00"]
     press(page, "ArrowRight ArrowRight ArrowRight")  # from -1 to -4: 0 stays above
     points = page.locator("#detail polyline").get_attribute("points").split()
     assert points[0] == "0,15" and float(page.locator("#detail svg line").get_attribute("y1")) == 0
     press(page, "ArrowRight")  # and below
     points = page.locator("#detail polyline").get_attribute("points").split()
     assert points[0] == "0,45" and float(page.locator("#detail svg line").get_attribute("y1")) == 60
+
+
+def test_line_of_many_epochs_begins_and_ends_with_those_of_one_epoch(tab, dataset, make_page, tmp_path):
+    margins = np.tile(np.arange(150.0), (len(dataset.labels), 1))
+    page = open_page(tab, make_page(tmp_path / "many.html", margins=margins))
+    press(page, "Enter")
+    assert re.findall(r"-?\d+\.\d+", page.inner_text("figcaption")) == ["0.00", "149.00"]
+    assert len(page.locator("#detail polyline").get_attribute("points").split()) <= 60
 
 
 def test_no_line_without_margins(page):
@@ -165,6 +174,8 @@ def test_help_lists_the_keys_and_takes_none(page):
     press(page, "ArrowRight ?")
     assert page.locator("#help").is_visible()
     keys = set(page.locator("#help kbd").all_inner_texts())
+    words = page.locator("#help dt:not(:has(kbd))").all_inner_texts()
+    assert {"margin", "disagreed"} <= set(words)
     assert {"A", "F", "R", "C", "U", "Z", "N", "P", "E", "?", "Enter", "Esc", "Space"} <= keys
     press(page, "a n e z")
     assert decided(page)[0] == 0 and paging(page)[0] == 1
@@ -220,7 +231,7 @@ def test_every_text_has_the_contrast_that_accessibility_asks_for(with_margins, s
     page = with_margins
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
     press(page, "a ArrowRight f ArrowRight r ArrowLeft Shift+ArrowRight")
-    page.click("summary")
+    page.click("#pairs summary")
     for keys in ("", "Enter", "Escape ?"):
         press(page, keys)
         seen, contrast, where = page.evaluate(CONTRAST)
@@ -236,7 +247,7 @@ def test_nothing_is_wider_than_the_screen(with_margins, dataset, make_page, tmp_
         if path:
             open_page(page, path)
         press(page, "a ArrowRight f ArrowRight r Shift+ArrowRight")
-        page.click("summary")
+        page.click("#pairs summary")
         for keys in ("", "ArrowRight Enter", "Escape ?"):
             press(page, keys)
             widths = page.evaluate("""[document.documentElement, ...document.querySelectorAll(
@@ -265,3 +276,40 @@ def test_tile_that_has_the_focus_is_in_sight(tab, page_file, size):
             document.querySelector("header").getBoundingClientRect().bottom,
             document.getElementById("toast").getBoundingClientRect().top]""")
         assert max(0, header) <= top and bottom <= toast
+
+
+@pytest.fixture(params=[(390, 844), (320, 568)])
+def phone(request, browser, page_file):
+    context = browser.new_context(viewport=dict(zip(["width", "height"], request.param, strict=True)),
+                                  has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(page_file.as_uri())
+    yield page
+    context.close()
+
+
+def test_header_leaves_a_phone_two_thirds_for_the_suspects(phone):
+    assert phone.evaluate("document.querySelector('header').offsetHeight / innerHeight") < 1 / 3
+    assert phone.is_visible("#download") and not phone.is_visible("#show")
+    phone.click("#filters summary")
+    phone.select_option("#show", "all")
+    phone.click("#next")
+    assert paging(phone)[:2] == [2, 3]
+
+
+def test_filters_are_not_folded_on_a_large_screen(page):
+    assert page.is_visible("#show") and not page.is_visible("#filters summary")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_selector("#show", state="hidden")
+    page.set_viewport_size({"width": 1280, "height": 720})
+    page.wait_for_selector("#show")
+
+
+def test_message_covers_no_labels_of_the_next_suspect_on_a_phone(phone):
+    for _ in range(3):
+        phone.evaluate("document.activeElement.querySelector('.accept').click()")
+        labels, toast = phone.evaluate("""() => [
+            document.activeElement.querySelector(".actions").getBoundingClientRect().bottom,
+            document.getElementById("toast").getBoundingClientRect().top]""")
+        assert phone.is_visible("#undoLast") and labels <= toast
+    assert focused(phone) == 3

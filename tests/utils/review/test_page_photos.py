@@ -145,8 +145,8 @@ def test_margins_are_means_of_neighbouring_epochs(dataset, make_page, tmp_path):
     margins = np.arange(200 * 120, dtype=np.float32).reshape(200, 120) / 4
     margins[1, 7] = np.nan
     data = page_data(make_page(tmp_path / "a.html", margins=margins))
-    assert data["epochs"] == 120
-    assert data["suspects"][0]["margins"] == [0.12 + 0.5 * place for place in range(60)]
+    means = [0.12 + 0.5 * place for place in range(1, 59)]
+    assert data["suspects"][0]["margins"] == [0, *means, 29.75]  # the ends are those of one epoch
     assert data["suspects"][1]["margins"] == []
     data = page_data(make_page(tmp_path / "a.html", margins=margins[:, :3]))
     assert data["suspects"][2]["margins"] == [60, 60.25, 60.5]
