@@ -41,7 +41,6 @@ from utils.review.run import Run, load_run, trustworthy
 from utils.review.suspects import (
     Facts,
     choose_corrections,
-    count_label_issues,
     count_top_classes,
     gather_facts,
     save_extracted,
@@ -122,10 +121,9 @@ def main(argv: Sequence[str] | None = None):
     if run.dataset.source:
         check_outside(run.dataset.source, settings.output)
     facts = gather_facts(run.dataset, corrections.load_applied(settings.input))
-    issues = count_label_issues(run.per_checkpoint.probability, run.dataset.labels)
-    write_tables(settings, run, facts, issues)
+    metrics = measure(run)
+    write_tables(settings, run, facts, metrics)
     write_figures(settings, run)
-    metrics = measure(run, issues)
     print_report(settings.output, run, metrics)
     save_json(settings.output / METRICS, metrics)
     if settings.drop is not None or settings.relabel is not None:
@@ -189,8 +187,9 @@ def export_command(settings: Settings) -> str:
     return f"{command} ~/Downloads/{download_name(settings.input)}"
 
 
-def write_tables(settings: Settings, run: Run, facts: Facts, issues: int):
+def write_tables(settings: Settings, run: Run, facts: Facts, metrics: dict):
     """Write the suspects, the review page and the corrections for --drop or --relabel."""
+    known = metrics if trustworthy(run) else {}
     output, twice = settings.output, int((facts.other_labels >= 0).sum())
     save_suspects(output / SUSPECTS, run.dataset, run.rankings, run.rank_by, run.judged, facts)
     if twice:
@@ -198,7 +197,8 @@ def write_tables(settings: Settings, run: Run, facts: Facts, issues: int):
               f"{output / SUSPECTS}")
     if settings.review:
         save_review(output / REVIEW, run.dataset, run.score, run.rank_by, run.judged,
-                    settings.review, facts, likely=issues if trustworthy(run) else None,
+                    settings.review, facts, likely=known.get("estimated_label_issues"),
+                    at_most=known.get("estimated_out_of_fold"),
                     reason=run.reason, download=download_name(settings.input),
                     files=run.dataset.files(), margins=run.margins,
                     next_command=training_command(replace(settings, drop=None, relabel=None)))

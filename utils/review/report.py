@@ -9,11 +9,8 @@ DISTRIBUTION, CURVE, METRICS = "score_distribution.png", "score_curve.png", "met
 SUSPECTS, REVIEW, DROP, RELABEL = "suspects.csv", "review.html", "drop.csv", "relabel.csv"
 
 
-def measure(run: Run, issues: int) -> dict:
-    """The content of ``metrics.json``: counts, and metrics of all rankings with 95 % intervals.
-
-    `issues` is the estimate in sample.
-    """
+def measure(run: Run) -> dict:
+    """The content of ``metrics.json``: counts, and metrics of all rankings with 95 % intervals."""
     mislabelled, measured = run.mislabelled, {}
     if mislabelled is not None and mislabelled.any() and not mislabelled.all():
         intervals = bootstrap_intervals(run.rankings, mislabelled)
@@ -27,7 +24,8 @@ def measure(run: Run, issues: int) -> dict:
             "reason": run.reason,
             "agreement": agreement(run),
             "mislabelled": None if mislabelled is None else int(mislabelled.sum()),
-            "estimated_label_issues": issues,
+            "estimated_label_issues": count_label_issues(run.per_checkpoint.probability,
+                                                         run.dataset.labels),
             **out_of_fold,
             "scores": measured}
 

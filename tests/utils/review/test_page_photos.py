@@ -126,10 +126,11 @@ def test_page_shows_photos_smoothly_and_small_images_by_their_pixels(photos, mak
 def test_analysis_finds_the_files_and_the_margins_of_the_run(run, tmp_path, capsys):
     images = arrays.load(run).images
     paths = [f"{number}.png" for number in range(len(images))]
+    (tmp_path / "photos").mkdir()
     for path, image in zip(paths[:-2], images, strict=False):
-        Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / path)
+        Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "photos" / path)
     (run / "paths.txt").write_text("\n".join(paths) + "\n")
-    (run / "source.txt").write_text("..\n")
+    (run / "source.txt").write_text("../photos\n")
     mislabel_analysis.main(["--run", str(run)])
     told, = (line for line in capsys.readouterr().out.splitlines() if re.search(r"2[89]\.png", line))
     assert numbers(told)[:2] == ["2", str(len(images))]

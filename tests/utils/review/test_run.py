@@ -110,11 +110,12 @@ def test_relabelling_is_warned_of_where_the_heads_know_too_little(run, disagreed
 
 
 def test_metrics_have_both_estimates(run, few_resamples):
-    assert "estimated_out_of_fold" not in measure(load_run(run), 7)
+    assert "estimated_out_of_fold" not in measure(load_run(run))
     with_out_of_fold(run, 5)
     loaded = load_run(run)
-    metrics = measure(loaded, 7)
-    assert metrics["estimated_label_issues"] == 7
+    metrics = measure(loaded)
+    assert metrics["estimated_label_issues"] == count_label_issues(
+        loaded.per_checkpoint.probability, loaded.dataset.labels)
     assert metrics["estimated_out_of_fold"] == count_label_issues(
         loaded.out_of_fold, loaded.dataset.labels)
 
