@@ -123,9 +123,7 @@ def inputs_of(model: str, dataset: Dataset, settings: ScoreSettings) -> np.ndarr
     """What the network was trained on, (N, ...)."""
     if not MODELS[model].on_features:
         return dataset.images
-    if settings.type_config == "half":
-        raise UserError(f"expected --type-config float for a {model}, whose features may be out of the "
-                        "range of half precision, found half; leave the flag out")
+    MODELS[model].check_precision(settings.type_config)
     if dataset.features is None:
         raise UserError(f"expected {settings.input / arrays.TRAIN_FEATURES}, which "
                         f"{settings.checkpoint} was trained on, found nothing; give that run's --output")

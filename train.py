@@ -75,8 +75,6 @@ def resolve(args: argparse.Namespace) -> TrainSettings:
         take_corrected(args, build_parser())
     fill_defaults(args)
     data = flags.resolve(args, resumed=resumed is not None)
-    if MODELS[args.model].on_features:
-        data = replace(data, augmentation=False)
     if args.backbone:  # --image_size is what enters the backbone
         data = replace(data, image_size=None)
     values = {name: getattr(args, name) for name in TrainSettings.__dataclass_fields__

@@ -52,7 +52,7 @@ class Split:
     Attributes:
         images: uint8 (N, 3, S, S) RGB.
         labels: integers (N, 1).
-        originals: what the images were made from; None where it is not needed any more.
+        originals: what the images were made from; None where it is no longer needed.
         features: by a backbone, float32 (N, D), or None.
     """
 
@@ -131,7 +131,7 @@ class Dataset(Split):
     def files(self) -> list[Path] | None:
         """Where the file of each sample should be, or None if there are no files.
 
-        They may be missing, or others than those that the images were made from.
+        They may be missing, or differ from those that the images were made from.
         """
         if self.source is None or self.paths is None:
             return None
@@ -278,7 +278,7 @@ def _check_not_foreign(folder: Path, more: Sequence[str] = ()):
     except features.
 
     Args:
-        folder: the folder of a run to be.
+        folder: where a new run will write.
         more: names of further files that must not be there.
 
     Raises:

@@ -61,6 +61,16 @@ class Model:
     on_features: bool = False
     prepare: Callable[[np.ndarray], None] | None = None
 
+    def check_precision(self, type_config: str):
+        """Refuse half precision where the features of a backbone may be out of its range.
+
+        Raises:
+            UserError: it is ``half``, and the network is trained on features.
+        """
+        if self.on_features and type_config == "half":
+            raise UserError(f"expected --type-config float with a {self.builder.__name__}, found half, "
+                            "whose range the features may exceed; leave the flag out")
+
     def check_nmaps(self, nmaps: int | None) -> int | None:
         """The width to build: `nmaps`, or the default if it is None.
 

@@ -55,13 +55,6 @@ def test_head_is_what_features_are_trained_with_and_everything_follows(finished,
     assert metrics["scores"]["out_of_fold"]["auroc"] > 0.9
 
 
-def test_all_layers_score_as_the_last_does(finished, tmp_path):
-    calculate_score.main(["--run", str(finished), "--output", str(tmp_path), "-c", "cpu",
-                          "--layers", "all"])
-    name = "influence_all_epoch.npy"
-    np.testing.assert_allclose(np.load(tmp_path / name), np.load(finished / name), rtol=1e-5)
-
-
 def test_killed_run_makes_the_same_probabilities_again(finished, data, tmp_path):
     run = tmp_path / "run"
     start(data, run, "--engine", "onnxruntime")

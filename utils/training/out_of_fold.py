@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.arrays import OUT_OF_FOLD
 from utils.errors import UserError
 from utils.files import open_npz, save_bytes
 
-FILE = "out_of_fold.npz"
+FILE = OUT_OF_FOLD
 
 
 def save(folder: Path, run: str, probability: np.ndarray):

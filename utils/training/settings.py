@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets import flags
 from datasets.arrays import SIDE, TRAIN_FEATURES, TRAIN_IMAGES, Dataset
 from datasets.flags import LARGEST_SIDE, SIDE_STEP, DataSettings
-from models.registry import MODELS
+from models.registry import MODELS, Model
 from utils.backbone import choice
 from utils.backbone.onnx_file import PIXELS
 from utils.backbone.pretrained import PRETRAINED
@@ -118,6 +118,13 @@ def fill_defaults(args: argparse.Namespace):
     for name in DEFAULTS:
         if getattr(args, name) is None:
             setattr(args, name, getattr(entry, name))
+    _check_network(args, entry)
+    if entry.on_features:
+        args.augmentation = False
+
+
+def _check_network(args: argparse.Namespace, entry: Model):
+    """Refuse flags that contradict the network or the backbone."""
     if args.backbone and args.input and "backbone" not in args.given:
         raise UserError(f"expected no --input to resume {args.checkpoint}, which was trained on the "
                         f"features of --backbone {args.backbone}, found --input {args.input}; leave it "
@@ -134,9 +141,7 @@ def fill_defaults(args: argparse.Namespace):
     if entry.on_features and args.augmentation:
         raise UserError(f"--augmentation is for networks that are trained on images, found --model "
                         f"{args.model}, which is trained on features; leave it out")
-    if entry.on_features and args.type_config == "half":
-        raise UserError(f"expected --type-config float with --model {args.model}, whose features may be "
-                        "out of the range of half precision, found half; leave the flag out")
+    entry.check_precision(args.type_config)
     for name in ("backbone_input", "backbone_output"):
         if name in args.given and (not args.backbone or args.backbone in PRETRAINED):
             raise UserError(f"--{name} is for a --backbone of your own, an .onnx file, found "
