@@ -136,7 +136,7 @@ def _list(dataset: Dataset) -> tuple[Path, Listing]:
     if not os.path.exists(source):
         raise UserError(f"expected the images that were trained on at {source}, found nothing; give the "
                         "folder, .csv or .npz, where it is now, as --dataset")
-    with redirect_stdout(io.StringIO()):  # it says what training leaves out, and the export does not
+    with redirect_stdout(io.StringIO()):  # it says what training leaves out, which the export keeps
         return source, list_images(source)
 
 

@@ -10,7 +10,7 @@ from utils.errors import UserError
 
 
 def is_file(backbone: object) -> bool:
-    """Whether a value of ``train.py --backbone``, perhaps an untrusted one, is the path of a file."""
+    """Whether a value of ``train.py --backbone``, which may be untrusted, is the path of a file."""
     return isinstance(backbone, str) and backbone not in PRETRAINED
 
 

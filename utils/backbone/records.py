@@ -1,4 +1,4 @@
-"""Features of images in a file that a kill at any time leaves readable."""
+"""A file of the features computed so far, which stays readable whenever the process is killed."""
 import io
 import os
 import sys
@@ -142,7 +142,7 @@ class Records:
 
 
 def _locked(folder: Path) -> int | None:
-    """A lock of a folder, where the system has such locks, until it is closed or the process ends.
+    """Lock a folder, where the system can, until the lock is closed or the process ends.
 
     Raises:
         RunError: another process has it.

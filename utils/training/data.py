@@ -17,10 +17,13 @@ from utils.training.settings import TrainSettings
 
 
 def with_features(settings: TrainSettings, dataset: Dataset) -> Dataset:
-    """The data with the features to train on, if any, which a backbone has written to the output.
+    """The data with the features to train on, if the network is trained on features.
+
+    They are those of the run to resume or of --input; otherwise the backbone computes them and writes
+    them to the output.
 
     Raises:
-        UserError: there are none, or they are not those that they should be.
+        UserError: there are none, or they have changed since their run was trained.
     """
     source, name, test = settings.data.input, settings.backbone, flags.held_out(dataset)
     features, test_features = dataset.features, test.features
