@@ -72,6 +72,17 @@ class Split:
         return replace(self, images=self.images[kept], labels=self.labels[kept], originals=originals,
                        features=None if self.features is None else self.features[kept])
 
+    def digest(self) -> str:
+        """SHA-256 of the images, their features and labels, which identifies the data."""
+        digest = hashlib.sha256(repr((self.images.shape, self.labels.shape)).encode())
+        for start in range(0, len(self.images), 1000):
+            digest.update(np.ascontiguousarray(self.images[start:start + 1000]).data)
+            release(self.images)
+        digest.update(np.ascontiguousarray(self.labels, "<i8").data)
+        if self.features is not None:
+            digest.update(_digest_features(self.features).encode())
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class Source:
@@ -149,17 +160,6 @@ class Dataset(Split):
             raise UserError("--shuffle_label False needs the true labels in the --input folder "
                             f"({TRUE_LABELS}), found none; leave the flag out")
         return replace(self, labels=self.true_labels)
-
-    def digest(self) -> str:
-        """SHA-256 of the training images, their features and labels, which identifies a run's data."""
-        digest = hashlib.sha256(repr((self.images.shape, self.labels.shape)).encode())
-        for start in range(0, len(self.images), 1000):
-            digest.update(np.ascontiguousarray(self.images[start:start + 1000]).data)
-            release(self.images)
-        digest.update(np.ascontiguousarray(self.labels, "<i8").data)
-        if self.features is not None:
-            digest.update(_digest_features(self.features).encode())
-        return digest.hexdigest()
 
     def annotations(self) -> dict[str, str]:
         """SHA-256 of names, true labels, paths, and features with their images, by file name."""

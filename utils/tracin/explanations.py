@@ -1,0 +1,164 @@
+"""The files of explanations: written by calculate_score.py, read by mislabel_analysis.py."""
+import hashlib
+import io
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from datasets.arrays import Dataset
+from utils.errors import UserError
+from utils.files import open_npz, save_bytes
+
+TRAIN, TEST = "explanations.npz", "explanations_test.npz"
+STRONGEST = 8  # proponents, and as many opponents, that are kept of each sample
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The strongest proponents, or opponents, of N samples among the training samples.
+
+    The cosines of a row descend in size; where there are fewer than k, its last places are empty.
+
+    Attributes:
+        indices: of the training samples, int64 (N, k); -1 where empty.
+        influence: summed over the checkpoints, float64 (N, k); positive for proponents, negative for
+            opponents, NaN where empty.
+        cosine: of the gradients at all checkpoints, float64 (N, k), from -1 to 1; NaN where empty.
+        similarity: cosine of the two samples' features at the newest checkpoint, each feature
+            standardized, float64 (N, k), from -1 to 1; NaN where empty.
+    """
+
+    indices: np.ndarray
+    influence: np.ndarray
+    cosine: np.ndarray
+    similarity: np.ndarray
+
+
+@dataclass(frozen=True)
+class Explanations:
+    """The training samples that speak for and against the labels of N samples.
+
+    Attributes:
+        indices: of the N samples, int64 (N,); among training samples the most suspicious come first.
+        probability: of each class at the newest checkpoint, float32 (N, C).
+        proponents: training samples that speak for the label.
+        opponents: training samples that speak against it.
+    """
+
+    indices: np.ndarray
+    probability: np.ndarray
+    proponents: Pairs
+    opponents: Pairs
+
+
+def origin(dataset: Dataset, total: np.ndarray, test: bool) -> dict[str, str]:
+    """What explanations belong to: SHA-256 of data and scores, by its name in the file.
+
+    Args:
+        dataset: the run's, with its test set if `test`.
+        total: self-influence summed over the checkpoints, float64 (N,).
+        test: whether test samples are explained.
+    """
+    scores = hashlib.sha256(np.ascontiguousarray(total, "<f8").data).hexdigest()
+    result = {"data_sha256": dataset.digest(), "scores_sha256": scores}
+    return result | ({"test_sha256": dataset.test.digest()} if test and dataset.test else {})
+
+
+def save(path: Path, explanations: Explanations, origins: dict[str, str], key: str):
+    """Write explanations.
+
+    Args:
+        path: the file.
+        explanations: what to write.
+        origins: from `origin`.
+        key: identifies everything that decides the content.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    arrays = {"indices": explanations.indices, "probability": explanations.probability}
+    for kind in ("proponent", "opponent"):
+        for name, array in vars(getattr(explanations, f"{kind}s")).items():
+            arrays[f"{kind}s" if name == "indices" else f"{kind}_{name}"] = array
+    content = io.BytesIO()
+    np.savez(content, **arrays, **origins, key=key)
+    save_bytes(path, content.getbuffer())
+
+
+def kept_key(path: Path) -> str:
+    """The key of the explanations in a file; empty if there are none that can be read."""
+    try:
+        with open_npz(path) as file:
+            return str(file["key"])
+    except Exception:  # a damaged archive raises almost anything
+        return ""
+
+
+def load(folder: Path, dataset: Dataset, total: np.ndarray, test: bool = False) -> Explanations | None:
+    """Read the explanations in a folder, None if there are none.
+
+    Args:
+        folder: ``calculate_score.py --output``.
+        dataset: the run's, with its test set if `test`.
+        total: self-influence summed over the checkpoints, float64 (N,).
+        test: whether to read those of test samples instead of training samples.
+
+    Raises:
+        UserError: the file is damaged, or of other data or scores.
+    """
+    path, flag = (folder / TEST, "--explain_test") if test else (folder / TRAIN, "--explain")
+    if not path.exists():
+        return None
+    remedy = f"run calculate_score.py {flag} again, or remove the file"
+    explained = dataset.test if test and dataset.test else dataset
+    try:
+        with open_npz(path) as file:
+            # Before anything is decompressed, which may be a zip bomb.
+            largest = 8 * len(explained.labels) * max(STRONGEST, len(dataset.names)) + 999
+            if max(member.file_size for member in file.zip.infolist()) > largest:
+                raise ValueError("it is larger than these data allow")
+            origins = {name: str(file[name]) for name in file.files if name.endswith("_sha256")}
+            result = _read(file)
+        _check(result, len(dataset.labels), len(explained.labels), len(dataset.names))
+    except Exception as error:  # a damaged archive raises almost anything
+        raise UserError(f"cannot read {path}: {error}; {remedy}") from error
+    for name, sha256 in origin(dataset, total, test).items():
+        if origins.get(name) != sha256:
+            other = {"data": "training images or labels", "test": "test images or labels",
+                     "scores": "scores"}[name.removesuffix("_sha256")]
+            raise UserError(f"expected explanations of the data and scores beside it in {path}, found "
+                            f"those of other {other}; {remedy}")
+    return result
+
+
+def _read(file: np.lib.npyio.NpzFile) -> Explanations:
+    def pairs(kind: str) -> Pairs:
+        return Pairs(file[f"{kind}s"], *(file[f"{kind}_{own.name}"] for own in fields(Pairs)
+                                         if own.name != "indices"))
+    return Explanations(file["indices"], file["probability"], pairs("proponent"), pairs("opponent"))
+
+
+def _check(found: Explanations, samples: int, explained: int, classes: int):
+    """Check the content of an untrusted file.
+
+    Raises:
+        ValueError: it is no explanation of `explained` samples by `samples` training samples.
+    """
+    count = len(found.indices)
+    pairs = [array for kind in (found.proponents, found.opponents) for array in vars(kind).values()]
+    valid = (
+        found.indices.shape == (count,) and found.indices.dtype == np.int64
+        and ((found.indices >= 0) & (found.indices < explained)).all()
+        and found.probability.shape == (count, classes) and found.probability.dtype == np.float32
+        and np.isfinite(found.probability).all()
+        and all(array.shape == (count, STRONGEST) for array in pairs))
+    for kind in (found.proponents, found.opponents) if valid else ():
+        empty = kind.indices == -1
+        values = [kind.influence, kind.cosine, kind.similarity]
+        valid = valid and (
+            kind.indices.dtype == np.int64 and (kind.indices[~empty] >= 0).all()
+            and (kind.indices < samples).all()
+            and all(array.dtype == np.float64 and np.isfinite(array[~empty]).all() for array in values))
+    if not valid:
+        raise ValueError("its arrays do not have the shapes and values of explanations")
