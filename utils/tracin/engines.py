@@ -4,7 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import nnabla as nn
 import numpy as np
@@ -19,8 +19,11 @@ from utils.graph.onnx_forward import INPUT, to_onnx
 from utils.graph.onnx_nodes import make_session
 from utils.graph.onnx_per_sample import OnnxPerSampleNetwork
 from utils.graph.per_sample_gradients import PerSampleNetwork
+from utils.tracin.influence import Gradients
 from utils.tracin.self_influence import Scores, self_influence
 from utils.training.checkpoint import Checkpoint, check_parameters, find_checkpoints
+
+Result = TypeVar("Result")
 
 
 class NnablaEngine:
@@ -61,19 +64,29 @@ class NnablaEngine:
                                                labels[start:start + batch_size])
                                    for start in range(0, len(images), batch_size)])
 
-    def _score(self, images: np.ndarray, labels: np.ndarray) -> Scores:
+    def gradients(self, images: np.ndarray, labels: np.ndarray) -> Gradients:
+        """The gradients by the last layer: images (N, ...), labels integer (N, 1)."""
+        features = np.concatenate([self._forward(images[start:start + self._image.shape[0]])
+                                   for start in range(0, len(images), self._image.shape[0])])
+        return Gradients.of(features, self._weight, self._bias, labels)
+
+    def _forward(self, images: np.ndarray) -> np.ndarray:
         self._image.d[:len(images)] = images
-        per_sample, gain = self._per_sample, None
-        if per_sample is None:
+        if self._per_sample is None:
             self._features.forward(clear_buffer=True)
         else:
             self._logits.forward()  # keeps everything for the backward pass
+        return self._features.d.reshape(self._image.shape[0], -1)[:len(images)].copy()
+
+    def _score(self, images: np.ndarray, labels: np.ndarray) -> Scores:
+        features = self._forward(images)
+        per_sample, gain = self._per_sample, None
+        if per_sample:
 
             def gain(directions: np.ndarray) -> np.ndarray:
                 by_logits = np.zeros(self._logits.shape)
                 by_logits[:len(directions)] = directions
                 return per_sample.squared_norms(by_logits)[:len(directions)]
-        features = self._features.d.reshape(self._image.shape[0], -1)[:len(images)]
         return self_influence(features, self._weight, self._bias, labels, gain)
 
 
@@ -115,21 +128,36 @@ class OnnxRuntimeEngine:
             self._session = make_session(to_onnx(self._image, self._features), threads=1)
 
     def score(self, images: np.ndarray, labels: np.ndarray) -> Scores:
-        def score(start: int) -> Scores:
-            piece = slice(start, start + self._batch_size)
+        def score(piece: slice) -> Scores:
             with np.errstate(all="ignore"):  # the caller's holds in its own thread only
                 return self._score(images[piece].astype(np.float32), labels[piece])
+        return Scores.concatenate(self._map(score, len(images)))
+
+    def gradients(self, images: np.ndarray, labels: np.ndarray) -> Gradients:
+        features = self._map(lambda piece: self._forward(images[piece].astype(np.float32)), len(images))
+        return Gradients.of(np.concatenate(features), self._weight, self._bias, labels)
+
+    def _map(self, function: Callable[[slice], Result], samples: int) -> list[Result]:
+        """Call a function with every batch of some samples, on all threads."""
+        starts = range(0, samples, self._batch_size)
         with ThreadPoolExecutor(self._threads) as pool:
-            return Scores.concatenate(list(pool.map(score, range(0, len(images), self._batch_size))))
+            return list(pool.map(lambda start: function(slice(start, start + self._batch_size)), starts))
+
+    def _forward(self, images: np.ndarray) -> np.ndarray:
+        features, = self._session.run(None, {INPUT: images})
+        return features.reshape(len(images), -1)
 
     def _score(self, images: np.ndarray, labels: np.ndarray) -> Scores:
         per_sample, gain = self._per_sample, None
         if per_sample is None:
-            features, = self._session.run(None, {INPUT: images})
+            features = self._forward(images)
         else:
             features, values = per_sample.forward(images)
             gain = functools.partial(per_sample.squared_norms, values)
         return self_influence(features.reshape(len(images), -1), self._weight, self._bias, labels, gain)
+
+
+AnyEngine = NnablaEngine | OnnxRuntimeEngine
 
 
 def _last_layer() -> tuple[np.ndarray, np.ndarray]:
@@ -149,7 +177,7 @@ class Engine:
         version: another version may round differently, so kept scores are not mixed.
     """
 
-    make: Callable[[Network, int, str, int], "NnablaEngine | OnnxRuntimeEngine"]
+    make: Callable[[Network, int, str, int], AnyEngine]
     supports: dict[str, tuple[str, ...]]
     parallel: Literal["threads", "processes"]
     version: str

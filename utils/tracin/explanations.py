@@ -1,6 +1,7 @@
 """The files of explanations: written by calculate_score.py, read by mislabel_analysis.py."""
 import hashlib
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -9,9 +10,14 @@ import numpy as np
 from datasets.arrays import Dataset
 from utils.errors import UserError
 from utils.files import open_npz, save_bytes
+from utils.tracin.influence import Strongest
 
 TRAIN, TEST = "explanations.npz", "explanations_test.npz"
+FLAGS = "--explain", "--explain_test"
+UNFINISHED = ".unfinished-{}"
+LONGEST_TEXT = 999  # bytes, of a SHA-256
 STRONGEST = 8  # proponents, and as many opponents, that are kept of each sample
+SIGNS = {"proponents": 1, "opponents": -1}  # of their influence
 
 
 @dataclass(frozen=True)
@@ -88,11 +94,26 @@ def save(path: Path, explanations: Explanations, origins: dict[str, str], key: s
 
 def kept_key(path: Path) -> str:
     """The key of the explanations in a file; empty if there are none that can be read."""
+    return _read_text(path, ["key"])["key"]
+
+
+def remove_others(path: Path, origins: dict[str, str]) -> bool:
+    """Remove a file, if there is one, unless it belongs to `origins`; whether it was removed."""
+    if not path.exists() or _read_text(path, origins) == origins:
+        return False
+    path.unlink()
+    return True
+
+
+def _read_text(path: Path, names: Iterable[str]) -> dict[str, str]:
+    """Some of the texts in a file, empty where they cannot be read."""
     try:
         with open_npz(path) as file:
-            return str(file["key"])
+            if any(file.zip.getinfo(f"{name}.npy").file_size > LONGEST_TEXT for name in names):
+                raise ValueError
+            return {name: str(file[name]) for name in names}
     except Exception:  # a damaged archive raises almost anything
-        return ""
+        return dict.fromkeys(names, "")
 
 
 def load(folder: Path, dataset: Dataset, total: np.ndarray, test: bool = False) -> Explanations | None:
@@ -107,7 +128,7 @@ def load(folder: Path, dataset: Dataset, total: np.ndarray, test: bool = False) 
     Raises:
         UserError: the file is damaged, or of other data or scores.
     """
-    path, flag = (folder / TEST, "--explain_test") if test else (folder / TRAIN, "--explain")
+    path, flag = folder / (TEST if test else TRAIN), FLAGS[test]
     if not path.exists():
         return None
     remedy = f"run calculate_score.py {flag} again, or remove the file"
@@ -162,3 +183,66 @@ def _check(found: Explanations, samples: int, explained: int, classes: int):
             and all(array.dtype == np.float64 and np.isfinite(array[~empty]).all() for array in values))
     if not valid:
         raise ValueError("its arrays do not have the shapes and values of explanations")
+
+
+class Unfinished:
+    """The strongest pairs that are found so far, and their file.
+
+    Args:
+        path: the file; another key's, or one that cannot be read, is ignored.
+        key: identifies everything that decides the content.
+        samples: the number N of explained samples.
+        tasks: the number of tasks.
+
+    Attributes:
+        done: which tasks are, bool (T,).
+        strongest: by the names in `SIGNS`, of all N samples.
+    """
+
+    def __init__(self, path: Path, key: str, samples: int, tasks: int):
+        self._path, self._key = path, key
+        shape = samples, STRONGEST
+        self.done = np.zeros(tasks, bool)
+        self.strongest = {name: Strongest(np.full(shape, -1), np.full(shape, np.nan),
+                                          np.full(shape, np.nan)) for name in SIGNS}
+        try:
+            self._read()
+        except Exception:  # a damaged archive raises almost anything
+            self.done[:] = False
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {"done": self.done} | {
+            f"{kind}_{name}": array for kind, strongest in self.strongest.items()
+            for name, array in vars(strongest).items()}
+
+    def _read(self):
+        with open_npz(self._path) as file:
+            if str(file["key"]) != self._key:
+                return
+            for name, array in self._arrays().items():
+                # Before it is decompressed, which may be a zip bomb.
+                if file.zip.getinfo(f"{name}.npy").file_size > array.nbytes + 999:
+                    raise ValueError
+                array[:] = file[name]
+
+    def add(self, task: int, first: int, last: int, found: dict[str, Strongest]):
+        """Add what a task found for samples `first` up to `last`."""
+        for kind, sign in SIGNS.items():
+            kept = self.strongest[kind]
+            rows = Strongest(*(array[first:last] for array in vars(kept).values()))
+            for name, array in vars(Strongest.merge([rows, found[kind]], sign)).items():
+                getattr(kept, name)[first:last] = array
+        self.done[task] = True
+
+    def save(self):
+        """Write the file.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        content = io.BytesIO()
+        np.savez(content, **self._arrays(), key=self._key)
+        save_bytes(self._path, content.getbuffer())
+
+    def remove(self):
+        self._path.unlink(missing_ok=True)

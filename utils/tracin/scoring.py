@@ -13,7 +13,7 @@ from utils.context import memory_for, set_context
 from utils.errors import UserError
 from utils.files import load_array
 from utils.processes import run_tasks
-from utils.tracin.engines import ENGINES
+from utils.tracin.engines import ENGINES, AnyEngine
 from utils.tracin.scores import CheckpointScores
 from utils.tracin.self_influence import Scores
 from utils.training.checkpoint import Checkpoint, load_parameters
@@ -74,8 +74,8 @@ def slices(samples: int, batch_size: int, threads: int = 1) -> list[tuple[int, i
     return [(start, min(start + length, samples)) for start in range(0, samples, length)]
 
 
-class SliceScorer:
-    """Scores slices of the training set at any checkpoint.
+class CheckpointEngine:
+    """A plan's engine at any checkpoint.
 
     Raises:
         UserError: the engine does not support the network.
@@ -86,13 +86,38 @@ class SliceScorer:
         set_context(plan.context, plan.device_id, plan.type_config)
         self._plan = plan
         self._loaded: Path | None = None
-        with self._memory():  # building a graph with cuDNN takes memory too
+        with self.memory():  # building a graph with cuDNN takes memory too
             self._engine = ENGINES[plan.engine].make(plan.network, plan.batch_size, plan.layers,
                                                      plan.threads)
 
-    def _memory(self) -> AbstractContextManager:
+    def at(self, checkpoint: Checkpoint) -> AnyEngine:
+        """The engine with the parameters of a checkpoint.
+
+        Raises:
+            UserError: the checkpoint cannot be read.
+        """
+        if checkpoint.parameters != self._loaded:
+            self._loaded = None
+            load_parameters(checkpoint)
+            self._engine.load_parameters()
+            self._loaded = checkpoint.parameters
+        return self._engine
+
+    def memory(self) -> AbstractContextManager:
+        """Turns an out-of-memory error into a `RunError` with a batch size to try."""
         return memory_for("--batch_size", self._plan.batch_size,
                           "finished work is kept: run again with fewer --workers, if several, or")
+
+
+class SliceScorer:
+    """Scores slices of the training set at any checkpoint.
+
+    Raises:
+        UserError, RunError: as for `CheckpointEngine`.
+    """
+
+    def __init__(self, plan: ScoringPlan):
+        self._plan, self._engine = plan, CheckpointEngine(plan)
 
     def __call__(self, checkpoint: Checkpoint, start: int, stop: int) -> Scores:
         """Score samples `start` up to `stop` at a checkpoint.
@@ -101,25 +126,34 @@ class SliceScorer:
             UserError: the checkpoint cannot be read, or gives scores that are not finite.
             RunError: out of memory.
         """
-        with self._memory():
+        with self._engine.memory():
             return self._score(checkpoint, start, stop)
 
     def _score(self, checkpoint: Checkpoint, start: int, stop: int) -> Scores:
-        if checkpoint.parameters != self._loaded:
-            self._loaded = None
-            load_parameters(checkpoint)
-            self._engine.load_parameters()
-            self._loaded = checkpoint.parameters
-        # The maps are closed after every slice so that pages already read are released.
-        images = np.array(load_array(self._plan.images)[start:stop])
-        labels = np.array(load_array(self._plan.labels)[start:stop], np.int64).reshape(-1, 1)
+        images, labels = read_samples(self._plan.images, self._plan.labels, slice(start, stop))
         with np.errstate(all="ignore"):
-            result = self._engine.score(images, labels)
-        if not np.isfinite(result.influence).all():
-            raise UserError(f"the scores at {checkpoint.parameters} are not finite; leave this "
-                            "checkpoint out with --epochs, or train again with a lower "
-                            "--learning_rate")
+            result = self._engine.at(checkpoint).score(images, labels)
+        check_finite(result.influence, checkpoint)
         return result
+
+
+def read_samples(images: Path, labels: Path,
+                 chosen: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Some of the samples in two .npy files: images (B, ...) and labels, int64 (B, 1)."""
+    # The maps are closed here so that pages already read are released.
+    return (np.array(load_array(images)[chosen]),
+            np.array(load_array(labels)[chosen], np.int64).reshape(-1, 1))
+
+
+def check_finite(scores: np.ndarray, checkpoint: Checkpoint):
+    """Refuse scores that are not finite.
+
+    Raises:
+        UserError: there are some.
+    """
+    if not np.isfinite(scores).all():
+        raise UserError(f"the scores at {checkpoint.parameters} are not finite; leave this "
+                        "checkpoint out with --epochs, or train again with a lower --learning_rate")
 
 
 def score_missing(plan: ScoringPlan, checkpoints: list[Checkpoint], results: list[CheckpointScores],

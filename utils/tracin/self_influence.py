@@ -91,13 +91,23 @@ def self_influence(features: np.ndarray, weight: np.ndarray, bias: np.ndarray, l
     squared_error = np.square(error).sum(axis=1)
     norm = np.sqrt(squared_error)
     if gain is None:
-        gains = np.square(features).sum(axis=1) + 1
+        gains = last_layer_gain(features)
     else:
         gains = gain(error / np.maximum(norm, np.finfo(float).tiny)[:, None])
+    loss, margin = loss_and_margin(logits, labels)
+    return Scores(squared_error * gains, loss, margin, norm, to_probability(error, labels))
+
+
+def to_probability(error: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """softmax(logits), float32 (B, C), from what `output_error` returned for the labels (B, 1)."""
     probability = error.copy()
     np.put_along_axis(probability, labels, np.take_along_axis(error, labels, axis=1) + 1, axis=1)
-    loss, margin = loss_and_margin(logits, labels)
-    return Scores(squared_error * gains, loss, margin, norm, probability.astype(np.float32))
+    return probability.astype(np.float32)
+
+
+def last_layer_gain(features: np.ndarray) -> np.ndarray:
+    """g of the last layer, (B,), from its inputs h, (B, D)."""
+    return np.square(features).sum(axis=1) + 1
 
 
 def sum_over_checkpoints(parts: Iterable[np.ndarray]) -> np.ndarray:

@@ -5,9 +5,19 @@ from pathlib import Path
 
 from models.registry import MODELS
 from utils.cli import Boolean, Parser, add_context_flags, add_engine_flags, number
+from utils.errors import UserError
 from utils.tracin.engines import ENGINES
 from utils.training.checkpoint import DESCRIPTION_PATTERN, PARAMETERS_PATTERN
 from utils.training.settings import MONITOR_PATH
+
+# Samples that are explained where --explain gives no number, and with --explain_test errors.
+SUSPECTS, SUREST = 1000, 100
+ERRORS = "errors"
+
+
+def test_sample(text: str) -> int | str:
+    """The value of --explain_test: the index of a test sample, or ``errors``."""
+    return text if text == ERRORS else number(int, 0)(text)
 
 
 def add_scoring_flags(parser: Parser):
@@ -21,6 +31,14 @@ def add_scoring_flags(parser: Parser):
                          help="score the checkpoints of these epochs (default: all)")
     scoring.add_argument("--batch_size", type=number(int, 1),
                          help="samples per pass (default: a fast size for the device)")
+    explaining = parser.group("explaining")
+    explaining.add_argument("--explain", type=number(int, 1), nargs="?", const=0, metavar="N",
+                            help="also find the training samples that speak for and against the labels "
+                                 f"of the N most suspicious ones (default N: {SUSPECTS:,}, or all if "
+                                 "fewer)")
+    explaining.add_argument("--explain_test", type=test_sample, nargs="+", metavar="I",
+                            help=f"the same for these test images, or with {ERRORS} for those that the "
+                                 f"last checkpoint gets wrong, the {SUREST} surest first")
     add_engine_flags(scoring, ENGINES, "library that computes the features (default: the first of "
                      f"{', '.join(ENGINES)} that supports --layers and --context)",
                      "processes, or threads of onnxruntime (default: one per core on the CPU, 1 on a "
@@ -60,6 +78,8 @@ class ScoreSettings:
         model_given: whether `model` was on the command line; otherwise it is the default.
         engine, epochs, batch_size, workers, context: None for the defaults, which depend on the
             checkpoints, the data and the device.
+        explain: number of training samples to explain, 0 for the default, None for none.
+        explain_test: indices of test samples to explain, or ``errors``; None for none.
     """
 
     input: Path
@@ -73,6 +93,8 @@ class ScoreSettings:
     batch_size: int | None
     workers: int | None
     save_every_epoch: bool
+    explain: int | None
+    explain_test: tuple[int | str, ...] | None
     context: str | None
     device_id: int
     type_config: str
@@ -84,5 +106,13 @@ class ScoreSettings:
                   if own.name != "model_given"}
         values["output"] = args.output or args.input
         values["checkpoint"] = args.checkpoint or default_checkpoint(args.input)
-        values["epochs"] = None if args.epochs is None else tuple(args.epochs)
+        for name in ("epochs", "explain_test"):
+            values[name] = None if values[name] is None else tuple(dict.fromkeys(values[name]))
+        if args.layers == "all" and {"explain", "explain_test"} & args.given:
+            raise UserError("--explain and --explain_test compare gradients by the last layer, found "
+                            "--layers all; leave it out, with another --output than that of the scores "
+                            "of all layers")
+        if args.explain_test and ERRORS in args.explain_test and len(values["explain_test"]) > 1:
+            raise UserError(f"expected --explain_test {ERRORS} or numbers of test images, found both; "
+                            "leave one of them out")
         return cls(**values, model_given="model" in args.given)

@@ -1,0 +1,140 @@
+r"""TracIn's influence of training samples on others (Pruthi et al., NeurIPS 2020, arXiv:2002.08484).
+
+The influence of a training sample :math:`z'` on a sample :math:`z` at the checkpoints :math:`w_1 \dots
+w_K` is, as for `utils.tracin.self_influence` without the learning-rate factor,
+
+.. math:: \mathrm{influence}(z, z') = \sum_k \nabla_w \, \ell(w_k, z) \cdot \nabla_w \, \ell(w_k, z') .
+
+Proponents, whose influence is positive, made the network surer of :math:`z`'s label; opponents, whose
+influence is negative, less sure.  By the last layer, with the errors :math:`e, e'` and its inputs
+:math:`h, h'`, it is exactly
+
+.. math:: \sum_k (e_k \cdot e'_k) (h_k \cdot h'_k + 1) .
+
+A few samples with large gradients have the largest influence on almost all others.  The cosine of the
+gradients of all checkpoints, taken as one vector each, leaves their size out:
+
+.. math:: \cos(z, z') = \frac{\mathrm{influence}(z, z')}
+                             {\sqrt{\mathrm{score}(z) \, \mathrm{score}(z')}} .
+"""
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from utils.tracin.self_influence import last_layer_gain, output_error
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The gradients of B samples by the last layer at one checkpoint, (h, 1) times e for each.
+
+    Attributes:
+        features: h, float32 (B, D).
+        error: e, float64 (B, C).
+    """
+
+    features: np.ndarray
+    error: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray, weight: np.ndarray, bias: np.ndarray,
+           labels: np.ndarray) -> "Gradients":
+        """The gradients of a batch.
+
+        Args:
+            features: float32 (B, D).
+            weight: W, float64 (D, C).
+            bias: b, float64 (C,).
+            labels: integers (B, 1).
+        """
+        return cls(features, output_error(features.astype(np.float64) @ weight + bias, labels))
+
+    def take(self, chosen: slice) -> "Gradients":
+        """Those of some of the samples."""
+        return Gradients(self.features[chosen], self.error[chosen])
+
+    @functools.cached_property
+    def squared_norm(self) -> np.ndarray:
+        """Self-influence, float64 (B,)."""
+        return np.square(self.error).sum(axis=1) * last_layer_gain(self.features.astype(np.float64))
+
+
+class Influence:
+    """The influence of B samples on N others, summed over checkpoints that are added one by one.
+
+    Attributes:
+        total: float64 (N, B).
+    """
+
+    def __init__(self, explained: int, samples: int):
+        self.total = np.zeros((explained, samples))
+        self._squared = np.zeros(explained), np.zeros(samples)
+        self._last: tuple[Gradients, Gradients] | None = None
+        self._products = np.zeros(())
+
+    def add(self, explained: Gradients, others: Gradients):
+        """Add a checkpoint: the gradients of the N samples and of the B."""
+        # What enters a linear classifier of fixed features is the same at all checkpoints.
+        if self._last is None or self._last[0].features is not explained.features \
+                or not np.array_equal(self._last[1].features, others.features):
+            features = (gradients.features.astype(np.float64) for gradients in (explained, others))
+            self._products = next(features) @ next(features).T + 1
+        self._last = explained, others
+        self.total += (explained.error @ others.error.T) * self._products
+        for squared, gradients in zip(self._squared, (explained, others), strict=True):
+            squared += gradients.squared_norm
+
+    @property
+    def cosine(self) -> np.ndarray:
+        """Cosine of the gradients of all checkpoints, float64 (N, B); 0 where a gradient is 0."""
+        norms = [np.sqrt(np.maximum(squared, np.finfo(float).tiny)) for squared in self._squared]
+        return self.total / norms[0][:, None] / norms[1]
+
+
+@dataclass(frozen=True)
+class Strongest:
+    """Of each of N samples, the training samples with the largest cosines of one sign, at most k.
+
+    Attributes:
+        indices: int64 (N, k), -1 where there are fewer.
+        influence, cosine: float64 (N, k), NaN where there are fewer.
+    """
+
+    indices: np.ndarray
+    influence: np.ndarray
+    cosine: np.ndarray
+
+    @classmethod
+    def of(cls, indices: np.ndarray, influence: np.ndarray, cosine: np.ndarray, sign: int,
+           size: int) -> "Strongest":
+        """Choose from M candidates; of equal cosines, the lower index comes first.
+
+        Args:
+            indices: of the candidates, integers (N, M).
+            influence, cosine: float (N, M); a NaN is no candidate.
+            sign: 1 for proponents, -1 for opponents.
+            size: k.
+        """
+        strength = np.where(sign * cosine > 0, sign * cosine, -np.inf)
+        place = max(0, strength.shape[1] - size)
+        least = np.partition(strength, place, axis=1)[:, place, None]
+        rows, columns = np.nonzero((strength >= least) & (strength > 0))
+        order = np.lexsort((indices[rows, columns], -strength[rows, columns], rows))
+        rows, columns = rows[order], columns[order]
+        place_in_row = np.arange(len(rows)) - np.searchsorted(rows, rows)
+        kept = place_in_row < size
+        target, source = (rows[kept], place_in_row[kept]), (rows[kept], columns[kept])
+        result = cls(np.full((len(cosine), size), -1), np.full((len(cosine), size), np.nan),
+                     np.full((len(cosine), size), np.nan))
+        for name, candidates in (("indices", indices), ("influence", influence), ("cosine", cosine)):
+            getattr(result, name)[target] = candidates[source]
+        return result
+
+    @classmethod
+    def merge(cls, parts: Sequence["Strongest"], sign: int) -> "Strongest":
+        """The strongest of all parts, which are of different training samples."""
+        indices, influence, cosine = (
+            np.concatenate([getattr(part, own.name) for part in parts], axis=1) for own in fields(cls))
+        return cls.of(indices, influence, cosine, sign, parts[0].indices.shape[1])
