@@ -106,6 +106,16 @@ def test_influence_by_hand():
         assert influence.cosine.item() == pytest.approx(total / np.sqrt(own * other))
 
 
+def test_features_may_change_on_either_side():
+    """As those of test samples could, whose training samples are the same at both checkpoints."""
+    def gradients(features):
+        return Gradients(np.array([features], np.float32), np.array([[1.0, -1.0]]))
+    fixed, influence = gradients([1, 2]), Influence(1, 1)
+    for changing in ([3, 1], [0, 5]):
+        influence.add(gradients(changing), fixed)
+    assert influence.total.item() == pytest.approx(2 * (5 + 1) + 2 * (10 + 1))
+
+
 def test_sample_without_gradient_has_no_cosine():
     influence = Influence(1, 1)
     influence.add(Gradients(np.ones((1, 2), np.float32), np.array([[0.5, -0.5]])),
