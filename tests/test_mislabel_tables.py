@@ -9,9 +9,11 @@ import mislabel_analysis
 from datasets import arrays, corrections
 from datasets.corrections import Corrections
 from tests.analyses import RANKINGS, analyse, suspects, words
-from tests.conftest import forget_annotations, make_dataset
+from tests.conftest import forget_annotations, make_dataset, refused
 from utils.errors import UserError
 from utils.review.run import load_run
+from utils.tracin import explanations
+from utils.tracin.explanations import Explanations, Pairs
 
 pytestmark = pytest.mark.usefixtures("few_resamples", "no_figures")
 
@@ -236,3 +238,24 @@ def test_choosing_corrections_by_a_network_that_learned_little_is_warned_of(run,
         analyse(run, tmp_path, *more)
         told.append(capsys.readouterr().out.count(agreement))
     assert told == [1, 2, 2]
+
+
+def test_explained_test_images_are_told_and_those_of_an_earlier_analysis_go(run, tmp_path, capsys):
+    output = tmp_path / "figure"
+    files = [output / name for name in ("test_errors.csv", "test_errors.html")]
+    dataset, total = arrays.load(run, test=True), np.load(run / "influence_all_epoch.npy")
+    places, nothing = np.full((1, 8), -1), np.full((1, 8), np.nan)
+    none = Pairs(places, nothing, nothing, nothing)
+    explanations.save(run / explanations.TEST, Explanations(
+        np.array([3]), np.full((1, 3), 0.25, np.float32), none, none),
+        explanations.origin(dataset, total, test=True), "key")
+    analyse(run, output)
+    told = [line for line in capsys.readouterr().out.splitlines() if "test_errors." in line]
+    assert len(told) == 1 and all(str(path) in told[0] and path.exists() for path in files)
+    (run / explanations.TEST).unlink()
+    analyse(run, output)
+    assert "test_errors." not in capsys.readouterr().out and not any(path.exists() for path in files)
+    (run / explanations.TEST).write_bytes(b"")
+    with refused(str(run / explanations.TEST)):
+        analyse(run, tmp_path / "other")
+    assert not (tmp_path / "other").exists()

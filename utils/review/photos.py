@@ -19,7 +19,8 @@ SMALL = 64  # pixels; images up to this side are kept exactly
 TOLERANCE = 3.0
 
 
-def page_pictures(images: np.ndarray, indices: Sequence[int], files: Sequence[Path] | None) -> list[str]:
+def page_pictures(images: np.ndarray, indices: Sequence[int], files: Sequence[Path] | None,
+                  side: int = LONGEST_SIDE) -> list[str]:
     """The pictures of some samples as data URIs, JPEG for photos and PNG for small images.
 
     A sample without a file, or whose file is missing, unreadable or no longer what was trained on, is
@@ -29,33 +30,34 @@ def page_pictures(images: np.ndarray, indices: Sequence[int], files: Sequence[Pa
         images: what was trained on, uint8 (N, 3, S, S).
         indices: the samples.
         files: where the N original files should be, None if there are none; they may be anything.
+        side: of a photo, in pixels, at most.
 
     Returns:
         A URI per index.
     """
     if files is None:
-        return [_as_trained(images[index]) for index in indices]
+        return [_as_trained(images[index], side) for index in indices]
     pictures, lost = [""] * len(indices), []
 
     def make(place: int):
         index = indices[place]
         try:
-            pictures[place] = _photo(files[index], images[index])
+            pictures[place] = _photo(files[index], images[index], side)
         except Exception:  # untrusted files raise almost anything
-            pictures[place] = _as_trained(images[index])
+            pictures[place] = _as_trained(images[index], side)
             lost.append(place)
 
     on_all_cores(make, len(indices))
     if lost:
         first = str(files[indices[min(lost)]])
-        print(f"{len(lost):,} of {len(indices):,} suspects are shown from {TRAIN_IMAGES}: their files "
+        print(f"{len(lost):,} of {len(indices):,} images are shown from {TRAIN_IMAGES}: their files "
               f"are missing, unreadable or no longer what was trained on, the first {first!a}; put them "
               "back, or give --dataset where they are now, and run this again to see the photos",
               flush=True)
     return pictures
 
 
-def _photo(path: Path, trained: np.ndarray) -> str:
+def _photo(path: Path, trained: np.ndarray, side: int) -> str:
     """The URI of a file.
 
     Raises:
@@ -65,20 +67,21 @@ def _photo(path: Path, trained: np.ndarray) -> str:
     photo = read_rgb(path)
     if np.abs(to_array(photo, trained.shape[-1]).astype(int) - trained).mean() > TOLERANCE:
         raise ValueError("another image")
-    return encode(photo)
+    return encode(photo, side)
 
 
-def encode(photo: Image.Image) -> str:
-    """A photo as the URI of a JPEG of at most 256 pixels a side and 17,000 bytes; small ones as PNG.
+def encode(photo: Image.Image, side: int = LONGEST_SIDE) -> str:
+    """A photo as the URI of a JPEG of at most 17,000 bytes; small ones as PNG.
 
     Args:
         photo: in RGB.
+        side: of the JPEG, in pixels, at most.
     """
     small = Image.fromarray(np.asarray(photo))  # without comments, profiles or other data of the file
     if max(small.size) <= SMALL:
         return _uri("png", small)
-    for side in (LONGEST_SIDE, LONGEST_SIDE // 2):  # half as large only where the photo is like noise
-        small.thumbnail((side, side), Image.Resampling.BICUBIC)
+    for longest in (side, side // 2):  # half as large only where the photo is like noise
+        small.thumbnail((longest, longest), Image.Resampling.BICUBIC)
         for quality in QUALITIES:
             uri = _uri("jpeg", small, quality=quality, optimize=True)
             if len(uri) * 3 <= LARGEST * 4:
@@ -86,8 +89,8 @@ def encode(photo: Image.Image) -> str:
     return uri
 
 
-def _as_trained(pixels: np.ndarray) -> str:
-    return encode(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))))
+def _as_trained(pixels: np.ndarray, side: int) -> str:
+    return encode(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))), side)
 
 
 def _uri(kind: str, image: Image.Image, **options) -> str:
