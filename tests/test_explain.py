@@ -152,8 +152,8 @@ def test_nothing_is_explained_where_no_test_sample_is_wrong(tested_run):
     assert not (tested_run / "explanations_test.npz").exists()
 
 
-@pytest.mark.parametrize("change", [
-    {"SAMPLES_PER_SLICE": 8}, {"SAMPLES_PER_PRODUCT": 7}, {"EXPLAINED_PER_TASK": 5}])
+@pytest.mark.parametrize("change", [{"SAMPLES_PER_SLICE": 8, "SAMPLES_PER_PRODUCT": 4},
+                                    {"SAMPLES_PER_PRODUCT": 7}, {"EXPLAINED_PER_TASK": 5}])
 def test_explanations_do_not_depend_on_how_the_work_is_cut(run, monkeypatch, change):
     score(run, "--explain", "12", "--batch_size", "4")
     whole = load(run)
@@ -171,7 +171,7 @@ def test_explanations_do_not_depend_on_how_the_work_is_cut(run, monkeypatch, cha
 
 @pytest.mark.parametrize("engine", ["nnabla", "onnxruntime"])
 def test_explanations_do_not_depend_on_workers(run, monkeypatch, engine):
-    monkeypatch.setattr(explaining, "SAMPLES_PER_SLICE", 8)
+    monkeypatch.setattr(explaining, "SAMPLES_PER_PRODUCT", 8)
     results = []
     for workers in ("2", "1"):
         score(run, "--explain", "12", "--batch_size", "8", "--engine", engine, "--workers", workers)
