@@ -11,21 +11,24 @@ function makeReasons(suspect) {
     + "calculate_score.py --explain takes a larger number.", {className: "small"})] : [];
   const {opponents, proponents} = reasons;
   const groups = [
-    makeGroup("Against this label", opponents, "Their gradients pull the other way.", makeVote(reasons)),
+    makeGroup("Against this label", opponents, "Training images whose gradients pull the other way.", makeVote(reasons)),
     makeGroup("For this label", proponents, "They carry the given label, so they show what it rests on, "
       + "not whether it is right.")];
-  if (near !== null) groups.unshift(makeGroup("Almost the same image, another label", [near]));
-  return groups;
+  return near === null ? groups : [makeImages([near]), ...groups];
 }
 
-function makeGroup(title, indices, told = "", ...more) {
-  const group = element("section", "", {className: "reasons"}), list = element("ul", "");
+function makeGroup(title, indices, told, ...more) {
+  const group = element("div", "", {className: "reasons"});
   group.append(element("h3", title));
-  if (!indices.length) told = "No training image does.";
-  if (told) group.append(element("p", told, {className: "small"}));
-  list.append(...indices.map(makeReason));
-  if (indices.length) group.append(...more, list);
+  if (indices.length) group.append(element("p", told, {className: "small"}), ...more, makeImages(indices));
+  else group.append(element("p", "No training image speaks for this.", {className: "small"}));
   return group;
+}
+
+function makeImages(indices) {
+  const list = element("ul", "", {className: "images"});
+  list.append(...indices.map(makeImage));
+  return list;
 }
 
 function makeVote({opponents, vote, votes}) {
@@ -35,10 +38,10 @@ function makeVote({opponents, vote, votes}) {
 }
 
 // One of these images, with its label; a suspect is a button that leads to it.
-function makeReason(index) {
+function makeImage(index) {
   const sample = sampleAt(index), suspect = byIndex.get(index), item = element("li", "");
   const label = names[sample.given_label], title = `${file(sample)}, labelled ${label}`;
-  const box = element(suspect ? "button" : "span", "", {className: "reason", title});
+  const box = element(suspect ? "button" : "span", "", {className: "image", title});
   box.append(makePicture(sample, suspect ? "" : file(sample)), element("bdi", label));
   if (suspect) {
     const state = describe(suspect);
