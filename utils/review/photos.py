@@ -26,16 +26,21 @@ def page_thumbnails(images: np.ndarray, indices: Sequence[int], files: Sequence[
                     pictures: Sequence[str]) -> list[str]:
     """The pictures of the samples that are shown beside suspects, as `page_pictures` returns them.
 
-    The more there are, the smaller they are, so that the page stays below 30 MB.
-
     Args:
         images, indices, files: as for `page_pictures`.
         pictures: those of the suspects.
     """
+    largest = thumbnail_limit(len(indices), sum(map(len, pictures)))
+    return page_pictures(images, indices, files, THUMBNAIL_SIDE, largest, "images beside the suspects")
+
+
+def thumbnail_limit(count: int, taken: int) -> int:
+    """Bytes that each of `count` thumbnails may have where the suspects' pictures take `taken`.
+
+    The more there are, the less each has, so that the page stays below about 30 MB.
+    """
     least, most = THUMBNAIL
-    share = (PAGE - sum(map(len, pictures))) * 3 // 4 // max(1, len(indices))
-    return page_pictures(images, indices, files, THUMBNAIL_SIDE, min(max(share, least), most),
-                         "images beside the suspects")
+    return min(max((PAGE - taken) * 3 // 4 // max(count, 1), least), most)
 
 
 def page_pictures(images: np.ndarray, indices: Sequence[int], files: Sequence[Path] | None,

@@ -49,7 +49,8 @@ def test_detail_view_says_all_that_is_known(with_margins, dataset):
     assert widths == [10, 80]
     assert [numbers(one) for one in view.locator("dd").all_inner_texts()] == [
         [2, 200], [1, 0], [1, 2]]  # the rank, the score, -1.000, and the disagreement
-    sources = page.eval_on_selector_all("[data-index='1'] .picture img", "all => all.map(one => one.src)")
+    sources = page.eval_on_selector_all("[data-index='1'] .picture img",
+                                        "all => all.map(one => one.src)")
     assert len(sources) == 2 and len(set(sources)) == 1
 
 

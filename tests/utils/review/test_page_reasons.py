@@ -1,4 +1,4 @@
-"""What the page shows of explanations: the images for and against a label, and the way to them and back."""
+"""What the page shows of explanations: the images for and against a label, and the way to them."""
 import json
 import re
 
@@ -25,8 +25,8 @@ SURE = 40  # suspects of that many: every second one
 def explanations(dataset):
     """Of the first 100 samples; suspects are those below 150.
 
-    Opponents of the first `SURE` samples: an even one's are all labelled as suggested but for the last of
-    five, an odd one's as neither label.  The first opponent of each is a suspect, the others are none,
+    Five opponents of each of the first `SURE` samples: an even one's are labelled as suggested, all but
+    the last, and an odd one's otherwise.  The first opponent of each is a suspect, the others are none,
     but for those of sample 2, which are all suspects.  Sample 3 has no proponents.
     """
     explanations = make_explanations(dataset.labels, range(100), 3)
@@ -140,17 +140,15 @@ def test_suspect_among_the_images_is_opened_and_left_again(explained, explanatio
     assert in_detail(page) == 2 and not page.is_visible("#back")
 
 
-def test_way_back_has_several_steps_and_escape_ends_it(explained, explanations):
-    page, way = explained, [0]
-    page.wait_for_timeout(0)
+def test_way_back_has_several_steps_and_escape_ends_it(tab, make_page, tmp_path, explanations):
+    way = [0, 110, 20, 30]
+    explanations.indices[[10, 99]] = way[1], 10
+    explanations.opponents.indices[[0, 10, 20], [0, 4, 2]] = way[1:]
+    page = open_page(tab, make_page(tmp_path / "way.html", explanations=explanations))
     press(page, "Enter")
-    explanation = {index: place for place, index in enumerate(explanations.indices.tolist())}
-    for _ in range(3):
-        buttons = page.locator("#detail button.image")
-        leads = [int(one) for one in buttons.evaluate_all("all => all.map(one => one.dataset.leads)")]
-        following = next((one for one in leads if one in explanation and one not in way), leads[0])
-        buttons.nth(leads.index(following)).click()
-        way.append(following)
+    for index in way[1:]:
+        page.click(f"{AGAINST} >> [data-leads='{index}']")
+        assert in_detail(page) == index
     for index in way[-2:0:-1]:
         press(page, "b")
         assert in_detail(page) == index
@@ -231,7 +229,7 @@ def test_near_duplicate_is_named_and_shown(tab, dataset, make_page, explanations
 def test_suspect_without_explanation_says_so(explained):
     page = explained
     press(page, "ArrowRight ArrowRight ArrowRight Enter")
-    assert page.locator(f"{FOR} >> .image").count() == 0 and page.locator(f"{AGAINST} >> .image").count() == 5
+    assert [page.locator(f"{group} >> .image").count() for group in (AGAINST, FOR)] == [5, 0]
     press(page, "Escape n ArrowRight " + "ArrowRight " * 45 + "Enter")
     assert in_detail(page) == 106 and page.locator("#detail .image").count() == 0
     assert "--explain" in page.inner_text("#detail .facts")
