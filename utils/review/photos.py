@@ -67,7 +67,7 @@ def page_pictures(images: np.ndarray, indices: Sequence[int], files: Sequence[Pa
         photo = Image.fromarray(np.ascontiguousarray(trained.transpose(1, 2, 0)))
         if files is not None:
             try:
-                photo = _photo(files[indices[place]], trained)
+                photo = _photo(files[indices[place]], trained, side)
             except Exception:  # untrusted files raise almost anything
                 lost.append(place)
         pictures[place] = encode(photo, side, largest)
@@ -82,15 +82,16 @@ def page_pictures(images: np.ndarray, indices: Sequence[int], files: Sequence[Pa
     return pictures
 
 
-def _photo(path: Path, trained: np.ndarray) -> Image.Image:
-    """The photo in a file.
+def _photo(path: Path, trained: np.ndarray, side: int) -> Image.Image:
+    """The photo in a file, in no more detail than a picture of `side` pixels needs.
 
     Raises:
         Exception: whatever Pillow raises if it cannot be read.
         ValueError: it is not what was trained on.
     """
-    photo = read_rgb(path)
-    if np.abs(to_array(photo, trained.shape[-1]).astype(int) - trained).mean() > TOLERANCE:
+    size = trained.shape[-1]
+    photo = read_rgb(path, least=max(2 * side, 4 * size))
+    if np.abs(to_array(photo, size).astype(int) - trained).mean() > TOLERANCE:
         raise ValueError("another image")
     return photo
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import mislabel_analysis
 from datasets import arrays
-from datasets.images import read_image
+from datasets.images import read_image, read_rgb
 from tests.conftest import make_dataset, numbers
 from tests.utils.review.conftest import open_page
 from utils.review.photos import (
@@ -128,6 +128,20 @@ def test_thumbnail_is_the_photo_or_what_was_trained_on(photos, capsys):
     assert np.abs(np.asarray(image, int) - np.asarray(original, int)).mean() < 4
     told, = capsys.readouterr().out.splitlines()
     assert numbers(told)[:2] == ["1", "2"] and str(files[3]) in told
+
+
+def test_large_photo_is_read_small_and_looks_the_same(photos, capsys):
+    files, images = photos
+    large = Image.open(files[0]).resize((2000, 1500), Image.Resampling.BICUBIC)
+    large.save(files[0], quality=95)
+    assert read_rgb(files[0], least=188).size == (250, 188) and read_rgb(files[0]).size == (2000, 1500)
+    images[0] = read_image(files[0])
+    for picture in (*page_pictures(images, [0], files), *page_thumbnails(images, [0], files, [])):
+        kind, image = opened(picture)
+        assert kind == "jpeg" and image.width * 3 == image.height * 4
+        expected = large.resize(image.size, Image.Resampling.BICUBIC)
+        assert np.abs(np.asarray(image, int) - np.asarray(expected, int)).mean() < 4
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("side", [8, 32, 64, 300])
