@@ -94,7 +94,7 @@ def near_duplicates(explanations: Explanations, labels: np.ndarray) -> np.ndarra
     indices, similarity = (np.concatenate([getattr(pairs, name) for pairs in both], axis=1)
                            for name in ("indices", "similarity"))
     differs = labels[indices, 0] != labels[explanations.indices]
-    similarity = np.where((indices >= 0) & differs & (similarity > NEAR_DUPLICATE), similarity, -1)
+    similarity = np.where((indices >= 0) & differs, similarity, -1)
     best = similarity.argmax(axis=1)[:, None]
     found = np.take_along_axis(similarity, best, axis=1) > NEAR_DUPLICATE
     return np.where(found, np.take_along_axis(indices, best, axis=1), -1)[:, 0]

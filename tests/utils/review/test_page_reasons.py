@@ -134,7 +134,9 @@ def test_suspect_among_the_images_is_opened_and_left_again(explained, explanatio
     assert in_detail(page) == other
     press(page, "b")
     assert in_detail(page) == 1
-    press(page, "b")  # nothing more to go back to
+    press(page, "Enter r z")  # undone where it is seen
+    assert in_detail(page) == other and decided(page)[0] == 0
+    press(page, "b b")  # nothing more to go back to
     assert in_detail(page) == 1
     press(page, "Enter ArrowRight")  # goes on from the suspect in the list
     assert in_detail(page) == 2 and not page.is_visible("#back")
