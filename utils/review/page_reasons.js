@@ -11,7 +11,8 @@ function makeReasons(suspect) {
     + "calculate_score.py --explain takes a larger number.", {className: "small"})] : [];
   const {opponents, proponents} = reasons;
   const groups = [
-    makeGroup("Against this label", opponents, "Training images whose gradients pull the other way.", makeVote(reasons)),
+    makeGroup("Against this label", opponents, "Training images whose gradients pull the other way.",
+      makeVote(reasons)),
     makeGroup("For this label", proponents, "They carry the given label, so they show what it rests on, "
       + "not whether it is right.")];
   return near === null ? groups : [makeImages([near]), ...groups];
@@ -21,7 +22,7 @@ function makeGroup(title, indices, told, ...more) {
   const group = element("div", "", {className: "reasons"});
   group.append(element("h3", title));
   if (indices.length) group.append(element("p", told, {className: "small"}), ...more, makeImages(indices));
-  else group.append(element("p", "No training image speaks for this.", {className: "small"}));
+  else group.append(element("p", "There are none.", {className: "small"}));
   return group;
 }
 
