@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None):
     run = replace(run, dataset=moved(settings, run.dataset))
     if run.dataset.source:
         check_outside(run.dataset.source, settings.output)
-    facts = gather_facts(run.dataset, corrections.load_applied(settings.input))
+    facts = gather_facts(run.dataset, corrections.load_applied(settings.input), run.explanations)
     explained = load_explained(settings.input, run)
     metrics = measure(run)
     write_tables(settings, run, facts, metrics)

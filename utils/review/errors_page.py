@@ -12,7 +12,7 @@ from datasets import arrays
 from datasets.arrays import Dataset
 from utils.files import save_text, text_cell, whole_file
 from utils.review.detection import rank
-from utils.review.photos import page_pictures
+from utils.review.photos import page_pictures, page_thumbnails
 from utils.review.run import Run
 from utils.tracin import explanations
 from utils.tracin.explanations import Pairs
@@ -22,7 +22,6 @@ PARTNERS = 5  # opponents, and as many proponents, that are shown of each test i
 SHOWN = 200  # test images on the page, at most
 FREQUENT = 10  # training images at the top of the page, at most
 SUSPICIOUS = 0.1  # the share of the ranking that the page marks as suspects
-THUMBNAIL = 96  # pixels
 COLUMNS = ("index", "label", "predicted", "label_probability", "predicted_probability")
 PARTNER_COLUMNS = ("", "_label", "_cosine", "_influence", "_rank")
 
@@ -171,14 +170,14 @@ def _save_page(path: Path, run: Run, ranks: np.ndarray, explained: Sequence[Expl
     dataset, shown, frequent = run.dataset, explained[:SHOWN], most_frequent(explained)
     used = sorted({one.index for one in frequent} | {
         partner.index for one in shown for partner in one.opponents + one.proponents})
-    pictures = page_pictures(dataset.images, used, dataset.files(), THUMBNAIL)
+    images = np.stack([one.image for one in shown]) if shown else dataset.images[:0]
+    tests = page_pictures(images, range(len(shown)), None)
+    pictures = page_thumbnails(dataset.images, used, dataset.files(), tests)
     last = round(SUSPICIOUS * len(ranks))
     training = {index: {
         "index": index, "name": _name(dataset, index), "label": dataset.names[dataset.labels[index, 0]],
         "suspect": int(ranks[index]) if ranks[index] <= last else None, "picture": picture}
         for index, picture in zip(used, pictures, strict=True)}
-    images = np.stack([one.image for one in shown]) if shown else dataset.images[:0]
-    tests = page_pictures(images, range(len(shown)), None)
     # Class and file names are untrusted.
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent),
                                      autoescape=True, undefined=jinja2.StrictUndefined)
