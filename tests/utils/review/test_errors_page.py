@@ -151,7 +151,8 @@ def test_page_shows_test_images_with_their_partners(explained_run, tab, tmp_path
     assert [frequent.nth(place).get_attribute("class").split()[1] for place in range(5)] == [
         "t5", "t3", "t29", "t0", "t1"]
     uri = shown.nth(0).locator(".thumbnail").evaluate("one => getComputedStyle(one).backgroundImage")
-    assert np.array_equal(pixels(uri), dataset.images[5])
+    differences = np.abs(dataset.images - pixels(uri).astype(int)).mean(axis=(1, 2, 3))
+    assert differences.argmin() == 5 and differences.min() < 20  # a JPEG of noise
     assert (tmp_path / "test_errors.html").read_text().count(uri[5:-2]) == 1
     assert np.array_equal(pixels(wrong.locator("img").get_attribute("src")), dataset.test.images[7])
 
