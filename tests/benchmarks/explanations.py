@@ -12,16 +12,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import nnabla as nn
 import numpy as np
 
 import calculate_score
 from datasets import arrays
+from datasets.arrays import Dataset
 from datasets.cifar import CIFAR10, load_cifar
 from models.registry import build_network
-from tests.benchmarks import cleaning, experiment
+from tests.benchmarks import experiment
+from tests.benchmarks.cleaning import DIGITS
 from tests.benchmarks.experiment import NOISE_MODEL, script, train
 from utils.review.run import Run, load_run
-from utils.tracin import explanations
+from utils.tracin import explanations, scores
 from utils.tracin.explanations import Explanations
 from utils.tracin.influence import Gradients, Influence, Strongest
 from utils.tracin.scoring import CheckpointEngine
@@ -36,8 +39,42 @@ RUNS = [*(("digits", "uniform", seed) for seed in range(5)),
 NEIGHBOURS = 15
 
 
+def run_of(output: Path, data: Path | None, images: str, noise: str, seed: int) -> Path:
+    """Train, score and explain what is not done yet; returns the run's folder."""
+    folder = output / f"{images}_{noise}_{seed}"
+    flags = [*DIGITS, "--seed", seed]
+    if images == "cifar10":
+        flags = [*HEADS, "--seed", seed, "--noise", noise, *(["--data", data] if data else [])]
+        known = output / f"{images}_uniform_{seed}"
+        if noise == "hardest":
+            train(output / NOISE_MODEL, *experiment.flags_of(data, 4), "--shuffle_label", False)
+            flags += ["--noise_model", output / NOISE_MODEL]
+        if not folder.exists() and known.exists():
+            folder.mkdir(parents=True)
+            for file in known.glob("features*"):
+                shutil.copy(file, folder)
+    if not any(folder.glob("*_result.nnp")):
+        train(folder, *flags)
+    explain(folder)
+    return folder
+
+
+def explain(folder: Path):
+    """Score a run and explain its first suspects, unless that is done."""
+    script("calculate_score.py", "--run", folder, "-c", "cpu", "--explain")
+
+
+def explained(folder: Path) -> tuple[Dataset, Explanations]:
+    """The training set of a run, and its explanations."""
+    dataset = arrays.load(folder)
+    found = explanations.load(folder, dataset, scores.load_total(folder, len(dataset.labels)))
+    assert found is not None
+    return dataset, found
+
+
 def all_gradients(folder: Path) -> Iterator[Gradients]:
     """The gradients of all training samples of a run, checkpoint by checkpoint."""
+    nn.clear_parameters()
     settings = calculate_score.get_args(["--run", str(folder), "-c", "cpu"])
     dataset, found = arrays.load(folder), find_checkpoints(folder)
     model, classes, nmaps = network_of(settings, found[0])
