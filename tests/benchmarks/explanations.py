@@ -8,8 +8,6 @@ in README.md beside this file.  The features of images that an earlier run has a
 import argparse
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import nnabla as nn
@@ -23,7 +21,7 @@ from models.registry import build_network
 from tests.benchmarks import experiment
 from tests.benchmarks.cleaning import DIGITS
 from tests.benchmarks.experiment import NOISE_MODEL, script, train
-from utils.review.run import Run, load_run
+from utils.review.run import load_run
 from utils.tracin import explanations, scores
 from utils.tracin.explanations import Explanations
 from utils.tracin.influence import Gradients, Influence, Strongest
@@ -37,6 +35,7 @@ RUNS = [*(("digits", "uniform", seed) for seed in range(5)),
         *(("cifar10", "uniform", seed) for seed in range(4)),
         ("cifar10", "asymmetric", 1), ("cifar10", "hardest", 1)]
 NEIGHBOURS = 15
+PROBABILITIES = 0.5, 0.7, 0.8, 0.9
 
 
 def run_of(output: Path, data: Path | None, images: str, noise: str, seed: int) -> Path:
@@ -85,7 +84,7 @@ def all_gradients(folder: Path) -> Iterator[Gradients]:
         yield engine.at(checkpoint).gradients(inputs, dataset.labels)
 
 
-def by_influence(folder: Path, explained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def strongest_and_nearest(folder: Path, explained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The strongest opponents by influence itself, and the nearest neighbours by the last features.
 
     Args:
@@ -93,19 +92,20 @@ def by_influence(folder: Path, explained: np.ndarray) -> tuple[np.ndarray, np.nd
         explained: indices of N training samples.
 
     Returns:
-        Indices of training samples, integers (N, 8) and (N, `NEIGHBOURS`), neither with the sample itself.
+        Indices of training samples, integers (N, 8) and (N, `NEIGHBOURS`); no sample is its own.
     """
     influence: Influence | None = None
     for gradients in all_gradients(folder):
         influence = influence or Influence(len(explained), len(gradients.error))
         influence.add(Gradients(gradients.features[explained], gradients.error[explained]), gradients)
-    raw = influence.total
-    raw[np.arange(len(explained)), explained] = np.nan
+    assert influence is not None
+    own, raw = (np.arange(len(explained)), explained), influence.total
+    raw[own] = np.nan
     indices = np.broadcast_to(np.arange(raw.shape[1]), raw.shape)
     opponents = Strongest.of(indices, raw, raw, -1, explanations.STRONGEST).indices
     similarity = scaled(gradients.features[explained], gradients.features) @ \
         scaled(gradients.features, gradients.features).T
-    similarity[np.arange(len(explained)), explained] = -np.inf
+    similarity[own] = -np.inf
     return opponents, np.argsort(-similarity, axis=1)[:, :NEIGHBOURS]
 
 
@@ -113,4 +113,76 @@ def scaled(features: np.ndarray, training: np.ndarray) -> np.ndarray:
     """Features (N, D), each standardized by those of the training set, every row of length 1."""
     deviation = training.std(axis=0)
     result = (features - training.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
-    return result / np.linalg.norm(result, axis=1, keepdims=True)
+    return result / np.maximum(np.linalg.norm(result, axis=1, keepdims=True), np.finfo(float).tiny)
+
+
+def majority(named: np.ndarray, labels: np.ndarray, size: int | None = None) -> np.ndarray:
+    """The label of most of the first `size` samples of each row, none empty; of a tie, the first's."""
+    votes = labels[named[:, :size], 0]
+    counts = (votes[:, :, None] == votes[:, None, :]).sum(axis=2)
+    return np.take_along_axis(votes, counts.argmax(axis=1)[:, None], axis=1)[:, 0]
+
+
+def measure(folder: Path) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """What is right about the mislabelled suspects of a run, and what each rule says of suggestions."""
+    run, (dataset, found) = load_run(folder, "tracin"), explained(folder)
+    suspects, opponents, labels = found.indices, found.opponents.indices, dataset.labels
+    given, true = labels[suspects, 0], dataset.true_labels[suspects, 0]
+    probability = run.probability[suspects]
+    suggested, likely = probability.argmax(axis=1), probability.max(axis=1)
+    raw, nearest = strongest_and_nearest(folder, suspects)
+    votes = {f"{size} by cosine": majority(opponents, labels, size) for size in (5, 1, 3, 8)}
+    votes |= {"5 by influence": majority(raw, labels, 5), "suggestion": suggested,
+              f"{NEIGHBOURS} neighbours": majority(nearest, labels)}
+    wrong, differs, right = given != true, suggested != given, suggested == true
+    facts = {"mislabelled": str(wrong.sum())}
+    facts |= {name: f"{(vote == true)[wrong].mean():.3f}" for name, vote in votes.items()}
+    facts |= {f"images, {name}": str(len(np.unique(indices[:, :5])))
+              for name, indices in (("cosine", opponents), ("influence", raw))}
+    facts["mislabelled opponents"] = \
+        f"{(labels != dataset.true_labels)[opponents[:, :5], 0].mean():.2f}"
+
+    def judged(sure: np.ndarray) -> dict[str, str]:
+        parts = [(right & part).sum() / max(1, part.sum()) for part in
+                 (differs & sure, differs & ~sure, differs & sure & wrong, differs & ~sure & wrong)]
+        return {"share": f"{sure[differs].mean():.2f}",
+                "precision": f"{parts[0]:.2f}, {parts[1]:.2f}",
+                "of mislabelled": f"{parts[2]:.2f}, {parts[3]:.2f}"}
+
+    agrees = votes["5 by cosine"] == suggested
+    supporters = (labels[opponents[:, :5], 0] == suggested[:, None]).sum(axis=1)
+    rules = {"vote agrees": agrees}
+    for name, sure in (("vote agrees", agrees), ("4 of 5 agree", supporters >= 4)):
+        least = np.sort(likely[differs])[::-1][max(0, (sure & differs).sum() - 1)]
+        rules |= {name: sure, f"{name}: as many by probability": likely >= least}
+    for least in PROBABILITIES:
+        rules |= {f"probability >= {least}": likely >= least,
+                  f"probability >= {least}, vote agrees": agrees & (likely >= least)}
+    return facts, {name: judged(sure) for name, sure in rules.items()}
+
+
+def table(first: str, rows: dict[str, list[str]]) -> str:
+    """Markdown: the rows by their names, under the names of the runs."""
+    head = [first, *(" ".join(map(str, run)) for run in RUNS)]
+    lines = [[name, *cells] for name, cells in rows.items()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="as for train.py")
+    parser.add_argument("--output", type=Path, default=Path("explanations"))
+    args = parser.parse_args()
+    load_cifar(CIFAR10, args.data)  # downloads it, if need be
+    results = [measure(run_of(args.output, args.data, *run)) for run in RUNS]
+    print("right about the mislabelled suspects:\n")
+    print(table("", {name: [facts[name] for facts, _ in results] for name in results[0][0]}))
+    for figure in ("share", "precision", "of mislabelled"):
+        print(f"\nsuggestions that differ from the given label, {figure}:\n")
+        print(table("sure where", {rule: [rules[rule][figure] for _, rules in results]
+                                   for rule in results[0][1]}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Which similarity tells near-duplicates under two labels from images that are only alike?
+"""What finds near-duplicates under two labels: features of the strongest pairs, or pixels of all?
 
     python -m tests.benchmarks.near_duplicates --data cifar-10-python.tar.gz
 
@@ -30,9 +30,10 @@ SHORT = [*experiment.TRAINING, "--train_epochs", "10"]
 RUNS = {"head": (("cifar10", "uniform", 0), 10000, 40, []),
         "ResNet23, CIFAR-10": (("cifar10", "uniform", 0), 5000, 40, SHORT[2:]),
         "ResNet23, digits": (("digits", "uniform", 0), 1437, 10, DIGITS[2:])}
-SIMILARITIES = 0.5, 0.7, 0.8, 0.9, 0.95, 0.98
-CORRELATIONS = -1, 0.95, 0.98, 0.99
+SIMILARITIES = -1, 0.7, 0.8, 0.9, 0.98
+CORRELATIONS = 0.95, 0.97, 0.98, 0.99
 GRID = 8  # pixels a side that images are reduced to
+FLAT = 4
 
 
 def shifted(image: Image.Image) -> Image.Image:
@@ -86,19 +87,27 @@ def plant(dataset: Dataset, copies: int, rng: np.random.Generator) -> tuple[Data
 
 
 def reduced(images: np.ndarray) -> np.ndarray:
-    """Images (N, 3, S, S) as vectors of mean 0 and length 1, reduced to `GRID` pixels a side, (N, D)."""
+    """Images (N, 3, S, S) reduced to `GRID` pixels a side, every channel of mean 0, of length 1, (N, D).
+
+    Images without contrast, of less than `FLAT` levels of gray, are shorter, so that they resemble none.
+    """
     block = images.shape[-1] // GRID
-    small = images.reshape(len(images), 3, GRID, block, GRID, block).mean(axis=(3, 5))
-    small = small.reshape(len(images), -1)
-    small -= small.mean(axis=1, keepdims=True)
-    return small / np.maximum(np.linalg.norm(small, axis=1, keepdims=True), 1)
+    small = images.reshape(len(images), 3, GRID, block, GRID, block).mean(axis=(3, 5), dtype=np.float32)
+    small = (small - small.mean(axis=(2, 3), keepdims=True)).reshape(len(images), -1)
+    return small / np.maximum(np.linalg.norm(small, axis=1), FLAT * small.shape[1]**0.5)[:, None]
 
 
-def correlation(images: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """That of the pixels of the images, reduced, or mirrored and reduced, of each pair (P, 2); (P,)."""
-    first, second = (reduced(images[pairs[:, side]]) for side in (0, 1))
-    mirrored = reduced(images[pairs[:, 1]][:, :, :, ::-1])
-    return np.maximum((first * second).sum(axis=1), (first * mirrored).sum(axis=1))
+def most_alike(images: np.ndarray, labels: np.ndarray,
+               chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each of N samples, the one of another label whose pixels, mirrored or not, correlate most.
+
+    Returns:
+        Its index, integers (N,), and the correlation, float (N,).
+    """
+    every = reduced(images)
+    both = np.maximum(every[chosen] @ every.T, every[chosen] @ reduced(images[:, :, :, ::-1]).T)
+    both[labels[chosen] == labels[:, 0]] = -1
+    return both.argmax(axis=1), both.max(axis=1)
 
 
 def prepare(folder: Path, name: str, output: Path, data: Path | None) -> np.ndarray:
@@ -114,42 +123,45 @@ def prepare(folder: Path, name: str, output: Path, data: Path | None) -> np.ndar
     return pairs
 
 
-def measure(folder: Path, pairs: np.ndarray, copies: int) -> str:
-    """Markdown: what each pair of thresholds finds of the pairs, and what else it names."""
+def measure(folder: Path, pairs: np.ndarray) -> str:
+    """Markdown: the share of the pairs of each kind that each rule names, and what else it names."""
     dataset, explanations = explained(folder / "run")
+    suspects, labels, kinds = explanations.indices, dataset.labels, list(ALTERATIONS)
     *_, gradients = all_gradients(folder / "run")
-    similarity = (scaled(gradients.features[pairs[:, 0]], gradients.features)
-                  * scaled(gradients.features[pairs[:, 1]], gradients.features)).sum(axis=1)
-    both = explanations.opponents, explanations.proponents
-    partners, alike = (np.concatenate([getattr(one, name) for one in both], axis=1)
-                       for name in ("indices", "similarity"))
-    candidates = np.stack([np.repeat(explanations.indices, partners.shape[1]), partners.ravel()], axis=1)
-    different = (partners.ravel() >= 0) & (dataset.labels[candidates[:, 0], 0]
-                                           != dataset.labels[candidates[:, 1], 0])
-    candidates, alike = candidates[different], alike.ravel()[different]
-    pixels = correlation(dataset.images, candidates)
-    made = {frozenset(pair): number for number, pair in enumerate(pairs.tolist())}
-    number = np.array([made.get(frozenset(pair), -1) for pair in candidates.tolist()])
-    named = np.isin(np.arange(len(pairs)), number)
-    kinds = list(ALTERATIONS)
+    first, second = (scaled(gradients.features[pairs[:, side]], gradients.features) for side in (0, 1))
+    other_of = dict([*pairs.tolist(), *pairs[:, ::-1].tolist()])
+    places = {index: number for number, pair in enumerate(pairs.tolist()) for index in pair}
 
     def row(*cells: object) -> str:
         return "| " + " | ".join(map(str, cells)) + " |"
 
-    def shares(values: np.ndarray) -> list[str]:
-        return [f"{share:.2f}" for share in values.reshape(len(kinds), copies).mean(axis=1)]
+    def found(rule: str, indices: np.ndarray, partners: np.ndarray) -> str:
+        right = [other_of.get(index) == partner
+                 for index, partner in zip(indices.tolist(), partners.tolist(), strict=True)]
+        found = np.isin(np.arange(len(pairs)), [places[index] for index in indices[right].tolist()])
+        shares = found.reshape(len(kinds), -1).mean(axis=1)
+        wrong = len(np.setdiff1d(indices, indices[right]))
+        return row(rule, wrong, *(f"{share:.2f}" for share in shares))
 
-    quantiles = np.quantile(similarity.reshape(len(kinds), copies), [0.1, 0.5], axis=1).T
-    lines = [row("similarity above", "correlation above", "named in error", *kinds),
-             "|---" * (3 + len(kinds)) + "|",
-             row("similarity: 10 % / median", "", "", *(f"{low:.2f} / {half:.2f}" for low, half in quantiles)),
-             row("among the explanations", "", "", *shares(named))]
+    similarity = (first * second).sum(axis=1).reshape(len(kinds), -1)
+    quantiles = [f"{np.quantile(kind, 0.1):.2f}, {np.median(kind):.2f}" for kind in similarity]
+    known = np.array([index for index in suspects.tolist() if index in other_of], int)
+    lines = [row("", "others", *kinds), "|---" * (2 + len(kinds)) + "|",
+             row("similarity of the pairs: 10 %, median", "", *quantiles),
+             found("among the suspects", known, np.array([other_of[index] for index in known], int))]
+    both = explanations.opponents, explanations.proponents
+    partners, similarity = (np.concatenate([getattr(one, name) for one in both], axis=1).ravel()
+                            for name in ("indices", "similarity"))
+    indices = np.repeat(suspects, len(partners) // len(suspects))
+    different = (partners >= 0) & (labels[indices, 0] != labels[partners, 0])
     for least in SIMILARITIES:
-        for correlated in CORRELATIONS:
-            kept = (alike > least) & (pixels > correlated)
-            others = len(np.unique(candidates[kept & (number < 0), 0]))
-            found = np.isin(np.arange(len(pairs)), number[kept])
-            lines.append(row(least, "-" if correlated < 0 else correlated, others, *shares(found)))
+        kept = different & (similarity > least)
+        rule = f"strongest pairs, similarity > {least}" if least > -1 else "strongest pairs"
+        lines.append(found(rule, indices[kept], partners[kept]))
+    partners, pixels = most_alike(dataset.images, labels, suspects)
+    for least in CORRELATIONS:
+        lines.append(found(f"all images, correlation > {least}", suspects[pixels > least],
+                           partners[pixels > least]))
     return "\n".join(lines)
 
 
@@ -164,7 +176,7 @@ def main():
         folder = args.output / f"near_duplicates_{name.replace(', ', '_').replace(' ', '_')}"
         pairs = prepare(folder, name, args.output, args.data)
         print(f"\n{name}, {RUNS[name][1]:,} images, {RUNS[name][2]} copies of each kind:\n\n"
-              + measure(folder, pairs, RUNS[name][2]), flush=True)
+              + measure(folder, pairs), flush=True)
 
 
 if __name__ == "__main__":
