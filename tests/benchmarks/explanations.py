@@ -30,10 +30,10 @@ from utils.tracin.trained import inputs_of, network_of
 from utils.training.checkpoint import check_parameters, find_checkpoints
 
 HEADS = ["--dataset", "cifar10", *experiment.SUBSET, "--backbone", "efficientnet-lite0", "-c", "cpu"]
-# Kind of images, noise and seed; whatever was chosen was chosen on seed 0.
+# Images, noise and seed.  "cifar10" trains heads, "resnet23" ResNet23 as `tests.benchmarks.experiment`.
 RUNS = [*(("digits", "uniform", seed) for seed in range(5)),
         *(("cifar10", "uniform", seed) for seed in range(4)),
-        ("cifar10", "asymmetric", 1), ("cifar10", "hardest", 1)]
+        ("cifar10", "asymmetric", 1), ("cifar10", "hardest", 1), ("resnet23", "uniform", 1)]
 NEIGHBOURS = 15
 PROBABILITIES = 0.5, 0.7, 0.8, 0.9
 
@@ -41,7 +41,7 @@ PROBABILITIES = 0.5, 0.7, 0.8, 0.9
 def run_of(output: Path, data: Path | None, images: str, noise: str, seed: int) -> Path:
     """Train, score and explain what is not done yet; returns the run's folder."""
     folder = output / f"{images}_{noise}_{seed}"
-    flags = [*DIGITS, "--seed", seed]
+    flags = [*DIGITS, "--seed", seed] if images == "digits" else experiment.flags_of(data, seed)
     if images == "cifar10":
         flags = [*HEADS, "--seed", seed, "--noise", noise, *(["--data", data] if data else [])]
         known = output / f"{images}_uniform_{seed}"
@@ -143,11 +143,12 @@ def measure(folder: Path) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
         f"{(labels != dataset.true_labels)[opponents[:, :5], 0].mean():.2f}"
 
     def judged(sure: np.ndarray) -> dict[str, str]:
-        parts = [(right & part).sum() / max(1, part.sum()) for part in
-                 (differs & sure, differs & ~sure, differs & sure & wrong, differs & ~sure & wrong)]
+        def precision(among: np.ndarray) -> str:
+            return f"{right[among].mean():.2f}" if among.any() else "-"
+        yes, no = differs & sure, differs & ~sure
         return {"share": f"{sure[differs].mean():.2f}",
-                "precision": f"{parts[0]:.2f}, {parts[1]:.2f}",
-                "of mislabelled": f"{parts[2]:.2f}, {parts[3]:.2f}"}
+                "precision": f"{precision(yes)}, {precision(no)}",
+                "of mislabelled": f"{precision(yes & wrong)}, {precision(no & wrong)}"}
 
     agrees = votes["5 by cosine"] == suggested
     supporters = (labels[opponents[:, :5], 0] == suggested[:, None]).sum(axis=1)
