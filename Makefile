@@ -19,7 +19,7 @@ setup: .venv/installed
 demo: .venv/installed
 	rm -rf demo
 	$(PYTHON) -u train.py --dataset digits --model resnet23 --nmaps 16 --train_epochs 12 -c cpu --run demo
-	$(PYTHON) -u calculate_score.py --run demo -c cpu
+	$(PYTHON) -u calculate_score.py --run demo -c cpu --explain
 	$(PYTHON) mislabel_analysis.py --run demo
 
 photos: .venv/installed
@@ -30,7 +30,7 @@ photos: .venv/installed
 	set -x; $(PYTHON) -u train.py --dataset "$(PHOTOS)" --run "$(RUN)" $$settings || { code=$$?; set +x; \
 	if [ "$$settings" = --checkpoint ]; then echo "to start over in another folder: make photos" \
 	  "PHOTOS=\"$(PHOTOS)\" RUN=folder" >&2; fi; exit $$code; }
-	$(PYTHON) -u calculate_score.py --run "$(RUN)"
+	$(PYTHON) -u calculate_score.py --run "$(RUN)" --explain
 	$(PYTHON) mislabel_analysis.py --run "$(RUN)"
 
 test: .venv/tested

@@ -24,6 +24,7 @@ from utils.cli import Boolean, Parser, number
 from utils.errors import UserError
 from utils.files import check_folder, save_json
 from utils.review import figures
+from utils.review.errors_page import load_explained, save_errors
 from utils.review.page import download_name, save_review
 from utils.review.rankings import AUTO, DEFAULT, RANKINGS, describe_rankings
 from utils.review.report import (
@@ -120,9 +121,11 @@ def main(argv: Sequence[str] | None = None):
     run = replace(run, dataset=moved(settings, run.dataset))
     if run.dataset.source:
         check_outside(run.dataset.source, settings.output)
-    facts = gather_facts(run.dataset, corrections.load_applied(settings.input))
+    facts = gather_facts(run.dataset, corrections.load_applied(settings.input), run.explanations)
+    explained = load_explained(settings.input, run)
     metrics = measure(run)
     write_tables(settings, run, facts, metrics)
+    save_errors(settings.output, run, explained)
     write_figures(settings, run)
     print_report(settings.output, run, metrics)
     save_json(settings.output / METRICS, metrics)

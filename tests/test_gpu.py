@@ -17,6 +17,7 @@ from models.registry import build_network
 from tests.conftest import ROOT, contents
 from utils.context import current_context, set_context
 from utils.tracin.engines import predict
+from utils.tracin.explaining import ExplainingPlan, SliceExplainer
 from utils.tracin.scoring import ScoringPlan, SliceScorer
 from utils.training.checkpoint import find_checkpoints
 from utils.training.engines import NnablaEngine
@@ -75,6 +76,19 @@ def trained(run, *more):
     nn.clear_parameters()
     train.main([*TRAIN, "--output", str(run), "--monitor-path", str(run), *more])
     return np.loadtxt(run / "Training-loss.series.txt", ndmin=2)[:, 1]
+
+
+@models
+def test_explanations_are_those_of_the_cpu(digits_run, model):
+    run, found = digits_run / model, {}
+    for context in ("cpu", "cudnn"):
+        nn.clear_parameters()
+        plan = ScoringPlan(build_network(model, 10), run / arrays.TRAIN_IMAGES,
+                           run / arrays.TRAIN_LABELS, "last", "nnabla", 16, 1, context, 0, "float")
+        explaining = ExplainingPlan(plan, find_checkpoints(run), plan.images, plan.labels, np.arange(9))
+        found[context] = SliceExplainer(explaining)(0, 9, 0, 30)
+    for kind in ("proponents", "opponents"):
+        np.testing.assert_allclose(found["cudnn"][kind].cosine, found["cpu"][kind].cosine, atol=1e-4)
 
 
 def test_an_epoch_of_training_goes_as_on_the_cpu(tmp_path):

@@ -8,10 +8,13 @@ import pytest
 import mislabel_analysis
 from datasets import arrays, corrections
 from datasets.corrections import Corrections
-from tests.analyses import RANKINGS, analyse, suspects, words
-from tests.conftest import forget_annotations, make_dataset
+from tests.analyses import RANKINGS, analyse, explain, suspects, words
+from tests.conftest import forget_annotations, make_dataset, refused
 from utils.errors import UserError
+from utils.review.explained import vote
 from utils.review.run import load_run
+from utils.tracin import explanations
+from utils.tracin.explanations import Explanations, Pairs
 
 pytestmark = pytest.mark.usefixtures("few_resamples", "no_figures")
 
@@ -76,8 +79,37 @@ def test_paths_of_own_images_are_in_the_table(run, tmp_path):
     assert [row["path"] for row in rows] == [f"a,{row['index']}.png" for row in rows]
 
 
-def suspects_of(run, output):
-    analyse(run, output)
+@pytest.mark.parametrize("paths", [None, [f"={number}.png" for number in range(30)]])
+def test_strongest_of_explained_samples_are_in_the_table(run, tmp_path, paths):
+    """The fourth has no opponents, and each is almost the same as its last proponent."""
+    assert "opponent" not in suspects_of(run, tmp_path)[0]
+    if paths:
+        (run / "paths.txt").write_text("\n".join(paths) + "\n")
+    explanations = explain(run, 12)
+    for array in vars(explanations.opponents).values():
+        array[3] = -1 if array.dtype == np.int64 else np.nan
+    explanations.proponents.similarity[:, -1] = 0.99
+    explain(run, 12, opponents=explanations.opponents, proponents=explanations.proponents)
+    rows = {int(row["index"]): row for row in suspects_of(run, tmp_path, "--rank_by", "random")}
+    names = [f"'={number}.png" if paths else str(number) for number in range(30)]
+    opponents, proponents = explanations.opponents.indices, explanations.proponents.indices
+    loaded = load_run(run)
+    labels, suggested = loaded.dataset.labels[:, 0], loaded.probability.argmax(axis=1)
+    voted, sures = vote(opponents, labels[:, None]), []
+    for place, index in enumerate(explanations.indices.tolist()):
+        row, twin = rows.pop(index), proponents[place, -1]
+        assert row["opponent"] == ("" if place == 3 else names[opponents[place, 0]])
+        assert row["proponent"] == names[proponents[place, 0]]
+        assert row["near_duplicate_of"] == (names[twin] if labels[twin] != labels[index] else "")
+        sures.append(voted[place] == suggested[index] != labels[index])
+        assert row["sure"] == ("sure" if sures[-1] else "")
+    assert 0 < sum(sures) < 12 and len(rows) == 18
+    for row in rows.values():
+        assert {row[name] for name in ("opponent", "proponent", "near_duplicate_of", "sure")} == {""}
+
+
+def suspects_of(run, output, *more):
+    analyse(run, output, *more)
     return suspects(output)
 
 
@@ -236,3 +268,24 @@ def test_choosing_corrections_by_a_network_that_learned_little_is_warned_of(run,
         analyse(run, tmp_path, *more)
         told.append(capsys.readouterr().out.count(agreement))
     assert told == [1, 2, 2]
+
+
+def test_explained_test_images_are_told_and_those_of_an_earlier_analysis_go(run, tmp_path, capsys):
+    output = tmp_path / "figure"
+    files = [output / name for name in ("test_errors.csv", "test_errors.html")]
+    dataset, total = arrays.load(run, test=True), np.load(run / "influence_all_epoch.npy")
+    places, nothing = np.full((1, 8), -1), np.full((1, 8), np.nan)
+    none = Pairs(places, nothing, nothing, nothing)
+    explanations.save(run / explanations.TEST, Explanations(
+        np.array([3]), np.full((1, 3), 0.25, np.float32), none, none),
+        explanations.origin(dataset, total, test=True), "key")
+    analyse(run, output)
+    told = [line for line in capsys.readouterr().out.splitlines() if "test_errors." in line]
+    assert len(told) == 1 and all(str(path) in told[0] and path.exists() for path in files)
+    (run / explanations.TEST).unlink()
+    analyse(run, output)
+    assert "test_errors." not in capsys.readouterr().out and not any(path.exists() for path in files)
+    (run / explanations.TEST).write_bytes(b"")
+    with refused(str(run / explanations.TEST)):
+        analyse(run, tmp_path / "other")
+    assert not (tmp_path / "other").exists()

@@ -11,7 +11,7 @@ from datasets.arrays import Dataset
 from datasets.corrections import COLUMNS, DECISIONS, DIGEST_PREFIX, digest_text
 from datasets.duplicates import copy_numbers
 from utils.files import save_text
-from utils.review.photos import page_pictures
+from utils.review.photos import page_pictures, page_thumbnails
 from utils.review.suspects import Facts, Suspect, ranked_suspects
 from utils.tracin.scores import PerCheckpoint
 
@@ -73,7 +73,8 @@ def save_review(path: Path, dataset: Dataset, score: np.ndarray, rank_by: str,
     start = len(DIGEST_PREFIX)
     twice = len(np.unique(facts.digests[facts.other_labels >= 0]))
     data = {
-        "suspects": suspects, "names": dataset.names, "run": dataset.digest(),
+        "suspects": suspects, "named": _named(ranked, dataset, facts, files, pictures),
+        "explained": facts.reasons is not None, "names": dataset.names, "run": dataset.digest(),
         "samples": len(dataset.images), "columns": COLUMNS, "kinds": DECISIONS,
         "checkpoints": len(per_checkpoint.epochs), "likely": likely, "atMost": at_most,
         "nextCommand": next_command, "download": download,
@@ -89,12 +90,31 @@ def save_review(path: Path, dataset: Dataset, score: np.ndarray, rank_by: str,
 def _entry(suspect: Suspect, dataset: Dataset, facts: Facts) -> dict:
     """What is known of a suspect, as the page's script knows it."""
     twin, decided = suspect.duplicate_of, suspect.decided
-    return {**vars(suspect), "image_sha256": digest_text(facts.digests[suspect.index]),
+    known = (facts.reasons or {}).get(suspect.index)
+    return {**vars(suspect), "reasons": known and vars(known),
+            "image_sha256": digest_text(facts.digests[suspect.index]),
             "decided": decided and {"decision": decided.decision, "given_label": decided.given_label,
                                     "new_label": decided.new_label},
             "twin": None if twin is None else {
                 "index": twin, "path": dataset.paths[twin] if dataset.paths else None,
                 "given_label": int(dataset.labels[twin, 0])}}
+
+
+def _named(suspects: Sequence[Suspect], dataset: Dataset, facts: Facts, files: Sequence[Path] | None,
+           pictures: Sequence[str]) -> dict[int, dict]:
+    """By index, the samples that are no suspects themselves and speak for or against one.
+
+    The arguments are those of `save_review`; `pictures` has those of the suspects.
+    """
+    known = facts.reasons or {}
+    reasons = [known[suspect.index] for suspect in suspects if suspect.index in known]
+    named = {index for one in reasons for index in (*one.opponents, *one.proponents)}
+    named |= {one.near_duplicate for one in reasons if one.near_duplicate is not None}
+    others = sorted(named - {suspect.index for suspect in suspects})
+    thumbnails = page_thumbnails(dataset.images, others, files, pictures)
+    return {index: {"path": dataset.paths[index] if dataset.paths else None,
+                    "given_label": int(dataset.labels[index, 0]), "picture": picture}
+            for index, picture in zip(others, thumbnails, strict=True)}
 
 
 def _line(margins: np.ndarray) -> list[float]:

@@ -26,7 +26,9 @@ function decide(targets, kind, label, moves = true) {
     {undo: true});
   const next = shown.indexOf(targets.at(-1)) + 1;
   if (targets.length > 1) setSelected(new Set());
-  if (moves && kind !== "undo" && byId("moves").checked && next < shown.length) goTo(next);
+  if (!moves || kind === "undo" || !byId("moves").checked) return;
+  if (trail.length) goBack();
+  else if (next < shown.length) goTo(next);
 }
 
 function rowOf(suspect, kind, label) {
@@ -45,7 +47,7 @@ function undoLast() {
   say((changed.length === 1 ? `Suspect ${changed[0].rank}: ${describe(changed[0])} again`
     : `${changed.length} suspects are as before`) + (kept ? "" : UNKEPT));
   const place = shown.indexOf(changed[0]);
-  if (place >= 0) goTo(place);
+  if (place >= 0 && changed[0] !== viewed()) goTo(place);
 }
 
 function setSelected(suspects) {

@@ -15,7 +15,7 @@ function openDialog(dialog) {
 
 function showDetail(suspect) {
   const view = element("section", "", {tabIndex: -1}), facts = element("div", "", {className: "facts"});
-  const picture = element("div", "", {className: "picture"}), place = shown.indexOf(suspect);
+  const picture = element("div", "", {className: "picture"}), place = shown.indexOf(trail[0] ?? suspect);
   view.setAttribute("role", "group");
   view.dataset.index = suspect.index;
   picture.append(makePicture(suspect), element("p", "", {className: "decided"}),
@@ -28,9 +28,9 @@ function showDetail(suspect) {
   facts.append(element("h2", `Suspect ${suspect.rank}`),
     named("", file(suspect), "", {className: "small"}),
     labelledBar("labelled ", suspect.given_label, suspect.given_probability),
-    labelledBar("suggested ", suspect.suggested_label, suspect.suggested_probability),
-    makeActions(suspect, view), table);
-  if (suspect.twin) facts.append(makeTwin(suspect));
+    labelledBar("suggested ", suspect.suggested_label, suspect.suggested_probability,
+      suspect.sure),
+    makeActions(suspect, view), table, ...twins(suspect).map(makeTwin), ...makeReasons(suspect));
   if (suspect.margins.length > 1) facts.append(makeLine(suspect.margins));
   facts.append(element("p", "← → other suspects, A accept, F label OK, "
     + "R remove, C another class, U undo, Esc close", {className: "small keys"}));
@@ -39,14 +39,19 @@ function showDetail(suspect) {
   byId("position").textContent = `${place + 1} of ${shown.length} shown`;
   byId("detailPrevious").disabled = place === 0;
   byId("detailNext").disabled = place === shown.length - 1;
+  byId("back").hidden = !trail.length;
+  byId("back").textContent = `Back to suspect ${trail.at(-1)?.rank}`;
   for (const one of view.querySelectorAll("button, select")) one.tabIndex = 0;
   fill(view, suspect);
   view.focus({preventScroll: true});
   detail.scrollTop = 0;
 }
 
-function labelledBar(before, label, probability) {
-  const line = labelled(before, label, probability), bar = element("span", "", {className: "share"});
+// The suspect in the detail view, undefined where that is closed.
+function viewed() { return byIndex.get(Number(byId("view").firstElementChild?.dataset.index)); }
+
+function labelledBar(before, label, probability, sure) {
+  const line = labelled(before, label, probability, sure), bar = element("span", "", {className: "share"});
   bar.style.setProperty("--share", `${100 * probability}%`);
   line.append(bar);
   return line;
@@ -77,9 +82,10 @@ function svg(name, attributes) {
 
 for (const dialog of [detail, help]) {
   dialog.onclose = () => {
+    if (detail.open) return openDialog(detail);  // the help was above it
     document.body.append(byId("dock"));
     // The browser has given the focus to the tile that had it when the dialog was opened.
-    const suspect = byIndex.get(Number(byId("view").querySelector("[data-index]")?.dataset.index));
+    const suspect = trail[0] ?? viewed();
     byId("view").replaceChildren();
     goTo(suspect ? shown.indexOf(suspect) : placeOf(stopTile()));
   };

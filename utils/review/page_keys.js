@@ -24,7 +24,8 @@ function dismiss() {
 function inDetail(key, event, tile) {
   const step = {ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1}[key];
   if (step) goTo(placeOf(tile) + step);
-  else if (key in DECISIONS) decide([shown[placeOf(tile)]], DECISIONS[key]);
+  else if (key in DECISIONS) decide([viewed()], DECISIONS[key]);
+  else if (key === "b" && trail.length) goBack();
   else if (key === "c") byId("view").querySelector("select").focus();
   else return false;
   return true;

@@ -5,7 +5,8 @@ function isEarlier(suspect) { return !current(suspect) && Boolean(suspect.decide
 function isOpen(suspect) { return !current(suspect) && !suspect.decided; }
 
 const FILTERS = {open: isOpen, decided: suspect => Boolean(current(suspect)), earlier: isEarlier,
-                 differ: suspect => differs(suspect) && !isEarlier(suspect), all: () => true};
+                 differ: suspect => differs(suspect) && !isEarlier(suspect),
+                 sure: suspect => suspect.sure && !isEarlier(suspect), all: () => true};
 
 function count() {
   const now = decidedNow(), other = elsewhere().length, offered = offers().size;
@@ -106,6 +107,7 @@ function makeStop(tile) {
 
 // Gives the focus to a suspect, by its place among those shown, in the list or in the detail view.
 function goTo(place) {
+  trail.length = 0;
   place = Math.min(Math.max(place, 0), shown.length - 1);
   if (place < 0) return;
   if (Math.floor(place / PAGE) !== page) {

@@ -43,7 +43,9 @@ function fill(view, suspect) {
   const box = view.querySelector(".select");
   if (box) box.ariaChecked = String(selected.has(suspect));
   view.setAttribute("aria-label", `Suspect ${suspect.rank}: labelled ${names[suspect.given_label]}, `
-    + `suggested ${names[suspect.suggested_label]}, ${suspect.twin ? `${twinText(suspect)}, ` : ""}`
+    + `suggested ${names[suspect.suggested_label]}, ${suspect.sure ? "sure, " : ""}`
+    + twins(suspect).map(([before, one]) => `${before}${file(one)}, labelled ${names[one.given_label]}, `)
+      .join("")
     + describe(suspect) + (box && selected.has(suspect) ? ", selected" : ""));
 }
 
@@ -56,11 +58,11 @@ function makeTile(suspect) {
     element("p", "", {className: "decided"}), makeButton(suspect, "undo", tile));
   const facts = element("div", "", {className: "facts"});
   facts.append(labelled("labelled ", suspect.given_label, suspect.given_probability),
-    labelled("suggested ", suspect.suggested_label, suspect.suggested_probability),
+    labelled("suggested ", suspect.suggested_label, suspect.suggested_probability, suspect.sure),
     element("p", `#${suspect.rank} · score ${suspect.score.toPrecision(4)} · disagreed `
       + `${Math.round(suspect.disagreement * checkpoints)} of ${checkpoints}`, {className: "small"}),
     named("", file(suspect), "", {className: "small file", title: file(suspect)}));
-  if (suspect.twin) facts.append(makeTwin(suspect));
+  facts.append(...twins(suspect).map(makeTwin));
   tile.append(picture, facts, makeActions(suspect, tile));
   tile.onmousedown = event => { if (event.shiftKey) event.preventDefault(); };  // selects no text
   tile.onclick = event => {
@@ -76,16 +78,18 @@ function makeTile(suspect) {
   return tile;
 }
 
-function makePicture(suspect) {
+function makePicture(sample, alt = "") {
   // A PNG has few pixels, which show better than a blur.
-  return element("img", "", {src: suspect.picture, alt: "", draggable: false,
-    className: suspect.picture.startsWith("data:image/png") ? "pixels" : ""});
+  return element("img", "", {src: sample.picture, alt, draggable: false,
+    className: sample.picture.startsWith("data:image/png") ? "pixels" : ""});
 }
 
-function labelled(before, label, probability) {
+function labelled(before, label, probability, sure = false) {
   const line = element("p", "", {className: before.trim(), title: names[label]});
   line.append(element("span", before), element("bdi", names[label]),
     element("span", percent(probability)));
+  if (sure) line.lastChild.before(element("b", "sure", {className: "sure",
+    title: "most of the strongest images against the label have this one"}), " ");
   return line;
 }
 
@@ -150,14 +154,17 @@ function addOptions(select) {
 
 function file(sample) { return sample.path ?? `image ${sample.index}`; }
 
-function makeTwin(suspect) {
-  const line = named("same image as ", file(suspect.twin), ", labelled ", {className: "twin"});
-  line.append(element("bdi", names[suspect.twin.given_label]));
-  return line;
+// The samples with the same image, or almost, and another label, after what they are.
+function twins(suspect) {
+  const {twin, near_duplicate_of: near} = suspect, found = twin ? [["same image as ", twin]] : [];
+  if (near !== null && near !== twin?.index) found.push(["almost the same image as ", sampleAt(near)]);
+  return found;
 }
 
-function twinText(suspect) {
-  return `same image as ${file(suspect.twin)}, labelled ${names[suspect.twin.given_label]}`;
+function makeTwin([before, sample]) {
+  const line = named(before, file(sample), ", labelled ", {className: "twin"});
+  line.append(element("bdi", names[sample.given_label]));
+  return line;
 }
 
 function differs(suspect) { return suspect.suggested_label !== suspect.given_label; }

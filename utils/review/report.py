@@ -1,6 +1,7 @@
 """The results of the analysis in words and in ``metrics.json``."""
 from pathlib import Path
 
+from utils.review import errors_page
 from utils.review.detection import PERCENTAGES, bootstrap_intervals, detection_metrics
 from utils.review.run import Run, agreement, trustworthy
 from utils.review.suspects import count_label_issues
@@ -51,6 +52,9 @@ def print_report(output: Path, run: Run, metrics: dict):
               "network or more images would rank better")
     if (output / REVIEW).exists():
         print(f"to review them, open in a browser: {output / REVIEW}")
+    if (output / errors_page.PAGE).exists():
+        print("test images and the training images that may have taught the errors on them: "
+              f"{output / errors_page.PAGE}, as a table {output / errors_page.TABLE}")
 
 
 def _estimate(run: Run, metrics: dict) -> str:

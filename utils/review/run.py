@@ -9,7 +9,8 @@ from datasets.arrays import Dataset
 from utils.cli import nearest
 from utils.errors import UserError
 from utils.review.rankings import AUTO, DEFAULT, Choice, choose_ranking, rankings
-from utils.tracin import scores
+from utils.tracin import explanations, scores
+from utils.tracin.explanations import Explanations
 from utils.tracin.scores import PerCheckpoint
 from utils.training import dynamics, out_of_fold
 
@@ -33,6 +34,7 @@ class Run:
         out_of_fold: probabilities by heads that were trained without the sample, float32 (N, C), or
             None.
         margins: of each sample in every epoch, float16 (N, E), NaN where unknown, or None.
+        explanations: of the most suspicious samples by `tracin`, or None.
     """
 
     dataset: Dataset
@@ -42,6 +44,7 @@ class Run:
     per_checkpoint: PerCheckpoint
     out_of_fold: np.ndarray | None = None
     margins: np.ndarray | None = None
+    explanations: Explanations | None = None
 
     @property
     def probability(self) -> np.ndarray:
@@ -105,4 +108,4 @@ def load_run(folder: Path, rank_by: str | None = None) -> Run:
         raise UserError(f"expected --rank_by to be {AUTO} or one of the rankings of this run "
                         f"({', '.join(by_name)}), found {rank_by!a}{hint and f'; {hint}'}")
     return Run(dataset, by_name, choice.name, choice.reason, per_checkpoint, without,
-               statistics.margin if statistics else None)
+               statistics.margin if statistics else None, explanations.load(folder, dataset, total))

@@ -14,10 +14,13 @@ from datasets.corrections import Corrections, Decision, decided_earlier
 from datasets.duplicates import image_digests, other_labels
 from utils.files import text_cell, whole_file, whole_folder
 from utils.review.detection import rank
+from utils.review.explained import UNEXPLAINED, Reasons, reasons, sure
 from utils.review.run import LEARNED, Run, agreement
+from utils.tracin.explanations import Explanations
 from utils.tracin.scores import PerCheckpoint
 
 SPARED_SHOWN = 5
+NAMED = ("opponent", "proponent", "near_duplicate_of")  # columns that name another sample
 
 
 def count_label_issues(probability: np.ndarray, labels: np.ndarray) -> int:
@@ -55,24 +58,29 @@ class Facts:
         other_labels: the index of a sample with the same image and another label, or -1, integers (N,).
         applied: the decisions that made these data, oldest first.
         decided: by index, the newest of them that gave or left a sample its label.
+        reasons: by index, of the explained samples; None where the run has no explanations.
     """
 
     digests: np.ndarray
     other_labels: np.ndarray
     applied: Sequence[Decision]
     decided: dict[int, Decision]
+    reasons: dict[int, Reasons] | None = None
 
 
-def gather_facts(dataset: Dataset, applied: Sequence[Decision] = ()) -> Facts:
+def gather_facts(dataset: Dataset, applied: Sequence[Decision] = (),
+                 explanations: Explanations | None = None) -> Facts:
     """Look for identical images, and for what was decided about the images in earlier rounds.
 
     Args:
         dataset: N samples.
         applied: from `datasets.corrections.load_applied`.
+        explanations: of training samples, if the run has them.
     """
     digests = image_digests(dataset.images)
     return Facts(digests, other_labels(digests, dataset.labels), applied,
-                 decided_earlier(dataset, digests, applied))
+                 decided_earlier(dataset, digests, applied),
+                 None if explanations is None else reasons(explanations, dataset.labels))
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,10 @@ class Suspect:
         duplicate_of: the index of a sample with the same image and another label, None if there is
             none.  Identical images with the same label do not count: they are redundant, not wrong.
         decided: the decision of an earlier round that gave or left the sample its label, if any.
+        opponent, proponent: the index of the strongest one, None if there is none or it is unknown.
+        near_duplicate_of: the index of a sample with almost the same image and another label, None if
+            there is none or it is unknown.
+        sure: whether the opponents' labels confirm the suggestion; see `explained.sure`.
     """
 
     rank: int
@@ -105,6 +117,10 @@ class Suspect:
     disagreement: float
     duplicate_of: int | None
     decided: Decision | None
+    opponent: int | None
+    proponent: int | None
+    near_duplicate_of: int | None
+    sure: bool
 
 
 def ranked_suspects(dataset: Dataset, score: np.ndarray, per_checkpoint: PerCheckpoint, facts: Facts,
@@ -126,6 +142,7 @@ def ranked_suspects(dataset: Dataset, score: np.ndarray, per_checkpoint: PerChec
     for place in _shown(order, facts, len(order) if limit is None else limit).tolist():
         index = int(order[place])
         given = int(dataset.labels[index, 0])
+        known = (facts.reasons or {}).get(index, UNEXPLAINED)
         yield Suspect(
             rank=place + 1, index=index, path=dataset.paths[index] if dataset.paths else None,
             score=float(score[index]), given_label=given, suggested_label=int(suggested[index]),
@@ -134,7 +151,10 @@ def ranked_suspects(dataset: Dataset, score: np.ndarray, per_checkpoint: PerChec
             suggested_probability=float(probability[index, suggested[index]]),
             disagreement=float(disagreement[index]),
             duplicate_of=int(facts.other_labels[index]) if facts.other_labels[index] >= 0 else None,
-            decided=facts.decided.get(index))
+            decided=facts.decided.get(index),
+            opponent=next(iter(known.opponents), None), proponent=next(iter(known.proponents), None),
+            near_duplicate_of=known.near_duplicate,
+            sure=bool(sure(known.vote, int(suggested[index]), given)))
 
 
 def _shown(order: np.ndarray, facts: Facts, limit: int) -> np.ndarray:
@@ -151,7 +171,9 @@ def save_suspects(path: Path, dataset: Dataset, scores: dict[str, np.ndarray], r
                   per_checkpoint: PerCheckpoint, facts: Facts):
     """Write all samples, most suspicious first: the fields of `Suspect`, `rank_by`, then all scores.
 
-    `duplicate_of` and `decided` ("relabel" or "fine") are empty where there is none.
+    `duplicate_of` and `decided` ("relabel" or "fine") are empty where there is none.  Where the run has
+    explanations, `opponent`, `proponent` and `near_duplicate_of` are paths, or indices where there are
+    no paths, and `sure` is "sure" or empty.
 
     Args:
         path: CSV file to write.
@@ -161,7 +183,8 @@ def save_suspects(path: Path, dataset: Dataset, scores: dict[str, np.ndarray], r
         per_checkpoint: the scores of the N samples at each checkpoint.
         facts: what else is known of the samples.
     """
-    unknown = {"path": dataset.paths, "true_label": dataset.true_labels}
+    unknown = {"path": dataset.paths, "true_label": dataset.true_labels,
+               **dict.fromkeys([*NAMED, "sure"], facts.reasons)}
     columns = [field.name for field in fields(Suspect) if unknown.get(field.name, ...) is not None]
     names = [text_cell(name) for name in dataset.names]
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
@@ -172,7 +195,12 @@ def save_suspects(path: Path, dataset: Dataset, scores: dict[str, np.ndarray], r
             row |= {column: names[row[column]] for column in columns if column.endswith("_label")}
             if suspect.path is not None:
                 row["path"] = text_cell(suspect.path)
+            if dataset.paths:
+                row |= {column: text_cell(dataset.paths[row[column]]) for column in NAMED
+                        if row.get(column) is not None}
             row["decided"] = suspect.decided and suspect.decided.decision
+            if "sure" in row:
+                row["sure"] = "sure" if suspect.sure else None
             row["ranked_by"] = rank_by
             writer.writerow([*row.values(), *(score[suspect.index] for score in scores.values())])
 

@@ -20,9 +20,10 @@ from utils.tracin.scoring import SAVE_EVERY, CheckpointEngine, ScoringPlan, chec
 from utils.tracin.self_influence import to_probability
 from utils.training.checkpoint import Checkpoint
 
-# Training samples of a task, at least: every task loads all checkpoints.
-SAMPLES_PER_SLICE = 1024
-# Training samples that a thread multiplies with the explained ones at a time.
+# Training samples of a task, at most: each task loads all checkpoints, and its memory grows with them.
+SAMPLES_PER_SLICE = 4096
+# Training samples that a thread multiplies with the explained ones at a time.  Slices are multiples of
+# it, so that products are rounded alike however the work is cut.
 SAMPLES_PER_PRODUCT = 256
 # Explained samples of a task: a bound on memory, which the gradients of these at all checkpoints take.
 EXPLAINED_PER_TASK = 4096
@@ -132,8 +133,8 @@ def explain(plan: ExplainingPlan, path: Path, origins: dict[str, str], key: str)
         UserError: as for `SliceExplainer`.
     """
     tasks = list(_tasks(plan))
-    unfinished = Unfinished(path.with_name(UNFINISHED.format(path.name)), key, len(plan.indices),
-                            len(tasks))
+    unfinished = Unfinished(path.with_name(UNFINISHED.format(path.name)), f"{key} {tasks}",
+                            len(plan.indices), len(tasks))
     numbers = {task: number for number, task in enumerate(tasks) if not unfinished.done[number]}
     saved = time.monotonic()
     with (tqdm(total=sum(stop - start for _, _, start, stop in numbers), unit="sample", leave=False,
@@ -155,8 +156,10 @@ def explain(plan: ExplainingPlan, path: Path, origins: dict[str, str], key: str)
 
 
 def _tasks(plan: ExplainingPlan) -> Iterator[tuple[int, int, int, int]]:
-    samples, batch = len(load_array(plan.scoring.labels)), plan.scoring.batch_size
-    length = batch * -(-SAMPLES_PER_SLICE // batch)
+    """(first, last) of the explained samples and (start, stop) of the training samples of each task."""
+    samples = len(load_array(plan.scoring.labels))
+    pieces = -(-samples // (SAMPLES_PER_PRODUCT * plan.scoring.processes))
+    length = min(SAMPLES_PER_SLICE, SAMPLES_PER_PRODUCT * pieces)
     for first in range(0, len(plan.indices), EXPLAINED_PER_TASK):
         for start in range(0, samples, length):
             yield (first, min(first + EXPLAINED_PER_TASK, len(plan.indices)), start,
@@ -176,9 +179,9 @@ def _complete(plan: ExplainingPlan, strongest: dict[str, Strongest]) -> Explanat
 def probabilities(plan: ExplainingPlan, engine: CheckpointEngine) -> np.ndarray:
     """The probabilities of the plan's samples at the newest checkpoint, float32 (N, C)."""
     parts = []
-    for start in range(0, len(plan.indices), SAMPLES_PER_SLICE):
+    for start in range(0, len(plan.indices), SAMPLES_PER_PRODUCT):
         images, labels = read_samples(plan.images, plan.labels,
-                                      plan.indices[start:start + SAMPLES_PER_SLICE])
+                                      plan.indices[start:start + SAMPLES_PER_PRODUCT])
         with engine.memory():
             gradients = engine.at(plan.checkpoints[-1]).gradients(images, labels)
         parts.append(to_probability(gradients.error, labels))

@@ -41,9 +41,10 @@ def dataset():
     return make_reviewed()
 
 
-def write_page(path, dataset, limit=150, applied=(), evidence=None, **more):
+def write_page(path, dataset, limit=150, applied=(), evidence=None, explanations=None, **more):
     save_review(path, dataset, -np.arange(len(dataset.labels), dtype=float), "tracin",
-                evidence or per_checkpoint(dataset), limit, gather_facts(dataset, applied), **more)
+                evidence or per_checkpoint(dataset), limit,
+                gather_facts(dataset, applied, explanations), **more)
     return path
 
 
@@ -119,6 +120,12 @@ def download(page, target, name="corrections.csv"):
 
 def numbers(text):
     return [int(number) for number in re.findall(r"\d+", text)]
+
+
+def in_detail(page):
+    """The index of the suspect in the detail view, None if that is closed."""
+    view = page.locator("#detail [data-index]")
+    return int(view.get_attribute("data-index")) if view.count() else None
 
 
 def decided(page):

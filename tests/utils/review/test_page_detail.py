@@ -5,12 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests.analyses import make_explanations
 from tests.utils.review.conftest import (
     EVIL,
     decided,
     decision,
     download,
     focused,
+    in_detail,
     numbers,
     open_page,
     paging,
@@ -22,19 +24,15 @@ VIEW = "#detail [data-index]"
 
 @pytest.fixture
 def with_margins(dataset, make_page, tab, tmp_path):
-    """The page of `dataset` with four epochs' margins: of sample i, 2 - i, 1 - i, -i, -1 - i.
+    """The page of `dataset` with explanations and four epochs' margins: of sample i, 2 - i, ... -1 - i.
 
     Those of sample 4 are 1, 2, 3, 4.
     """
     margins = 2.0 - np.arange(4) - np.arange(len(dataset.labels))[:, None]
     margins[4] = np.arange(1, 5)
-    return open_page(tab, make_page(tmp_path / "margins.html", margins=margins))
-
-
-def in_detail(page):
-    """The index of the suspect in the detail view, None if that is closed."""
-    view = page.locator(VIEW)
-    return int(view.get_attribute("data-index")) if view.count() else None
+    explanations = make_explanations(dataset.labels, range(100), 3)
+    return open_page(tab, make_page(tmp_path / "margins.html", margins=margins,
+                                    explanations=explanations))
 
 
 def test_detail_view_says_all_that_is_known(with_margins, dataset):
@@ -51,7 +49,8 @@ def test_detail_view_says_all_that_is_known(with_margins, dataset):
     assert widths == [10, 80]
     assert [numbers(one) for one in view.locator("dd").all_inner_texts()] == [
         [2, 200], [1, 0], [1, 2]]  # the rank, the score, -1.000, and the disagreement
-    sources = page.eval_on_selector_all("[data-index='1'] img", "all => all.map(one => one.src)")
+    sources = page.eval_on_selector_all("[data-index='1'] .picture img",
+                                        "all => all.map(one => one.src)")
     assert len(sources) == 2 and len(set(sources)) == 1
 
 
@@ -233,7 +232,10 @@ def test_every_text_has_the_contrast_that_accessibility_asks_for(with_margins, s
     press(page, "a ArrowRight f ArrowRight r ArrowLeft Shift+ArrowRight")
     page.click("#pairs summary")
     for keys in ("", "Enter", "Escape ?"):
+        if keys == "Enter":
+            page.locator("article").nth(1).focus()
         press(page, keys)
+        assert (in_detail(page) == 1) == (keys == "Enter")
         seen, contrast, where = page.evaluate(CONTRAST)
         assert seen > 500 and contrast >= 4.5, where
 
@@ -243,13 +245,17 @@ def test_nothing_is_wider_than_the_screen(with_margins, dataset, make_page, tmp_
     long = replace(dataset, names=["x" * 200, EVIL, "word " * 40], paths=["/" + "y" * 300] * 200)
     page = with_margins
     page.set_viewport_size({"width": width, "height": 700})
-    for path in (None, make_page(tmp_path / "long.html", long, margins=np.ones((200, 3)))):
+    for path in (None, make_page(tmp_path / "long.html", long, margins=np.ones((200, 3)),
+                                 explanations=make_explanations(long.labels, range(100), 3))):
         if path:
             open_page(page, path)
         press(page, "a ArrowRight f ArrowRight r Shift+ArrowRight")
         page.click("#pairs summary")
-        for keys in ("", "ArrowRight Enter", "Escape ?"):
+        for keys in ("", "Enter", "Escape ?"):
+            if keys == "Enter":
+                page.locator("article").nth(1).focus()
             press(page, keys)
+            assert (in_detail(page) == 1) == (keys == "Enter")
             widths = page.evaluate("""[document.documentElement, ...document.querySelectorAll(
                 "dialog[open], header, article, #toast, #batch")].map(one => one.scrollWidth
                 + one.getBoundingClientRect().left)""")

@@ -12,10 +12,16 @@ from PIL import Image
 
 import mislabel_analysis
 from datasets import arrays
-from datasets.images import read_image
+from datasets.images import read_image, read_rgb
 from tests.conftest import make_dataset, numbers
 from tests.utils.review.conftest import open_page
-from utils.review.photos import encode, page_pictures
+from utils.review.photos import (
+    THUMBNAIL_SIDE,
+    encode,
+    page_pictures,
+    page_thumbnails,
+    thumbnail_limit,
+)
 
 
 def opened(uri):
@@ -109,6 +115,46 @@ def test_thousand_photos_stay_below_25_mb(size):
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
     picture = encode(Image.fromarray(noise))
     assert 1000 < 1000 * len(picture) < 23e6 and max(opened(picture)[1].size) >= min(max(size), 128)
+
+
+def test_thumbnail_is_the_photo_or_what_was_trained_on(photos, capsys):
+    files, images = photos
+    files[3].unlink()
+    pictures = page_thumbnails(images, [3, 1], files, [])
+    assert np.array_equal(pixels(pictures[0]), images[3])
+    kind, image = opened(pictures[1])
+    assert kind == "jpeg" and max(image.size) == THUMBNAIL_SIDE
+    original = Image.open(files[1]).resize(image.size, Image.Resampling.BICUBIC)
+    assert np.abs(np.asarray(image, int) - np.asarray(original, int)).mean() < 4
+    told, = capsys.readouterr().out.splitlines()
+    assert numbers(told)[:2] == ["1", "2"] and str(files[3]) in told
+
+
+def test_large_photo_is_read_small_and_looks_the_same(photos, capsys):
+    files, images = photos
+    large = Image.open(files[0]).resize((2000, 1500), Image.Resampling.BICUBIC)
+    large.save(files[0], quality=95)
+    assert read_rgb(files[0], least=187).size == (250, 188) and read_rgb(files[0]).size == (2000, 1500)
+    images[0] = read_image(files[0])
+    for picture in (*page_pictures(images, [0], files), *page_thumbnails(images, [0], files, [])):
+        kind, image = opened(picture)
+        assert kind == "jpeg" and image.width * 3 == image.height * 4
+        expected = large.resize(image.size, Image.Resampling.BICUBIC)
+        assert np.abs(np.asarray(image, int) - np.asarray(expected, int)).mean() < 4
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("side", [8, 32, 64, 300])
+def test_page_of_thousand_suspects_stays_about_30_mb(side):
+    """With ten other images each, all of noise."""
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    suspects = 1000 * len(encode(Image.fromarray(noise)))
+    many, few = (encode(Image.fromarray(noise), THUMBNAIL_SIDE, thumbnail_limit(count, suspects))
+                 for count in (10_000, 10))
+    assert suspects + 10_000 * len(many) < 30e6
+    assert len(many) <= len(few) < 4000 and opened(many)[1].width >= min(side, 48)
+    if side == 8:
+        assert np.array_equal(pixels(many), noise.transpose(2, 0, 1))
 
 
 def test_page_shows_photos_smoothly_and_small_images_by_their_pixels(photos, make_page, tab, tmp_path):
