@@ -21,6 +21,7 @@ from models.registry import build_network
 from tests.benchmarks import experiment
 from tests.benchmarks.cleaning import DIGITS
 from tests.benchmarks.experiment import NOISE_MODEL, script, train
+from utils.review.explained import vote
 from utils.review.run import load_run
 from utils.tracin import explanations, scores
 from utils.tracin.explanations import Explanations
@@ -116,9 +117,8 @@ def scaled(features: np.ndarray, training: np.ndarray) -> np.ndarray:
     return result / np.maximum(np.linalg.norm(result, axis=1, keepdims=True), np.finfo(float).tiny)
 
 
-def majority(named: np.ndarray, labels: np.ndarray, size: int | None = None) -> np.ndarray:
-    """The label of most of the first `size` samples of each row, none empty; of a tie, the first's."""
-    votes = labels[named[:, :size], 0]
+def majority(votes: np.ndarray) -> np.ndarray:
+    """The most frequent label of each row (N, k), of equally frequent ones the first, (N,)."""
     counts = (votes[:, :, None] == votes[:, None, :]).sum(axis=2)
     return np.take_along_axis(votes, counts.argmax(axis=1)[:, None], axis=1)[:, 0]
 
@@ -131,9 +131,10 @@ def measure(folder: Path) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
     probability = run.probability[suspects]
     suggested, likely = probability.argmax(axis=1), probability.max(axis=1)
     raw, nearest = strongest_and_nearest(folder, suspects)
-    votes = {f"{size} by cosine": majority(opponents, labels, size) for size in (5, 1, 3, 8)}
-    votes |= {"5 by influence": majority(raw, labels, 5), "suggestion": suggested,
-              f"{NEIGHBOURS} neighbours": majority(nearest, labels)}
+    votes = {f"{size} by cosine": vote(opponents[:, :size], labels) for size in (5, 3, 1)}
+    votes |= {"8 by cosine": majority(labels[opponents, 0]),
+              "5 by influence": vote(raw, labels), "suggestion": suggested,
+              f"{NEIGHBOURS} neighbours": majority(labels[nearest, 0])}
     wrong, differs, right = given != true, suggested != given, suggested == true
     facts = {"mislabelled": str(wrong.sum())}
     facts |= {name: f"{(vote == true)[wrong].mean():.3f}" for name, vote in votes.items()}
