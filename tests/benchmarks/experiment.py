@@ -61,7 +61,7 @@ def script(name: str, *flags: object):
 
 def train(folder: Path, *flags: object) -> float:
     """Train a network or resume its training; returns the last test error."""
-    if not (folder / "resnet23_result.nnp").exists():
+    if not any(folder.glob("*_result.nnp")):
         script("train.py", *flags, "--workers", 1, "--output", folder, "--monitor-path", folder,
                *(["--checkpoint", folder] if any(folder.glob("checkpoint_*.json")) else []))
         print(f"trained: {folder}", flush=True)
