@@ -15,16 +15,13 @@ from utils.files import load_array
 from utils.processes import run_tasks
 from utils.tracin import explanations
 from utils.tracin.explanations import SIGNS, STRONGEST, UNFINISHED, Explanations, Pairs, Unfinished
-from utils.tracin.influence import Gradients, Influence, Strongest
+from utils.tracin.influence import SAMPLES_PER_PRODUCT, Gradients, Influence, Strongest
 from utils.tracin.scoring import SAVE_EVERY, CheckpointEngine, ScoringPlan, check_finite, read_samples
 from utils.tracin.self_influence import to_probability
 from utils.training.checkpoint import Checkpoint
 
 # Training samples of a task, at most: each task loads all checkpoints, and its memory grows with them.
 SAMPLES_PER_SLICE = 4096
-# Training samples that a thread multiplies with the explained ones at a time.  Slices are multiples of
-# it, so that products are rounded alike however the work is cut.
-SAMPLES_PER_PRODUCT = 256
 # Explained samples of a task: a bound on memory, which the gradients of these at all checkpoints take.
 EXPLAINED_PER_TASK = 4096
 # Training samples whose features say how to standardize them.

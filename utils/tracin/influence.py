@@ -25,6 +25,10 @@ import numpy as np
 
 from utils.tracin.self_influence import last_layer_gain, output_error
 
+# Training samples per product of matrices.  BLAS rounds products of different sizes differently, so the
+# slices of the training set are multiples of it: results do not depend on how the work is shared.
+SAMPLES_PER_PRODUCT = 256
+
 
 @dataclass(frozen=True)
 class Gradients:
@@ -49,7 +53,10 @@ class Gradients:
             bias: b, float64 (C,).
             labels: integers (B, 1).
         """
-        return cls(features, output_error(features.astype(np.float64) @ weight + bias, labels))
+        logits = np.concatenate([
+            features[start:start + SAMPLES_PER_PRODUCT].astype(np.float64) @ weight + bias
+            for start in range(0, len(features), SAMPLES_PER_PRODUCT)])
+        return cls(features, output_error(logits, labels))
 
     def take(self, chosen: slice) -> "Gradients":
         """Those of some of the samples."""
@@ -79,8 +86,8 @@ class Influence:
         # What enters a linear classifier of fixed features is the same at all checkpoints.
         if self._last is None or self._last[0].features is not explained.features \
                 or not np.array_equal(self._last[1].features, others.features):
-            features = (gradients.features.astype(np.float64) for gradients in (explained, others))
-            self._products = next(features) @ next(features).T + 1
+            self._products = (explained.features.astype(np.float64)
+                              @ others.features.astype(np.float64).T + 1)
         self._last = explained, others
         self.total += (explained.error @ others.error.T) * self._products
         for squared, gradients in zip(self._squared, (explained, others), strict=True):

@@ -91,6 +91,19 @@ def test_influence_is_the_product_of_gradients_of_one_sample_each(two_checkpoint
     assert (expected > 0).any() and (expected < 0).any()
 
 
+@pytest.mark.parametrize("size", [(64, 10), (128, 3), (128, 10)])
+def test_gradients_of_slices_are_those_of_the_whole_bit_by_bit(size):
+    """BLAS rounds products of many rows and of few differently."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(4096, size[0])).astype(np.float32)
+    weight, bias, labels = rng.normal(size=size), np.zeros(size[1]), np.zeros((4096, 1), int)
+    whole = Gradients.of(features, weight, bias, labels)
+    for start in range(0, 4096, 512):
+        piece = slice(start, start + 512)
+        part = Gradients.of(features[piece], weight, bias, labels[piece])
+        np.testing.assert_array_equal(part.error, whole.error[piece])
+
+
 def test_influence_by_hand():
     """Two checkpoints; the features of the others change between them, or do not."""
     def gradients(features, error):
