@@ -24,6 +24,7 @@ from utils.cli import Boolean, Parser, number
 from utils.errors import UserError
 from utils.files import check_folder, save_json
 from utils.review import figures
+from utils.review.detection import rank
 from utils.review.errors_page import load_explained, save_errors
 from utils.review.page import download_name, save_review
 from utils.review.rankings import AUTO, DEFAULT, RANKINGS, describe_rankings
@@ -49,6 +50,7 @@ from utils.review.suspects import (
 )
 
 EXPORT_FLAGS = {"run", "input", "dataset", "export", "corrections"}
+LOOKED_AT = 1000  # suspects whose near-duplicates are looked for, at least
 TOP_CLASSES, EXTRACTED = "{}_top_influence_sample.png", "extracted_samples"
 
 
@@ -121,7 +123,8 @@ def main(argv: Sequence[str] | None = None):
     run = replace(run, dataset=moved(settings, run.dataset))
     if run.dataset.source:
         check_outside(run.dataset.source, settings.output)
-    facts = gather_facts(run.dataset, corrections.load_applied(settings.input), run.explanations)
+    facts = gather_facts(run.dataset, corrections.load_applied(settings.input), run.explanations,
+                         rank(run.score)[:max(settings.review, LOOKED_AT)])
     explained = load_explained(settings.input, run)
     metrics = measure(run)
     write_tables(settings, run, facts, metrics)

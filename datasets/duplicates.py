@@ -1,9 +1,14 @@
-"""Images that are in a training set more than once."""
+"""Images that are in a training set more than once, exactly or nearly."""
 import hashlib
+from collections.abc import Iterator
 
 import numpy as np
 
 from utils.files import release
+
+GRID = 8  # pixels a side that images are reduced to, to find near-duplicates
+FLAT = 4  # levels of gray: images of less contrast resemble none
+NEAR = 0.98  # correlation above which two images count as almost the same: tests/benchmarks/README.md
 
 
 def image_digests(images: np.ndarray) -> np.ndarray:
@@ -57,3 +62,62 @@ def _ends(*sorted_by: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     starts = np.flatnonzero(new)
     group = np.cumsum(new) - 1
     return starts[group], np.append(starts[1:], len(new))[group] - 1
+
+
+def near_duplicates(images: np.ndarray, labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """For each of M samples, the index of one with almost the same image and another label, or -1.
+
+    Args:
+        images, labels: of N samples, uint8 (N, 3, S, S) and integers (N, 1).
+        chosen: the indices of the M samples.
+
+    Returns:
+        Integers (M,).
+    """
+    found, correlation = most_alike(images, labels, chosen)
+    return np.where(correlation > NEAR, found, -1)
+
+
+def most_alike(images: np.ndarray, labels: np.ndarray,
+               chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each of M samples, the one of another label whose pixels, mirrored or not, correlate most.
+
+    Args:
+        images, labels: of N samples, uint8 (N, 3, S, S) and integers (N, 1); where memory-mapped, few
+            images are in memory at a time.
+        chosen: the indices of the M samples.
+
+    Returns:
+        Its index, integers (M,), and the correlation, float32 (M,), -1 where there is no other label.
+    """
+    own = np.concatenate([np.zeros((0, 3 * GRID**2), np.float32),
+                          *(_reduced(images[part]) for part in _parts(chosen))])
+    best, correlation = np.full(len(chosen), -1), np.full(len(chosen), -1, np.float32)
+    for part in _parts(np.arange(len(images))):
+        others = _reduced(images[part[0]:part[-1] + 1])
+        mirrored = others.reshape(-1, 3, GRID, GRID)[..., ::-1].reshape(others.shape)
+        both = np.maximum(own @ others.T, own @ mirrored.T)
+        both[labels[chosen] == labels[part, 0]] = -1
+        largest = both.argmax(axis=1)
+        values = both[np.arange(len(chosen)), largest]
+        better = values > correlation
+        best[better], correlation[better] = part[largest[better]], values[better]
+        release(images)
+    return best, correlation
+
+
+def _parts(indices: np.ndarray) -> Iterator[np.ndarray]:
+    return (indices[start:start + 1000] for start in range(0, len(indices), 1000))
+
+
+def _reduced(images: np.ndarray) -> np.ndarray:
+    """Images (N, 3, S, S) reduced to `GRID` pixels a side, every channel of mean 0, of length 1 each.
+
+    Returns:
+        float32 (N, 3 GRID^2).
+    """
+    block = images.shape[-1] // GRID
+    images = images[..., :GRID * block, :GRID * block]
+    small = images.reshape(len(images), 3, GRID, block, GRID, block).mean(axis=(3, 5), dtype=np.float32)
+    small = (small - small.mean(axis=(2, 3), keepdims=True)).reshape(len(images), -1)
+    return small / np.maximum(np.linalg.norm(small, axis=1), FLAT * small.shape[1]**0.5)[:, None]

@@ -37,7 +37,7 @@ def make_explanations(labels, indices, classes, seed=0):
     kinds = []
     for sign, chosen in zip((1, -1), np.split(drawn, 2, axis=1), strict=True):
         cosine = sign * -np.sort(-rng.random(chosen.shape))
-        kinds.append(Pairs(chosen, 10 * cosine, cosine, rng.uniform(-0.9, 0.9, chosen.shape)))
+        kinds.append(Pairs(chosen, 10 * cosine, cosine))
     probability = rng.dirichlet(np.ones(classes), count).astype(np.float32)
     return Explanations(np.asarray(indices, np.int64), probability, *kinds)
 

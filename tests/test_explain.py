@@ -62,7 +62,7 @@ def check(found, influence, cosine, probability):
                                        atol=1e-6)
             assert len(set(pairs.indices[row, :count].tolist())) == count
             assert (pairs.indices[row, count:] == -1).all()
-            for values in (pairs.influence, pairs.cosine, pairs.similarity):
+            for values in (pairs.influence, pairs.cosine):
                 assert np.isnan(values[row, count:]).all() and np.isfinite(values[row, :count]).all()
 
 
@@ -77,25 +77,6 @@ def test_suspects_are_explained_by_the_strongest_of_all_others(run, engine):
     np.testing.assert_allclose(influence[range(12), found.indices], total[found.indices], rtol=1e-4)
     cosine[range(12), found.indices] = np.nan  # a sample does not explain itself
     check(found, influence, cosine, probability)
-
-
-def test_similarity_is_the_cosine_of_standardized_features(run):
-    score(run, "--explain", "12")
-    found, network = load(run), build_network("resnet23", 3, 4)
-    network(network.input(1), test=True)
-    load_parameters(find_checkpoints(run)[-1])
-    engine = NnablaEngine(network, 10, "last")
-    engine.load_parameters()
-    features = engine.gradients(np.load(run / "x_train.npy"), np.load(run / "y_train.npy")).features
-    features = features.astype(np.float64)
-    deviation = np.where(np.ptp(features, axis=0), features.std(axis=0), 1)
-    scaled = (features - features.mean(axis=0)) / deviation
-    scaled /= np.linalg.norm(scaled, axis=1, keepdims=True)
-    for pairs in (found.proponents, found.opponents):
-        rows, places = np.nonzero(pairs.indices >= 0)
-        assert len(rows) > 30
-        expected = (scaled[found.indices[rows]] * scaled[pairs.indices[rows, places]]).sum(axis=1)
-        np.testing.assert_allclose(pairs.similarity[rows, places], expected, atol=1e-4)
 
 
 def test_number_may_be_left_out(run):
@@ -164,7 +145,7 @@ def test_explanations_do_not_depend_on_how_the_work_is_cut(run, monkeypatch, cha
     for kind in ("proponents", "opponents"):
         found, expected = getattr(load(run), kind), getattr(whole, kind)
         np.testing.assert_array_equal(found.indices, expected.indices)
-        for name in ("influence", "cosine", "similarity"):
+        for name in ("influence", "cosine"):
             np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-9,
                                        atol=1e-12)
 

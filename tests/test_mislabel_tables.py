@@ -11,7 +11,6 @@ from datasets.corrections import Corrections
 from tests.analyses import RANKINGS, analyse, explain, suspects, words
 from tests.conftest import forget_annotations, make_dataset, refused
 from utils.errors import UserError
-from utils.review.explained import vote
 from utils.review.run import load_run
 from utils.tracin import explanations
 from utils.tracin.explanations import Explanations, Pairs
@@ -32,7 +31,7 @@ def test_suspects_are_ranked_by_any_score_and_carry_all(run, tmp_path, name):
     assert [row["score"] for row in rows] == [row[name] for row in rows]
     values = [float(row["score"]) for row in rows]
     assert values == sorted(values, reverse=True)
-    assert list(rows[0])[11:] == ["ranked_by", *RANKINGS]
+    assert list(rows[0])[11:] == ["near_duplicate_of", "sure", "ranked_by", *RANKINGS]
 
 
 def test_ranking_that_the_run_does_not_have_is_named(run, tmp_path):
@@ -81,31 +80,38 @@ def test_paths_of_own_images_are_in_the_table(run, tmp_path):
 
 @pytest.mark.parametrize("paths", [None, [f"={number}.png" for number in range(30)]])
 def test_strongest_of_explained_samples_are_in_the_table(run, tmp_path, paths):
-    """The fourth has no opponents, and each is almost the same as its last proponent."""
+    """The fourth has no opponents."""
     assert "opponent" not in suspects_of(run, tmp_path)[0]
     if paths:
         (run / "paths.txt").write_text("\n".join(paths) + "\n")
     explanations = explain(run, 12)
     for array in vars(explanations.opponents).values():
         array[3] = -1 if array.dtype == np.int64 else np.nan
-    explanations.proponents.similarity[:, -1] = 0.99
     explain(run, 12, opponents=explanations.opponents, proponents=explanations.proponents)
     rows = {int(row["index"]): row for row in suspects_of(run, tmp_path, "--rank_by", "random")}
     names = [f"'={number}.png" if paths else str(number) for number in range(30)]
     opponents, proponents = explanations.opponents.indices, explanations.proponents.indices
-    loaded = load_run(run)
-    labels, suggested = loaded.dataset.labels[:, 0], loaded.probability.argmax(axis=1)
-    voted, sures = vote(opponents, labels[:, None]), []
     for place, index in enumerate(explanations.indices.tolist()):
-        row, twin = rows.pop(index), proponents[place, -1]
+        row = rows.pop(index)
         assert row["opponent"] == ("" if place == 3 else names[opponents[place, 0]])
         assert row["proponent"] == names[proponents[place, 0]]
-        assert row["near_duplicate_of"] == (names[twin] if labels[twin] != labels[index] else "")
-        sures.append(voted[place] == suggested[index] != labels[index])
-        assert row["sure"] == ("sure" if sures[-1] else "")
-    assert 0 < sum(sures) < 12 and len(rows) == 18
+    assert len(rows) == 18
     for row in rows.values():
-        assert {row[name] for name in ("opponent", "proponent", "near_duplicate_of", "sure")} == {""}
+        assert {row["opponent"], row["proponent"]} == {""}
+
+
+def test_likely_suggestions_are_sure(run, tmp_path, monkeypatch):
+    loaded = load_run(run)
+    labels, probability = loaded.dataset.labels[:, 0], loaded.probability
+    differs = probability.argmax(axis=1) != labels
+    least = float(np.median(probability.max(axis=1)[differs]))
+    monkeypatch.setattr("utils.review.suspects.SURE", least)  # as the network is sure of nothing
+    likely = probability.max(axis=1) >= least
+    expected = {str(index) for index in np.flatnonzero(differs & likely)}
+    rows = suspects_of(run, tmp_path)
+    assert {row["index"] for row in rows if row["sure"] == "sure"} == expected
+    assert {row["sure"] for row in rows} == {"sure", ""}
+    assert any(row["suggested_label"] != row["given_label"] for row in rows if not row["sure"])
 
 
 def suspects_of(run, output, *more):
@@ -275,7 +281,7 @@ def test_explained_test_images_are_told_and_those_of_an_earlier_analysis_go(run,
     files = [output / name for name in ("test_errors.csv", "test_errors.html")]
     dataset, total = arrays.load(run, test=True), np.load(run / "influence_all_epoch.npy")
     places, nothing = np.full((1, 8), -1), np.full((1, 8), np.nan)
-    none = Pairs(places, nothing, nothing, nothing)
+    none = Pairs(places, nothing, nothing)
     explanations.save(run / explanations.TEST, Explanations(
         np.array([3]), np.full((1, 3), 0.25, np.float32), none, none),
         explanations.origin(dataset, total, test=True), "key")

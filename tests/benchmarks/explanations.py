@@ -25,7 +25,7 @@ from utils.review.explained import vote
 from utils.review.run import load_run
 from utils.tracin import explanations, scores
 from utils.tracin.explanations import Explanations
-from utils.tracin.influence import Gradients, Influence, Strongest
+from utils.tracin.influence import Gradients, Influence, Pairs
 from utils.tracin.scoring import CheckpointEngine
 from utils.tracin.trained import inputs_of, network_of
 from utils.training.checkpoint import check_parameters, find_checkpoints
@@ -103,7 +103,7 @@ def strongest_and_nearest(folder: Path, explained: np.ndarray) -> tuple[np.ndarr
     own, raw = (np.arange(len(explained)), explained), influence.total
     raw[own] = np.nan
     indices = np.broadcast_to(np.arange(raw.shape[1]), raw.shape)
-    opponents = Strongest.of(indices, raw, raw, -1, explanations.STRONGEST).indices
+    opponents = Pairs.of(indices, raw, raw, -1, explanations.STRONGEST).indices
     similarity = scaled(gradients.features[explained], gradients.features) @ \
         scaled(gradients.features, gradients.features).T
     similarity[own] = -np.inf

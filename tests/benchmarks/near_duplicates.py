@@ -18,6 +18,7 @@ from PIL import Image
 
 from datasets import arrays
 from datasets.arrays import Dataset
+from datasets.duplicates import most_alike
 from datasets.images import resize
 from tests.benchmarks import experiment
 from tests.benchmarks.cleaning import DIGITS
@@ -32,8 +33,6 @@ RUNS = {"head": (("cifar10", "uniform", 0), 10000, 40, []),
         "ResNet23, digits": (("digits", "uniform", 0), 1437, 10, DIGITS[2:])}
 SIMILARITIES = -1, 0.7, 0.8, 0.9, 0.98
 CORRELATIONS = 0.95, 0.97, 0.98, 0.99
-GRID = 8  # pixels a side that images are reduced to
-FLAT = 4
 
 
 def shifted(image: Image.Image) -> Image.Image:
@@ -86,30 +85,6 @@ def plant(dataset: Dataset, copies: int, rng: np.random.Generator) -> tuple[Data
     return result, pairs
 
 
-def reduced(images: np.ndarray) -> np.ndarray:
-    """Images (N, 3, S, S) reduced to `GRID` pixels a side, every channel of mean 0, of length 1, (N, D).
-
-    Images without contrast, of less than `FLAT` levels of gray, are shorter, so that they resemble none.
-    """
-    block = images.shape[-1] // GRID
-    small = images.reshape(len(images), 3, GRID, block, GRID, block).mean(axis=(3, 5), dtype=np.float32)
-    small = (small - small.mean(axis=(2, 3), keepdims=True)).reshape(len(images), -1)
-    return small / np.maximum(np.linalg.norm(small, axis=1), FLAT * small.shape[1]**0.5)[:, None]
-
-
-def most_alike(images: np.ndarray, labels: np.ndarray,
-               chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each of N samples, the one of another label whose pixels, mirrored or not, correlate most.
-
-    Returns:
-        Its index, integers (N,), and the correlation, float (N,).
-    """
-    every = reduced(images)
-    both = np.maximum(every[chosen] @ every.T, every[chosen] @ reduced(images[:, :, :, ::-1]).T)
-    both[labels[chosen] == labels[:, 0]] = -1
-    return both.argmax(axis=1), both.max(axis=1)
-
-
 def prepare(folder: Path, name: str, output: Path, data: Path | None) -> np.ndarray:
     """Make the images of a run, train, score and explain what is not done yet; returns the pairs."""
     key, samples, copies, flags = RUNS[name]
@@ -150,9 +125,10 @@ def measure(folder: Path, pairs: np.ndarray) -> str:
              row("similarity of the pairs: 10 %, median", "", *quantiles),
              found("among the suspects", known, np.array([other_of[index] for index in known], int))]
     both = explanations.opponents, explanations.proponents
-    partners, similarity = (np.concatenate([getattr(one, name) for one in both], axis=1).ravel()
-                            for name in ("indices", "similarity"))
+    partners = np.concatenate([pairs.indices for pairs in both], axis=1).ravel()
     indices = np.repeat(suspects, len(partners) // len(suspects))
+    features = scaled(gradients.features, gradients.features)
+    similarity = (features[indices] * features[partners]).sum(axis=1)
     different = (partners >= 0) & (labels[indices, 0] != labels[partners, 0])
     for least in SIMILARITIES:
         kept = different & (similarity > least)

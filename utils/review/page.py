@@ -12,7 +12,7 @@ from datasets.corrections import COLUMNS, DECISIONS, DIGEST_PREFIX, digest_text
 from datasets.duplicates import copy_numbers
 from utils.files import save_text
 from utils.review.photos import page_pictures, page_thumbnails
-from utils.review.suspects import Facts, Suspect, ranked_suspects
+from utils.review.suspects import SURE, Facts, Suspect, ranked_suspects
 from utils.tracin.scores import PerCheckpoint
 
 TEMPLATE = "page.html"
@@ -76,7 +76,7 @@ def save_review(path: Path, dataset: Dataset, score: np.ndarray, rank_by: str,
         "suspects": suspects, "named": _named(ranked, dataset, facts, files, pictures),
         "explained": facts.reasons is not None, "names": dataset.names, "run": dataset.digest(),
         "samples": len(dataset.images), "columns": COLUMNS, "kinds": DECISIONS,
-        "checkpoints": len(per_checkpoint.epochs), "likely": likely, "atMost": at_most,
+        "checkpoints": len(per_checkpoint.epochs), "sureFrom": SURE, "likely": likely, "atMost": at_most,
         "nextCommand": next_command, "download": download,
         "applied": [[one.image_sha256, one.given_label, one.decision, one.new_label]
                     for one in facts.applied],
@@ -109,7 +109,7 @@ def _named(suspects: Sequence[Suspect], dataset: Dataset, facts: Facts, files: S
     known = facts.reasons or {}
     reasons = [known[suspect.index] for suspect in suspects if suspect.index in known]
     named = {index for one in reasons for index in (*one.opponents, *one.proponents)}
-    named |= {one.near_duplicate for one in reasons if one.near_duplicate is not None}
+    named |= {one.near_duplicate_of for one in suspects if one.near_duplicate_of is not None}
     others = sorted(named - {suspect.index for suspect in suspects})
     thumbnails = page_thumbnails(dataset.images, others, files, pictures)
     return {index: {"path": dataset.paths[index] if dataset.paths else None,

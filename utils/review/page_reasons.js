@@ -6,16 +6,15 @@ const trail = [];  // the suspects on the way to the one in the detail view; tha
 function sampleAt(index) { return byIndex.get(index) ?? {index, ...others[index]}; }
 
 function makeReasons(suspect) {
-  const reasons = suspect.reasons, near = suspect.near_duplicate_of;
-  if (!reasons) return explained ? [element("p", "What speaks for and against this label was not computed: "
-    + "calculate_score.py --explain takes a larger number.", {className: "small"})] : [];
+  const {reasons, near_duplicate_of: near} = suspect, found = near === null ? [] : [makeImages([near])];
+  if (!reasons) return explained ? [...found, element("p", "What speaks for and against this label was "
+    + "not computed: give calculate_score.py --explain a larger number.", {className: "small"})] : found;
   const {opponents, proponents} = reasons;
-  const groups = [
+  return [...found,
     makeGroup("Against this label", opponents, "Training images whose gradients pull the other way.",
       makeVote(reasons)),
     makeGroup("For this label", proponents, "They carry the given label, so they show what it rests on, "
       + "not whether it is right.")];
-  return near === null ? groups : [makeImages([near]), ...groups];
 }
 
 function makeGroup(title, indices, told, ...more) {

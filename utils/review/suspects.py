@@ -11,16 +11,19 @@ from tqdm import tqdm
 
 from datasets.arrays import Dataset
 from datasets.corrections import Corrections, Decision, decided_earlier
-from datasets.duplicates import image_digests, other_labels
+from datasets.duplicates import image_digests, near_duplicates, other_labels
 from utils.files import text_cell, whole_file, whole_folder
 from utils.review.detection import rank
-from utils.review.explained import UNEXPLAINED, Reasons, reasons, sure
+from utils.review.explained import UNEXPLAINED, Reasons, reasons
 from utils.review.run import LEARNED, Run, agreement
 from utils.tracin.explanations import Explanations
 from utils.tracin.scores import PerCheckpoint
 
 SPARED_SHOWN = 5
-NAMED = ("opponent", "proponent", "near_duplicate_of")  # columns that name another sample
+# From this probability on a suggestion is called sure: tests/benchmarks/README.md has what it is worth.
+SURE = 0.8
+NOBODY = np.empty(0, np.int64)
+EXPLAINED = ("opponent", "proponent")  # columns of runs that have explanations
 
 
 def count_label_issues(probability: np.ndarray, labels: np.ndarray) -> int:
@@ -58,6 +61,8 @@ class Facts:
         other_labels: the index of a sample with the same image and another label, or -1, integers (N,).
         applied: the decisions that made these data, oldest first.
         decided: by index, the newest of them that gave or left a sample its label.
+        near_duplicates: the index of a sample with almost the same image and another label, by index of
+            the samples that have one, as far as it was looked for.
         reasons: by index, of the explained samples; None where the run has no explanations.
     """
 
@@ -65,21 +70,26 @@ class Facts:
     other_labels: np.ndarray
     applied: Sequence[Decision]
     decided: dict[int, Decision]
+    near_duplicates: dict[int, int]
     reasons: dict[int, Reasons] | None = None
 
 
 def gather_facts(dataset: Dataset, applied: Sequence[Decision] = (),
-                 explanations: Explanations | None = None) -> Facts:
-    """Look for identical images, and for what was decided about the images in earlier rounds.
+                 explanations: Explanations | None = None, first: np.ndarray = NOBODY) -> Facts:
+    """Look for images that are there twice, and for what was decided about them in earlier rounds.
 
     Args:
         dataset: N samples.
         applied: from `datasets.corrections.load_applied`.
         explanations: of training samples, if the run has them.
+        first: indices of the samples whose near-duplicates are looked for, integers (M,).
     """
     digests = image_digests(dataset.images)
-    return Facts(digests, other_labels(digests, dataset.labels), applied,
-                 decided_earlier(dataset, digests, applied),
+    identical = other_labels(digests, dataset.labels)
+    first = first[identical[first] < 0]
+    near = near_duplicates(dataset.images, dataset.labels, first)
+    return Facts(digests, identical, applied, decided_earlier(dataset, digests, applied),
+                 dict(zip(first[near >= 0].tolist(), near[near >= 0].tolist(), strict=True)),
                  None if explanations is None else reasons(explanations, dataset.labels))
 
 
@@ -101,8 +111,8 @@ class Suspect:
         decided: the decision of an earlier round that gave or left the sample its label, if any.
         opponent, proponent: the index of the strongest one, None if there is none or it is unknown.
         near_duplicate_of: the index of a sample with almost the same image and another label, None if
-            there is none or it is unknown.
-        sure: whether the opponents' labels confirm the suggestion; see `explained.sure`.
+            there is none, if it was not looked for, or if there is a `duplicate_of`.
+        sure: whether the suggestion differs from the given label and its probability is at least `SURE`.
     """
 
     rank: int
@@ -153,8 +163,8 @@ def ranked_suspects(dataset: Dataset, score: np.ndarray, per_checkpoint: PerChec
             duplicate_of=int(facts.other_labels[index]) if facts.other_labels[index] >= 0 else None,
             decided=facts.decided.get(index),
             opponent=next(iter(known.opponents), None), proponent=next(iter(known.proponents), None),
-            near_duplicate_of=known.near_duplicate,
-            sure=bool(sure(known.vote, int(suggested[index]), given)))
+            near_duplicate_of=facts.near_duplicates.get(index),
+            sure=bool(suggested[index] != given and probability[index, suggested[index]] >= SURE))
 
 
 def _shown(order: np.ndarray, facts: Facts, limit: int) -> np.ndarray:
@@ -172,8 +182,8 @@ def save_suspects(path: Path, dataset: Dataset, scores: dict[str, np.ndarray], r
     """Write all samples, most suspicious first: the fields of `Suspect`, `rank_by`, then all scores.
 
     `duplicate_of` and `decided` ("relabel" or "fine") are empty where there is none.  Where the run has
-    explanations, `opponent`, `proponent` and `near_duplicate_of` are paths, or indices where there are
-    no paths, and `sure` is "sure" or empty.
+    explanations there are `opponent` and `proponent`, which are paths, as `near_duplicate_of` is, or
+    indices where there are no paths.  `sure` is "sure" or empty.
 
     Args:
         path: CSV file to write.
@@ -184,7 +194,7 @@ def save_suspects(path: Path, dataset: Dataset, scores: dict[str, np.ndarray], r
         facts: what else is known of the samples.
     """
     unknown = {"path": dataset.paths, "true_label": dataset.true_labels,
-               **dict.fromkeys([*NAMED, "sure"], facts.reasons)}
+               **dict.fromkeys(EXPLAINED, facts.reasons)}
     columns = [field.name for field in fields(Suspect) if unknown.get(field.name, ...) is not None]
     names = [text_cell(name) for name in dataset.names]
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
@@ -196,11 +206,10 @@ def save_suspects(path: Path, dataset: Dataset, scores: dict[str, np.ndarray], r
             if suspect.path is not None:
                 row["path"] = text_cell(suspect.path)
             if dataset.paths:
-                row |= {column: text_cell(dataset.paths[row[column]]) for column in NAMED
-                        if row.get(column) is not None}
+                row |= {column: text_cell(dataset.paths[row[column]])
+                        for column in (*EXPLAINED, "near_duplicate_of") if row.get(column) is not None}
             row["decided"] = suspect.decided and suspect.decided.decision
-            if "sure" in row:
-                row["sure"] = "sure" if suspect.sure else None
+            row["sure"] = "sure" if suspect.sure else None
             row["ranked_by"] = rank_by
             writer.writerow([*row.values(), *(score[suspect.index] for score in scores.values())])
 

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from utils.files import load_array
 from utils.processes import run_tasks
 from utils.tracin import explanations
-from utils.tracin.explanations import SIGNS, STRONGEST, UNFINISHED, Explanations, Pairs, Unfinished
-from utils.tracin.influence import SAMPLES_PER_PRODUCT, Gradients, Influence, Strongest
+from utils.tracin.explanations import SIGNS, STRONGEST, UNFINISHED, Explanations, Unfinished
+from utils.tracin.influence import SAMPLES_PER_PRODUCT, Gradients, Influence, Pairs
 from utils.tracin.scoring import SAVE_EVERY, CheckpointEngine, ScoringPlan, check_finite, read_samples
 from utils.tracin.self_influence import to_probability
 from utils.training.checkpoint import Checkpoint
@@ -24,8 +24,6 @@ from utils.training.checkpoint import Checkpoint
 SAMPLES_PER_SLICE = 4096
 # Explained samples of a task: a bound on memory, which the gradients of these at all checkpoints take.
 EXPLAINED_PER_TASK = 4096
-# Training samples whose features say how to standardize them.
-SAMPLES_TO_STANDARDIZE = 2000
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class SliceExplainer:
         self._range: tuple[int, int] | None = None
         self._explained: list[Gradients] = []
 
-    def __call__(self, first: int, last: int, start: int, stop: int) -> dict[str, Strongest]:
+    def __call__(self, first: int, last: int, start: int, stop: int) -> dict[str, Pairs]:
         """The strongest pairs of the explained samples `first` up to `last` and the training samples
         `start` up to `stop`, each with its place among all explained samples, by the names in `SIGNS`.
 
@@ -89,7 +87,7 @@ class SliceExplainer:
             last = gradients.features
             yield gradients
 
-    def _strongest(self, first: int, last: int, start: int, stop: int) -> dict[str, Strongest]:
+    def _strongest(self, first: int, last: int, start: int, stop: int) -> dict[str, Pairs]:
         places = range(0, stop - start, SAMPLES_PER_PRODUCT)
         pieces = [slice(place, min(place + SAMPLES_PER_PRODUCT, stop - start)) for place in places]
         influences = [Influence(last - first, piece.stop - piece.start) for piece in pieces]
@@ -102,16 +100,16 @@ class SliceExplainer:
             found = list(pool.map(lambda influence, piece: self._choose(
                 influence, np.arange(start + piece.start, start + piece.stop), first, last),
                 influences, pieces))
-        return {name: Strongest.merge([strongest[name] for strongest in found], sign)
+        return {name: Pairs.merge([pairs[name] for pairs in found], sign)
                 for name, sign in SIGNS.items()}
 
     def _choose(self, influence: Influence, indices: np.ndarray, first: int,
-                last: int) -> dict[str, Strongest]:
+                last: int) -> dict[str, Pairs]:
         cosine = influence.cosine
         if self._plan.training:  # a sample does not explain itself
             cosine[self._plan.indices[first:last, None] == indices] = np.nan
         candidates = np.broadcast_to(indices, cosine.shape), influence.total, cosine
-        return {name: Strongest.of(*candidates, sign, STRONGEST) for name, sign in SIGNS.items()}
+        return {name: Pairs.of(*candidates, sign, STRONGEST) for name, sign in SIGNS.items()}
 
 
 def explain(plan: ExplainingPlan, path: Path, origins: dict[str, str], key: str):
@@ -148,7 +146,8 @@ def explain(plan: ExplainingPlan, path: Path, origins: dict[str, str], key: str)
         except BaseException:
             unfinished.save()
             raise
-    explanations.save(path, _complete(plan, unfinished.strongest), origins, key)
+    probability = probabilities(plan, CheckpointEngine(plan.scoring))
+    explanations.save(path, Explanations(plan.indices, probability, **unfinished.pairs), origins, key)
     unfinished.remove()
 
 
@@ -163,16 +162,6 @@ def _tasks(plan: ExplainingPlan) -> Iterator[tuple[int, int, int, int]]:
                    min(start + length, samples))
 
 
-def _complete(plan: ExplainingPlan, strongest: dict[str, Strongest]) -> Explanations:
-    """Add what the newest checkpoint says of the samples."""
-    engine = CheckpointEngine(plan.scoring)
-    similarity = _similarity(plan, engine, [pairs.indices for pairs in strongest.values()])
-    probability = probabilities(plan, engine)
-    pairs = [Pairs(found.indices, found.influence, found.cosine, alike)
-             for found, alike in zip(strongest.values(), similarity, strict=True)]
-    return Explanations(plan.indices, probability, *pairs)
-
-
 def probabilities(plan: ExplainingPlan, engine: CheckpointEngine) -> np.ndarray:
     """The probabilities of the plan's samples at the newest checkpoint, float32 (N, C)."""
     parts = []
@@ -183,41 +172,3 @@ def probabilities(plan: ExplainingPlan, engine: CheckpointEngine) -> np.ndarray:
             gradients = engine.at(plan.checkpoints[-1]).gradients(images, labels)
         parts.append(to_probability(gradients.error, labels))
     return np.concatenate(parts)
-
-
-def _similarity(plan: ExplainingPlan, engine: CheckpointEngine,
-                pairs: list[np.ndarray]) -> list[np.ndarray]:
-    """For each (N, k) of `pairs`, training samples, the cosines with the N samples' features.
-
-    The features are those at the newest checkpoint, standardized by up to `SAMPLES_TO_STANDARDIZE`
-    training samples.
-    """
-    def features(images: Path, labels: Path, chosen: np.ndarray) -> np.ndarray:
-        with engine.memory():
-            gradients = engine.at(plan.checkpoints[-1]).gradients(*read_samples(images, labels, chosen))
-            return gradients.features.astype(np.float64)
-
-    training = plan.scoring.images, plan.scoring.labels
-    count = len(load_array(training[1]))
-    spread = np.unique(np.linspace(0, count - 1, SAMPLES_TO_STANDARDIZE).astype(int))
-    some = features(*training, spread)
-    mean, deviation = some.mean(axis=0), some.std(axis=0)
-    deviation[deviation <= np.finfo(np.float32).eps * np.abs(mean)] = 1  # of constant features
-
-    def scaled(raw: np.ndarray) -> np.ndarray:
-        result = (raw - mean) / deviation
-        return result / np.maximum(np.linalg.norm(result, axis=1, keepdims=True), np.finfo(float).tiny)
-
-    result = [np.full(indices.shape, np.nan) for indices in pairs]
-    for start in range(0, len(plan.indices), SAMPLES_PER_PRODUCT):
-        rows = slice(start, start + SAMPLES_PER_PRODUCT)
-        own = scaled(features(plan.images, plan.labels, plan.indices[rows]))
-        named = np.unique(np.concatenate([indices[rows] for indices in pairs]))
-        named = named[named >= 0]
-        if not len(named):
-            continue
-        products = own @ scaled(features(*training, named)).T
-        for indices, values in zip(pairs, result, strict=True):
-            filled = np.nonzero(indices[rows] >= 0)
-            values[rows][filled] = products[filled[0], np.searchsorted(named, indices[rows][filled])]
-    return result

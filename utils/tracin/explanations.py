@@ -10,7 +10,7 @@ import numpy as np
 from datasets.arrays import Dataset
 from utils.errors import UserError
 from utils.files import open_npz, save_bytes
-from utils.tracin.influence import Strongest
+from utils.tracin.influence import Pairs
 
 TRAIN, TEST = "explanations.npz", "explanations_test.npz"
 FLAGS = "--explain", "--explain_test"
@@ -18,27 +18,6 @@ UNFINISHED = ".unfinished-{}"
 LONGEST_TEXT = 999  # bytes, of a SHA-256
 STRONGEST = 8  # proponents, and as many opponents, that are kept of each sample
 SIGNS = {"proponents": 1, "opponents": -1}  # of their influence
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """The strongest proponents, or opponents, of N samples among the training samples.
-
-    The cosines of a row descend in size; where there are fewer than k, its last places are empty.
-
-    Attributes:
-        indices: of the training samples, int64 (N, k); -1 where empty.
-        influence: summed over the checkpoints, float64 (N, k); positive for proponents, negative for
-            opponents, NaN where empty.
-        cosine: of the gradients at all checkpoints, float64 (N, k), from -1 to 1; NaN where empty.
-        similarity: cosine of the two samples' features at the newest checkpoint, each feature
-            standardized, float64 (N, k), from -1 to 1; NaN where empty.
-    """
-
-    indices: np.ndarray
-    influence: np.ndarray
-    cosine: np.ndarray
-    similarity: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -176,11 +155,11 @@ def _check(found: Explanations, samples: int, explained: int, classes: int):
         and all(array.shape == (count, STRONGEST) for array in pairs))
     for kind in (found.proponents, found.opponents) if valid else ():
         empty = kind.indices == -1
-        values = [kind.influence, kind.cosine, kind.similarity]
         valid = valid and (
             kind.indices.dtype == np.int64 and (kind.indices[~empty] >= 0).all()
             and (kind.indices < samples).all()
-            and all(array.dtype == np.float64 and np.isfinite(array[~empty]).all() for array in values))
+            and all(array.dtype == np.float64 and np.isfinite(array[~empty]).all()
+                    for array in (kind.influence, kind.cosine)))
     if not valid:
         raise ValueError("its arrays do not have the shapes and values of explanations")
 
@@ -196,15 +175,13 @@ class Unfinished:
 
     Attributes:
         done: which tasks are, bool (T,).
-        strongest: by the names in `SIGNS`, of all N samples.
+        pairs: by the names in `SIGNS`, of all N samples.
     """
 
     def __init__(self, path: Path, key: str, samples: int, tasks: int):
         self._path, self._key = path, key
-        shape = samples, STRONGEST
         self.done = np.zeros(tasks, bool)
-        self.strongest = {name: Strongest(np.full(shape, -1), np.full(shape, np.nan),
-                                          np.full(shape, np.nan)) for name in SIGNS}
+        self.pairs = {name: Pairs.empty(samples, STRONGEST) for name in SIGNS}
         try:
             self._read()
         except Exception:  # a damaged archive raises almost anything
@@ -212,8 +189,8 @@ class Unfinished:
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {"done": self.done} | {
-            f"{kind}_{name}": array for kind, strongest in self.strongest.items()
-            for name, array in vars(strongest).items()}
+            f"{kind}_{name}": array for kind, pairs in self.pairs.items()
+            for name, array in vars(pairs).items()}
 
     def _read(self):
         with open_npz(self._path) as file:
@@ -225,12 +202,12 @@ class Unfinished:
                     raise ValueError
                 array[:] = file[name]
 
-    def add(self, task: int, first: int, last: int, found: dict[str, Strongest]):
+    def add(self, task: int, first: int, last: int, found: dict[str, Pairs]):
         """Add what a task found for samples `first` up to `last`."""
         for kind, sign in SIGNS.items():
-            kept = self.strongest[kind]
-            rows = Strongest(*(array[first:last] for array in vars(kept).values()))
-            for name, array in vars(Strongest.merge([rows, found[kind]], sign)).items():
+            kept = self.pairs[kind]
+            rows = Pairs(*(array[first:last] for array in vars(kept).values()))
+            for name, array in vars(Pairs.merge([rows, found[kind]], sign)).items():
                 getattr(kept, name)[first:last] = array
         self.done[task] = True
 

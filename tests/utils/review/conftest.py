@@ -42,9 +42,10 @@ def dataset():
 
 
 def write_page(path, dataset, limit=150, applied=(), evidence=None, explanations=None, **more):
+    first = np.arange(min(limit, len(dataset.labels)))
     save_review(path, dataset, -np.arange(len(dataset.labels), dtype=float), "tracin",
                 evidence or per_checkpoint(dataset), limit,
-                gather_facts(dataset, applied, explanations), **more)
+                gather_facts(dataset, applied, explanations, first), **more)
     return path
 
 

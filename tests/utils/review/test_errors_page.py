@@ -34,7 +34,7 @@ def pairs(*rows):
     for place, row in enumerate(rows):
         for column, (index, value) in enumerate(row):
             indices[place, column], cosine[place, column] = index, value
-    return Pairs(indices, 10 * cosine, cosine, np.abs(cosine))
+    return Pairs(indices, 10 * cosine, cosine)
 
 
 def explain(folder, indices, probability, proponents, opponents):

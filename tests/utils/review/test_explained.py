@@ -5,7 +5,7 @@ import pytest
 
 from tests.analyses import explain, make_explanations
 from tests.conftest import refused
-from utils.review.explained import NEAR_DUPLICATE, near_duplicates, reasons, sure, vote
+from utils.review.explained import Reasons, reasons, vote
 from utils.review.run import load_run
 from utils.tracin.explanations import TRAIN
 
@@ -27,29 +27,15 @@ def test_vote_of_nobody_is_empty():
     assert vote(np.empty((0, 8), int), LABELS).shape == (0,)
 
 
-def test_sure_suggestion_is_the_vote_and_not_the_label():
-    voted, suggested, given = np.array([[1, 1, 0], [1, 1, 1], [1, 2, 0], [-1, 1, 0], [0, 1, 0]]).T
-    assert sure(voted, suggested, given).tolist() == [True, False, False, False, False]
-
-
-def test_near_duplicate_is_the_most_similar_image_with_another_label():
-    opponents = np.array([[2, 4, -1], [2, -1, -1], [0, 1, -1], [0, 1, -1]])
-    above = NEAR_DUPLICATE + 0.001
-    explanations = make_explanations(LABELS, [0, 1, 3, 4], 3)
-    explanations = replace(
-        explanations,
-        opponents=replace(explanations.opponents, indices=opponents, similarity=np.array(
-            [[above, 1.0, np.nan], [NEAR_DUPLICATE, np.nan, np.nan], [0.2, above, np.nan],
-             [above, 0.1, np.nan]])),
-        proponents=replace(explanations.proponents, indices=np.array(
-            [[1, -1, -1], [0, -1, -1], [4, 2, -1], [6, 2, -1]]), similarity=np.array(
-            [[1.0, np.nan, np.nan], [1.0, np.nan, np.nan], [0.1, 1.0, np.nan], [1.0, 0.999, np.nan]])))
-    # The only image almost the same as the second has its label.
-    assert near_duplicates(explanations, LABELS).tolist() == [4, -1, 1, 2]
-    found = reasons(explanations, LABELS)
-    assert [found[index].near_duplicate for index in (0, 1, 3, 4)] == [4, None, 1, 2]
-    assert (found[0].opponents, found[0].proponents) == ([2, 4], [1])
-    assert (found[0].vote, found[0].votes) == (1, 1) and (found[3].vote, found[3].votes) == (0, 2)
+def test_reasons_by_hand():
+    """The second has no opponents."""
+    opponents, proponents = np.array([[2, 4, 3], [-1, -1, -1]]), np.array([[1, -1, -1], [6, 5, -1]])
+    explanations = make_explanations(LABELS, [0, 4], 3)
+    explanations = replace(explanations,
+                           opponents=replace(explanations.opponents, indices=opponents),
+                           proponents=replace(explanations.proponents, indices=proponents))
+    assert reasons(explanations, LABELS) == {0: Reasons([2, 4, 3], [1], 1, 2),
+                                             4: Reasons([], [6, 5], -1, 0)}
 
 
 def test_five_are_shown_and_vote():

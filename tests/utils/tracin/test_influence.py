@@ -7,7 +7,7 @@ import pytest
 from models.head import set_standardization
 from models.registry import build_network
 from utils.tracin.engines import NnablaEngine, OnnxRuntimeEngine
-from utils.tracin.influence import Gradients, Influence, Strongest
+from utils.tracin.influence import Gradients, Influence, Pairs
 from utils.training.checkpoint import find_checkpoints, load_parameters
 
 ENGINES = {"nnabla": NnablaEngine, "onnxruntime": OnnxRuntimeEngine}
@@ -145,7 +145,7 @@ COSINE = np.array([[0.1, np.nan, -0.3, 0.4, 0.4, 0, -0.3, 0.2],
 def test_strongest_by_hand(sign, expected):
     """Of equal cosines the lower index is first; zeros and NaN are neither."""
     indices = np.broadcast_to(np.arange(10, 18), COSINE.shape)
-    found = Strongest.of(indices, 100 * COSINE, COSINE, sign, 3)
+    found = Pairs.of(indices, 100 * COSINE, COSINE, sign, 3)
     assert found.indices.tolist() == expected
     for row, column in np.ndindex(2, 3):
         index = expected[row][column]
@@ -159,11 +159,11 @@ def test_strongest_of_parts_are_those_of_the_whole_in_any_order(sign):
     rng = np.random.default_rng(0)
     cosine = rng.integers(-9, 10, (5, 60)) / 10  # with many ties
     indices = np.broadcast_to(np.arange(60), cosine.shape)
-    whole = Strongest.of(indices, cosine, cosine, sign, 8)
+    whole = Pairs.of(indices, cosine, cosine, sign, 8)
     cuts = [slice(0, 3), slice(3, 40), slice(40, 60)]
     for order in ([0, 1, 2], [2, 0, 1]):
-        parts = [Strongest.of(indices[:, cuts[place]], cosine[:, cuts[place]], cosine[:, cuts[place]],
-                              sign, 8) for place in order]
-        merged = Strongest.merge(parts, sign)
+        parts = [Pairs.of(indices[:, cuts[place]], cosine[:, cuts[place]], cosine[:, cuts[place]],
+                          sign, 8) for place in order]
+        merged = Pairs.merge(parts, sign)
         for name in ("indices", "influence", "cosine"):
             np.testing.assert_array_equal(getattr(merged, name), getattr(whole, name))
