@@ -8,7 +8,6 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from datasets import arrays
 from datasets.arrays import Dataset
 from utils.files import save_text, text_cell, whole_file
 from utils.review.detection import rank
@@ -85,21 +84,18 @@ def load_explained(folder: Path, run: Run) -> list[Explained] | None:
         run: what was read from it.
 
     Raises:
-        UserError: the explanations are damaged, or of other data or scores, or the test set cannot be
-            read.
+        UserError: the explanations are damaged, or of other data or scores.
     """
-    if not (folder / explanations.TEST).exists():
-        return None  # the analysis needs no test set for anything else
-    dataset = arrays.load(folder, test=True)
-    found = explanations.load(folder, dataset, run.rankings["tracin"], test=True)
-    if found is None or dataset.test is None:
+    test = run.dataset.test
+    found = explanations.load(folder, run.dataset, run.rankings["tracin"], test=True) if test else None
+    if test is None or found is None:
         return None
     result = []
     for place, index in enumerate(found.indices.tolist()):
-        probability, label = found.probability[place], int(dataset.test.labels[index, 0])
+        probability, label = found.probability[place], int(test.labels[index, 0])
         predicted = int(probability.argmax())
         result.append(Explained(
-            index, dataset.test.images[index], label, predicted, float(probability[label]),
+            index, test.images[index], label, predicted, float(probability[label]),
             float(probability[predicted]), _partners(found.opponents, place),
             _partners(found.proponents, place)))
     return result

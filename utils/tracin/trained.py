@@ -55,16 +55,15 @@ def inputs_of(model: str, dataset: Dataset, settings: ScoreSettings) -> np.ndarr
     return dataset.features
 
 
-def check(settings: ScoreSettings, first: Checkpoint, dataset: Dataset, classes: int,
-          digest: str):
+def check(settings: ScoreSettings, first: Checkpoint, dataset: Dataset, classes: int):
     """Refuse data that the checkpoints were not trained on, and batches larger than the data."""
-    if first.description and first.description.data_sha256 != digest:
+    if first.description and first.description.data_sha256 != dataset.digest():
         arrays.check_features(settings.input, dataset, first.description.annotations)
         raise UserError(f"the images and labels in {settings.input} are not those that "
                         f"{settings.checkpoint} was trained on; give that run's --output")
     if first.description:
         arrays.check_annotations(settings.input, dataset, first.description.annotations)
-    scores.check_unused(settings.output, digest, run_key(first.description))
+    scores.check_unused(settings.output, dataset.digest(), run_key(first.description))
     largest = int(dataset.labels.max())
     if largest >= classes:
         raise UserError(f"expected labels below {classes}, the number of classes of the network, "

@@ -177,13 +177,14 @@ def test_page_survives_untrusted_names(explained_run, tab, tmp_path):
 
 def test_original_photos_are_shown_small(explained_run, tmp_path):
     folder, run = explained_run
+    explained = load_explained(folder, run)
     coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8))
     coarse.resize((640, 480), Image.Resampling.BICUBIC).save(tmp_path / "5.jpg")
     images = np.array(run.dataset.images)
     images[5] = read_image(tmp_path / "5.jpg")
     run = replace(run, dataset=replace(run.dataset, images=images, source=tmp_path,
                                        paths=[f"{number}.jpg" for number in range(30)]))
-    save_errors(tmp_path / "out", run, load_explained(folder, run))
+    save_errors(tmp_path / "out", run, explained)
     page = (tmp_path / "out" / "test_errors.html").read_text()
     uri = re.search(r'\.t5 {.*?url\("(data:image/jpeg[^"]*)', page)
     assert pixels(uri[1]).shape == (3, 72, 96)
@@ -218,5 +219,6 @@ def test_explanations_of_something_else_are_refused(explained_run, change):
         (folder / explanations.TEST).write_bytes(b"PK\x03\x04")
     else:
         np.save(folder / "y_val.npy", (np.load(folder / "y_val.npy") + 1) % 3)
+        run = load_run(folder)
     with refused(str(folder / explanations.TEST), "--explain_test"):
         load_explained(folder, run)
