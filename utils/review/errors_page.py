@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import numpy as np
 
 from datasets.arrays import Dataset
-from utils.files import save_text, text_cell, whole_file
+from utils.files import text_cell, whole_file
 from utils.review.detection import rank
+from utils.review.html import save_html
 from utils.review.photos import page_pictures, page_thumbnails
 from utils.review.run import Run
 from utils.tracin import explanations
@@ -174,10 +174,7 @@ def _save_page(path: Path, run: Run, ranks: np.ndarray, explained: Sequence[Expl
         "index": index, "name": _name(dataset, index), "label": dataset.names[dataset.labels[index, 0]],
         "suspect": int(ranks[index]) if ranks[index] <= last else None, "picture": picture}
         for index, picture in zip(used, pictures, strict=True)}
-    # Class and file names are untrusted.
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent),
-                                     autoescape=True, undefined=jinja2.StrictUndefined)
-    save_text(path, environment.get_template(TEMPLATE).render(
-        shown=list(zip(shown, tests, strict=True)), names=dataset.names, training=training,
-        frequent=frequent, count=len(explained), errors=sum(one.wrong for one in explained),
-        table=TABLE, paths=bool(dataset.paths), rank_by=run.rank_by, marked=last))
+    save_html(path, TEMPLATE, shown=list(zip(shown, tests, strict=True)), names=dataset.names,
+              training=training, frequent=frequent, count=len(explained),
+              errors=sum(one.wrong for one in explained), table=TABLE, paths=bool(dataset.paths),
+              rank_by=run.rank_by, marked=last)

@@ -15,7 +15,7 @@ from utils.tracin.influence import Strongest
 TRAIN, TEST = "explanations.npz", "explanations_test.npz"
 FLAGS = "--explain", "--explain_test"
 UNFINISHED = ".unfinished-{}"
-LONGEST_TEXT = 999  # bytes, of a SHA-256
+LONGEST_TEXT = 999  # bytes that a SHA-256 and its header do not exceed
 STRONGEST = 8  # proponents, and as many opponents, that are kept of each sample
 SIGNS = {"proponents": 1, "opponents": -1}  # of their influence
 
@@ -216,9 +216,9 @@ class Unfinished:
             for name, array in vars(strongest).items()}
 
     def _read(self):
+        if kept_key(self._path) != self._key:
+            return
         with open_npz(self._path) as file:
-            if str(file["key"]) != self._key:
-                return
             for name, array in self._arrays().items():
                 # Before it is decompressed, which may be a zip bomb.
                 if file.zip.getinfo(f"{name}.npy").file_size > array.nbytes + 999:
