@@ -205,25 +205,31 @@ class Unfinished:
         self.done = np.zeros(tasks, bool)
         self.strongest = {name: Strongest(np.full(shape, -1), np.full(shape, np.nan),
                                           np.full(shape, np.nan)) for name in SIGNS}
-        try:
-            self._read()
-        except Exception:  # a damaged archive raises almost anything
-            self.done[:] = False
+        for name, array in self._kept().items():
+            self._arrays()[name][:] = array
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {"done": self.done} | {
             f"{kind}_{name}": array for kind, strongest in self.strongest.items()
             for name, array in vars(strongest).items()}
 
-    def _read(self):
+    def _kept(self) -> dict[str, np.ndarray]:
+        """The arrays in the file, none if it is another key's or one of them cannot be read."""
         if kept_key(self._path) != self._key:
-            return
-        with open_npz(self._path) as file:
-            for name, array in self._arrays().items():
-                # Before it is decompressed, which may be a zip bomb.
-                if file.zip.getinfo(f"{name}.npy").file_size > array.nbytes + 999:
-                    raise ValueError
-                array[:] = file[name]
+            return {}
+        result = {}
+        try:
+            with open_npz(self._path) as file:
+                for name, array in self._arrays().items():
+                    # Before it is decompressed, which may be a zip bomb.
+                    if file.zip.getinfo(f"{name}.npy").file_size > array.nbytes + 999:
+                        return {}
+                    result[name] = file[name]
+                    if (result[name].shape, result[name].dtype) != (array.shape, array.dtype):
+                        return {}
+        except Exception:  # a damaged archive raises almost anything
+            return {}
+        return result
 
     def add(self, task: int, first: int, last: int, found: dict[str, Strongest]):
         """Add what a task found for samples `first` up to `last`."""
