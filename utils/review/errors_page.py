@@ -22,7 +22,7 @@ SHOWN = 200  # test images on the page, at most
 FREQUENT = 10  # training images at the top of the page, at most
 SUSPICIOUS = 0.1  # the share of the ranking that the page marks as suspects
 COLUMNS = ("index", "label", "predicted", "label_probability", "predicted_probability")
-PARTNER_COLUMNS = ("", "_label", "_cosine", "_influence", "_rank")
+PARTNER_COLUMNS = ("kind", "place", "training_image", "training_label", "cosine", "influence", "rank")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Partner:
 
 @dataclass(frozen=True)
 class Explained:
-    """An explained test image: a row of ``test_errors.csv``.
+    """An explained test image: ``test_errors.csv`` has a row for each of its partners.
 
     Attributes:
         index: among the test images.
@@ -143,18 +143,17 @@ def save_errors(output: Path, run: Run, explained: Sequence[Explained] | None):
 
 def _table(dataset: Dataset, ranks: np.ndarray, explained: Sequence[Explained]) -> Iterator[list]:
     names, labels = [text_cell(name) for name in dataset.names], dataset.labels[:, 0]
-    yield [*COLUMNS, *(f"{kind}_{place}{column}" for kind in ("opponent", "proponent")
-                       for place in range(1, PARTNERS + 1) for column in PARTNER_COLUMNS)]
+    yield [*COLUMNS, *PARTNER_COLUMNS]
     for one in explained:
-        row = [one.index, names[one.label], names[one.predicted], one.label_probability,
-               one.predicted_probability]
-        for partners in (one.opponents, one.proponents):
-            for partner in partners:
+        facts = [one.index, names[one.label], names[one.predicted], one.label_probability,
+                 one.predicted_probability]
+        for kind, partners in (("opponent", one.opponents), ("proponent", one.proponents)):
+            for place, partner in enumerate(partners, start=1):
                 index = partner.index
-                row += [text_cell(_name(dataset, index)), names[labels[index]], partner.cosine,
-                        partner.influence, ranks[index]]
-            row += [""] * (PARTNERS - len(partners)) * len(PARTNER_COLUMNS)
-        yield row
+                yield [*facts, kind, place, text_cell(_name(dataset, index)), names[labels[index]],
+                       partner.cosine, partner.influence, ranks[index]]
+        if not one.opponents + one.proponents:
+            yield facts + [""] * len(PARTNER_COLUMNS)
 
 
 def _name(dataset: Dataset, index: int) -> str:
