@@ -169,7 +169,7 @@ def _complete(plan: ExplainingPlan, strongest: dict[str, Strongest]) -> Explanat
     engine = CheckpointEngine(plan.scoring)
     similarity = _similarity(plan, engine, [pairs.indices for pairs in strongest.values()])
     probability = probabilities(plan, engine)
-    pairs = [Pairs(found.indices, found.influence, found.cosine, alike)
+    pairs = [Pairs(**vars(found), similarity=alike)
              for found, alike in zip(strongest.values(), similarity, strict=True)]
     return Explanations(plan.indices, probability, *pairs)
 

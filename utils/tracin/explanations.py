@@ -21,23 +21,14 @@ SIGNS = {"proponents": 1, "opponents": -1}  # of their influence
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """The strongest proponents, or opponents, of N samples among the training samples.
-
-    The cosines of a row descend in size; where there are fewer than k, its last places are empty.
+class Pairs(Strongest):
+    """The strongest proponents, or opponents, of N samples, and how alike the images of each pair are.
 
     Attributes:
-        indices: of the training samples, int64 (N, k); -1 where empty.
-        influence: summed over the checkpoints, float64 (N, k); positive for proponents, negative for
-            opponents, NaN where empty.
-        cosine: of the gradients at all checkpoints, float64 (N, k), from -1 to 1; NaN where empty.
         similarity: cosine of the two samples' features at the newest checkpoint, each feature
             standardized, float64 (N, k), from -1 to 1; NaN where empty.
     """
 
-    indices: np.ndarray
-    influence: np.ndarray
-    cosine: np.ndarray
     similarity: np.ndarray
 
 
@@ -201,10 +192,8 @@ class Unfinished:
 
     def __init__(self, path: Path, key: str, samples: int, tasks: int):
         self._path, self._key = path, key
-        shape = samples, STRONGEST
         self.done = np.zeros(tasks, bool)
-        self.strongest = {name: Strongest(np.full(shape, -1), np.full(shape, np.nan),
-                                          np.full(shape, np.nan)) for name in SIGNS}
+        self.strongest = {name: Strongest.empty(samples, STRONGEST) for name in SIGNS}
         for name, array in self._kept().items():
             self._arrays()[name][:] = array
 

@@ -102,19 +102,29 @@ class Influence:
 
 @dataclass(frozen=True)
 class Strongest:
-    """Of each of N samples, the training samples with the largest cosines of one sign, at most k.
+    """The strongest proponents, or opponents, of N samples among the training samples, at most k each.
+
+    The cosines of a row descend in size; where there are fewer than k, its last places are empty.
 
     Attributes:
-        indices: int64 (N, k), -1 where there are fewer.
-        influence, cosine: float64 (N, k), NaN where there are fewer.
+        indices: of the training samples, int64 (N, k); -1 where empty.
+        influence: summed over the checkpoints, float64 (N, k); positive for proponents, negative for
+            opponents, NaN where empty.
+        cosine: of the gradients at all checkpoints, float64 (N, k), from -1 to 1; NaN where empty.
     """
 
     indices: np.ndarray
     influence: np.ndarray
     cosine: np.ndarray
 
-    @classmethod
-    def of(cls, indices: np.ndarray, influence: np.ndarray, cosine: np.ndarray, sign: int,
+    @staticmethod
+    def empty(samples: int, size: int) -> "Strongest":
+        """N samples with k places each, none of them filled."""
+        shape = samples, size
+        return Strongest(np.full(shape, -1), np.full(shape, np.nan), np.full(shape, np.nan))
+
+    @staticmethod
+    def of(indices: np.ndarray, influence: np.ndarray, cosine: np.ndarray, sign: int,
            size: int) -> "Strongest":
         """Choose from M candidates; of equal cosines, the lower index comes first.
 
@@ -133,15 +143,15 @@ class Strongest:
         place_in_row = np.arange(len(rows)) - np.searchsorted(rows, rows)
         kept = place_in_row < size
         target, source = (rows[kept], place_in_row[kept]), (rows[kept], columns[kept])
-        result = cls(np.full((len(cosine), size), -1), np.full((len(cosine), size), np.nan),
-                     np.full((len(cosine), size), np.nan))
+        result = Strongest.empty(len(cosine), size)
         for name, candidates in (("indices", indices), ("influence", influence), ("cosine", cosine)):
             getattr(result, name)[target] = candidates[source]
         return result
 
-    @classmethod
-    def merge(cls, parts: Sequence["Strongest"], sign: int) -> "Strongest":
+    @staticmethod
+    def merge(parts: Sequence["Strongest"], sign: int) -> "Strongest":
         """The strongest of all parts, which are of different training samples."""
         indices, influence, cosine = (
-            np.concatenate([getattr(part, own.name) for part in parts], axis=1) for own in fields(cls))
-        return cls.of(indices, influence, cosine, sign, parts[0].indices.shape[1])
+            np.concatenate([getattr(part, own.name) for part in parts], axis=1)
+            for own in fields(Strongest))
+        return Strongest.of(indices, influence, cosine, sign, parts[0].indices.shape[1])
