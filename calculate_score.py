@@ -26,7 +26,7 @@ from utils.tracin.explaining import explain
 from utils.tracin.scores import CheckpointScores
 from utils.tracin.scoring import SAMPLES_PER_PASS, ScoringPlan, score_missing
 from utils.tracin.settings import ScoreSettings, add_scoring_flags
-from utils.tracin.trained import check, inputs_of, network_of, select, set_files
+from utils.tracin.trained import check_data, inputs_of, network_of, select_checkpoints, set_files
 from utils.training.checkpoint import Checkpoint, check_parameters, find_checkpoints, run_key
 
 
@@ -41,10 +41,10 @@ def main(argv: Sequence[str] | None = None):
     check_folder(settings.output)
     dataset = arrays.load(settings.input, test=settings.explain_test is not None)
     available = find_checkpoints(settings.checkpoint)
-    checkpoints = select(available, settings.epochs, settings.checkpoint)
+    checkpoints = select_checkpoints(available, settings.epochs, settings.checkpoint)
     samples = len(dataset.images)
     model, classes, nmaps = network_of(settings, checkpoints[0])
-    check(settings, checkpoints[0], dataset, classes)
+    check_data(settings, checkpoints[0], dataset, classes)
     check_chosen(settings, dataset, classes)
     device = set_context(settings.context, settings.device_id, settings.type_config)
     inputs = inputs_of(model, dataset, settings)
@@ -130,19 +130,19 @@ def explain_chosen(settings: ScoreSettings, plan: ScoringPlan, checkpoints: list
             print(f"removed {path}, which explained other scores; {explanations.FLAGS[test]} writes it "
                   "again", flush=True)
         return
-    explained = choose(settings, plan, checkpoints, total, test)
+    chosen = choose(settings, plan, checkpoints, total, test)
     kind = "test" if test else "training"
-    if not len(explained.indices):
+    if not len(chosen.indices):
         path.unlink(missing_ok=True)
         print(f"nothing to explain: no test sample is wrong at epoch {checkpoints[-1].epoch}",
               flush=True)
         return
-    key = scores.content_key(checkpoints=keys, indices=explained.indices.tolist(), **origins)
+    key = scores.content_key(checkpoints=keys, indices=chosen.indices.tolist(), **origins)
     if explanations.kept_key(path) == key:
         print(f"explanations are kept: {path}", flush=True)
         return
-    print(f"explaining {len(explained.indices):,} {kind} samples", flush=True)
-    explain(explained, path, origins, key)
+    print(f"explaining {len(chosen.indices):,} {kind} samples", flush=True)
+    explain(chosen, path, origins, key)
     print(f"explained: {path}", flush=True)
 
 

@@ -89,7 +89,7 @@ function labelled(before, label, probability, sure = false) {
   line.append(element("span", before), element("bdi", names[label]),
     element("span", percent(probability)));
   if (sure) line.lastChild.before(element("b", "sure", {className: "sure",
-    title: "most of the strongest images against the label have this one"}), " ");
+    title: "the most frequent label of the strongest images against the given one"}), " ");
   return line;
 }
 

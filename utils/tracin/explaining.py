@@ -169,9 +169,9 @@ def _complete(plan: ExplainingPlan, strongest: dict[str, Strongest]) -> Explanat
     engine = CheckpointEngine(plan.scoring)
     similarity = _similarity(plan, engine, [pairs.indices for pairs in strongest.values()])
     probability = probabilities(plan, engine)
-    pairs = [Pairs(**vars(found), similarity=alike)
-             for found, alike in zip(strongest.values(), similarity, strict=True)]
-    return Explanations(plan.indices, probability, *pairs)
+    pairs = {name: Pairs(**vars(found), similarity=alike)
+             for (name, found), alike in zip(strongest.items(), similarity, strict=True)}
+    return Explanations(plan.indices, probability, **pairs)
 
 
 def probabilities(plan: ExplainingPlan, engine: CheckpointEngine) -> np.ndarray:

@@ -17,7 +17,7 @@ FLAGS = "--explain", "--explain_test"
 UNFINISHED = ".unfinished-{}"
 LONGEST_TEXT = 999  # bytes that a SHA-256 and its header do not exceed
 STRONGEST = 8  # proponents, and as many opponents, that are kept of each sample
-SIGNS = {"proponents": 1, "opponents": -1}  # of their influence
+SIGNS = {"proponents": 1, "opponents": -1}  # of their influence, by their names in `Explanations`
 
 
 @dataclass(frozen=True)
