@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets import arrays
+from datasets.arrays import Dataset
 from models.registry import Network, build_network
 from utils import cli
 from utils.cli import Parser
@@ -25,7 +26,7 @@ from utils.tracin.explaining import explain
 from utils.tracin.scores import CheckpointScores
 from utils.tracin.scoring import SAMPLES_PER_PASS, ScoringPlan, score_missing
 from utils.tracin.settings import ScoreSettings, add_scoring_flags
-from utils.tracin.trained import check, inputs_of, network_of, select, set_files
+from utils.tracin.trained import check_data, inputs_of, network_of, select_checkpoints, set_files
 from utils.training.checkpoint import Checkpoint, check_parameters, find_checkpoints, run_key
 
 
@@ -38,13 +39,13 @@ def get_args(argv: Sequence[str] | None = None) -> ScoreSettings:
 def main(argv: Sequence[str] | None = None):
     settings = get_args(argv)
     check_folder(settings.output)
-    dataset = arrays.load(settings.input)
+    dataset = arrays.load(settings.input, test=settings.explain_test is not None)
     available = find_checkpoints(settings.checkpoint)
-    checkpoints = select(available, settings.epochs, settings.checkpoint)
-    digest, samples = dataset.digest(), len(dataset.images)
+    checkpoints = select_checkpoints(available, settings.epochs, settings.checkpoint)
+    samples = len(dataset.images)
     model, classes, nmaps = network_of(settings, checkpoints[0])
-    check(settings, checkpoints[0], dataset, classes, digest)
-    check_chosen(settings, samples, classes)
+    check_data(settings, checkpoints[0], dataset, classes)
+    check_chosen(settings, dataset, classes)
     device = set_context(settings.context, settings.device_id, settings.type_config)
     inputs = inputs_of(model, dataset, settings)
     plan = make_plan(settings, build_network(model, classes, nmaps, shape=inputs.shape[1:]), samples)
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None):
           f"{plan.engine}, --workers {plan.workers}, {len(checkpoints)} "
           f"checkpoint{'s' if len(checkpoints) > 1 else ''}, {samples:,} samples"
           f"{unfinished(available[-1])}", flush=True)
-    keys = content_keys(plan, checkpoints, digest)
+    keys = content_keys(plan, checkpoints, dataset.digest())
     results = [CheckpointScores(settings.output, checkpoint.epoch, key, samples, classes)
                for checkpoint, key in zip(checkpoints, keys, strict=True)]
     report_kept(settings, results)
@@ -61,14 +62,14 @@ def main(argv: Sequence[str] | None = None):
                   finished=lambda result, left: save_epoch(settings, result, left))
     rates = [checkpoint.description.learning_rate if checkpoint.description else np.nan
              for checkpoint in checkpoints]
-    scores.save_total(settings.output, results, rates, digest, run_key(checkpoints[0].description),
-                      dataset.annotations())
+    scores.save_total(settings.output, results, rates, dataset.digest(),
+                      run_key(checkpoints[0].description), dataset.annotations())
     if not settings.save_every_epoch:
         for result in results:
             result.remove()
     print(f"scored: {settings.output / scores.TOTAL}", flush=True)
     for test in (False, True):
-        explain_chosen(settings, plan, checkpoints, keys, test)
+        explain_chosen(settings, plan, checkpoints, keys, dataset, test)
     print(next_step(settings), flush=True)
 
 
@@ -115,14 +116,13 @@ def save_epoch(settings: ScoreSettings, result: CheckpointScores, left: float):
 
 
 def explain_chosen(settings: ScoreSettings, plan: ScoringPlan, checkpoints: list[Checkpoint],
-                   keys: list[str], test: bool):
-    """Write the explanations for --explain or, of test samples, for --explain_test.
+                   keys: list[str], dataset: Dataset, test: bool):
+    """Write the explanations for --explain or, if `test`, for --explain_test.
 
     Without the flag, explanations of other scores than these are removed.
     """
     path = settings.output / (explanations.TEST if test else explanations.TRAIN)
     asked = (settings.explain_test if test else settings.explain) is not None
-    dataset = arrays.load(settings.input, test=test and asked)
     total = scores.load_total(settings.output, len(dataset.labels))
     origins = explanations.origin(dataset, total, test)
     if not asked:
@@ -130,19 +130,19 @@ def explain_chosen(settings: ScoreSettings, plan: ScoringPlan, checkpoints: list
             print(f"removed {path}, which explained other scores; {explanations.FLAGS[test]} writes it "
                   "again", flush=True)
         return
-    explained = choose(settings, plan, checkpoints, total, test)
+    chosen = choose(settings, plan, checkpoints, total, test)
     kind = "test" if test else "training"
-    if not len(explained.indices):
+    if not len(chosen.indices):
         path.unlink(missing_ok=True)
         print(f"nothing to explain: no test sample is wrong at epoch {checkpoints[-1].epoch}",
               flush=True)
         return
-    key = scores.content_key(checkpoints=keys, indices=explained.indices.tolist(), **origins)
+    key = scores.content_key(checkpoints=keys, indices=chosen.indices.tolist(), **origins)
     if explanations.kept_key(path) == key:
         print(f"explanations are kept: {path}", flush=True)
         return
-    print(f"explaining {len(explained.indices):,} {kind} samples", flush=True)
-    explain(explained, path, origins, key)
+    print(f"explaining {len(chosen.indices):,} {kind} samples", flush=True)
+    explain(chosen, path, origins, key)
     print(f"explained: {path}", flush=True)
 
 

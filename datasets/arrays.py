@@ -1,4 +1,5 @@
 """The .npy files a run keeps: written by train.py, read by all three scripts."""
+import functools
 import hashlib
 import os
 from collections.abc import Sequence
@@ -73,7 +74,14 @@ class Split:
                        features=None if self.features is None else self.features[kept])
 
     def digest(self) -> str:
-        """SHA-256 of the images, their features and labels, which identifies the data."""
+        """SHA-256 of the images, their features and labels, which identifies the data.
+
+        It is computed once: the arrays must not change afterwards.
+        """
+        return self._digest
+
+    @functools.cached_property
+    def _digest(self) -> str:
         digest = hashlib.sha256(repr((self.images.shape, self.labels.shape)).encode())
         for start in range(0, len(self.images), 1000):
             digest.update(np.ascontiguousarray(self.images[start:start + 1000]).data)

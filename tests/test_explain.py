@@ -1,5 +1,6 @@
 """calculate_score.py --explain and --explain_test."""
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -180,7 +181,17 @@ def test_explanations_of_other_scores_are_removed_or_replaced(run):
     assert load(run).opponents.influence.tolist() != whole.opponents.influence.tolist()
 
 
-def test_stopped_run_resumes_to_the_same_explanations(run, monkeypatch):
+def damage(path, name):
+    """Change one bit in the content of a file in an archive."""
+    with zipfile.ZipFile(path) as archive:
+        place = archive.getinfo(name).header_offset + 500
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_stopped_run_resumes_to_the_same_explanations(run, monkeypatch, damaged):
     monkeypatch.setattr(explaining, "SAMPLES_PER_SLICE", 8)
     score(run, "--explain", "12", "--batch_size", "8")
     whole = (run / "explanations.npz").read_bytes()
@@ -196,8 +207,10 @@ def test_stopped_run_resumes_to_the_same_explanations(run, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         score(run, "--explain", "12", "--batch_size", "8")
     assert not (run / "explanations.npz").exists()
+    if damaged:
+        damage(run / ".unfinished-explanations.npz", "opponents_cosine.npy")
     score(run, "--explain", "12", "--batch_size", "8")
-    assert len(calls) == 5 and calls[3] == calls[2]
+    assert len(calls) == (7 if damaged else 5) and (damaged or calls[3] == calls[2])
     assert (run / "explanations.npz").read_bytes() == whole
     assert not list(run.glob(".unfinished*"))
 

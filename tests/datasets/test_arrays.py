@@ -130,7 +130,7 @@ def test_digest_is_that_of_every_image_and_label():
     for array, place in [(dataset.images, (1099, 2, 31, 31)), (dataset.images, (0, 0, 0, 0)),
                          (dataset.labels, (1099, 0))]:
         array[place] += 1
-        digests.append(dataset.digest())
+        digests.append(replace(dataset).digest())
     assert len(set(digests)) == 4
     expected = hashlib.sha256(b"((1100, 3, 32, 32), (1100, 1))" + dataset.images.tobytes()
                               + dataset.labels.astype("<i8").tobytes())

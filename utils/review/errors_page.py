@@ -5,13 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import numpy as np
 
-from datasets import arrays
 from datasets.arrays import Dataset
-from utils.files import save_text, text_cell, whole_file
+from utils.files import text_cell, whole_file
 from utils.review.detection import rank
+from utils.review.html import save_html
 from utils.review.photos import page_pictures, page_thumbnails
 from utils.review.run import Run
 from utils.tracin import explanations
@@ -23,7 +22,7 @@ SHOWN = 200  # test images on the page, at most
 FREQUENT = 10  # training images at the top of the page, at most
 SUSPICIOUS = 0.1  # the share of the ranking that the page marks as suspects
 COLUMNS = ("index", "label", "predicted", "label_probability", "predicted_probability")
-PARTNER_COLUMNS = ("", "_label", "_cosine", "_influence", "_rank")
+PARTNER_COLUMNS = ("kind", "place", "training_image", "training_label", "cosine", "influence", "rank")
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Partner:
 
 @dataclass(frozen=True)
 class Explained:
-    """An explained test image: a row of ``test_errors.csv``.
+    """An explained test image: ``test_errors.csv`` has a row for each of its partners.
 
     Attributes:
         index: among the test images.
@@ -85,21 +84,18 @@ def load_explained(folder: Path, run: Run) -> list[Explained] | None:
         run: what was read from it.
 
     Raises:
-        UserError: the explanations are damaged, or of other data or scores, or the test set cannot be
-            read.
+        UserError: the explanations are damaged, or of other data or scores.
     """
-    if not (folder / explanations.TEST).exists():
-        return None  # the analysis needs no test set for anything else
-    dataset = arrays.load(folder, test=True)
-    found = explanations.load(folder, dataset, run.rankings["tracin"], test=True)
-    if found is None or dataset.test is None:
+    test = run.dataset.test
+    found = explanations.load(folder, run.dataset, run.rankings["tracin"], test=True) if test else None
+    if test is None or found is None:
         return None
     result = []
     for place, index in enumerate(found.indices.tolist()):
-        probability, label = found.probability[place], int(dataset.test.labels[index, 0])
+        probability, label = found.probability[place], int(test.labels[index, 0])
         predicted = int(probability.argmax())
         result.append(Explained(
-            index, dataset.test.images[index], label, predicted, float(probability[label]),
+            index, test.images[index], label, predicted, float(probability[label]),
             float(probability[predicted]), _partners(found.opponents, place),
             _partners(found.proponents, place)))
     return result
@@ -147,18 +143,17 @@ def save_errors(output: Path, run: Run, explained: Sequence[Explained] | None):
 
 def _table(dataset: Dataset, ranks: np.ndarray, explained: Sequence[Explained]) -> Iterator[list]:
     names, labels = [text_cell(name) for name in dataset.names], dataset.labels[:, 0]
-    yield [*COLUMNS, *(f"{kind}_{place}{column}" for kind in ("opponent", "proponent")
-                       for place in range(1, PARTNERS + 1) for column in PARTNER_COLUMNS)]
+    yield [*COLUMNS, *PARTNER_COLUMNS]
     for one in explained:
-        row = [one.index, names[one.label], names[one.predicted], one.label_probability,
-               one.predicted_probability]
-        for partners in (one.opponents, one.proponents):
-            for partner in partners:
+        facts = [one.index, names[one.label], names[one.predicted], one.label_probability,
+                 one.predicted_probability]
+        for kind, partners in (("opponent", one.opponents), ("proponent", one.proponents)):
+            for place, partner in enumerate(partners, start=1):
                 index = partner.index
-                row += [text_cell(_name(dataset, index)), names[labels[index]], partner.cosine,
-                        partner.influence, ranks[index]]
-            row += [""] * (PARTNERS - len(partners)) * len(PARTNER_COLUMNS)
-        yield row
+                yield [*facts, kind, place, text_cell(_name(dataset, index)), names[labels[index]],
+                       partner.cosine, partner.influence, ranks[index]]
+        if not one.opponents + one.proponents:
+            yield facts + [""] * len(PARTNER_COLUMNS)
 
 
 def _name(dataset: Dataset, index: int) -> str:
@@ -178,10 +173,7 @@ def _save_page(path: Path, run: Run, ranks: np.ndarray, explained: Sequence[Expl
         "index": index, "name": _name(dataset, index), "label": dataset.names[dataset.labels[index, 0]],
         "suspect": int(ranks[index]) if ranks[index] <= last else None, "picture": picture}
         for index, picture in zip(used, pictures, strict=True)}
-    # Class and file names are untrusted.
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent),
-                                     autoescape=True, undefined=jinja2.StrictUndefined)
-    save_text(path, environment.get_template(TEMPLATE).render(
-        shown=list(zip(shown, tests, strict=True)), names=dataset.names, training=training,
-        frequent=frequent, count=len(explained), errors=sum(one.wrong for one in explained),
-        table=TABLE, paths=bool(dataset.paths), rank_by=run.rank_by, marked=last))
+    save_html(path, TEMPLATE, shown=list(zip(shown, tests, strict=True)), names=dataset.names,
+              training=training, frequent=frequent, count=len(explained),
+              errors=sum(one.wrong for one in explained), table=TABLE, paths=bool(dataset.paths),
+              rank_by=run.rank_by, marked=last)

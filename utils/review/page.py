@@ -4,13 +4,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
 import numpy as np
 
 from datasets.arrays import Dataset
 from datasets.corrections import COLUMNS, DECISIONS, DIGEST_PREFIX, digest_text
 from datasets.duplicates import copy_numbers
-from utils.files import save_text
+from utils.review.html import save_html
 from utils.review.photos import page_pictures, page_thumbnails
 from utils.review.suspects import SURE, Facts, Suspect, ranked_suspects
 from utils.tracin.scores import PerCheckpoint
@@ -67,9 +66,6 @@ def save_review(path: Path, dataset: Dataset, score: np.ndarray, rank_by: str,
     suspects = [{**_entry(suspect, dataset, facts), "copy": int(copies[suspect.index]),
                  "picture": picture, "margins": [] if margins is None else _line(margins[suspect.index])}
                 for suspect, picture in zip(ranked, pictures, strict=True)]
-    # Class and file names are untrusted: autoescape protects the page, tojson the script.
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent),
-                                     autoescape=True, undefined=jinja2.StrictUndefined)
     start = len(DIGEST_PREFIX)
     twice = len(np.unique(facts.digests[facts.other_labels >= 0]))
     data = {
@@ -83,8 +79,7 @@ def save_review(path: Path, dataset: Dataset, score: np.ndarray, rank_by: str,
         "checks": {"length": CHECK, "start": start, "labels": dataset.labels[:, 0].tolist(),
                    "digits": "".join(digest_text(digest)[start:start + CHECK]
                                      for digest in facts.digests)}}
-    save_text(path, environment.get_template(TEMPLATE).render(
-        rank_by=rank_by, reason=reason, twice=twice, data=data))
+    save_html(path, TEMPLATE, rank_by=rank_by, reason=reason, twice=twice, data=data)
 
 
 def _entry(suspect: Suspect, dataset: Dataset, facts: Facts) -> dict:

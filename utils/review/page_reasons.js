@@ -13,7 +13,7 @@ function makeReasons(suspect) {
   return [...found,
     makeGroup("Against this label", opponents, "Training images whose gradients pull the other way.",
       makeVote(reasons)),
-    makeGroup("For this label", proponents, "They carry the given label, so they show what it rests on, "
+    makeGroup("For this label", proponents, "Nearly all carry the given label: they show what it rests on, "
       + "not whether it is right.")];
 }
 

@@ -26,7 +26,7 @@ class Run:
     """A training set of N samples and their scores.
 
     Attributes:
-        dataset: the N samples.
+        dataset: the N samples, and the test set where test samples are explained.
         rankings: by name, float (N,); higher is more suspicious.
         rank_by: the name of the ranking to use.
         reason: why that one, in words; empty where the user named it.
@@ -90,7 +90,7 @@ def load_run(folder: Path, rank_by: str | None = None) -> Run:
     Raises:
         UserError: a file is missing, damaged or of another run, or the run has no such ranking.
     """
-    dataset = arrays.load(folder)
+    dataset = arrays.load(folder, test=(folder / explanations.TEST).exists())
     total = scores.load_total(folder, len(dataset.images))
     per_checkpoint = scores.load_per_checkpoint(folder, total, len(dataset.names), dataset.digest())
     arrays.check_annotations(folder, dataset, per_checkpoint.annotations)

@@ -2,6 +2,8 @@
 import numpy as np
 
 from datasets import arrays
+from datasets.arrays import Dataset
+from datasets.flags import held_out, tests_on_training_images
 from utils.errors import UserError
 from utils.files import load_array
 from utils.tracin.explaining import ExplainingPlan, probabilities
@@ -11,30 +13,30 @@ from utils.tracin.trained import set_files
 from utils.training.checkpoint import Checkpoint
 
 
-def check_chosen(settings: ScoreSettings, samples: int, classes: int):
+def check_chosen(settings: ScoreSettings, dataset: Dataset, classes: int):
     """Refuse samples that are not there, before anything is computed.
 
     Args:
         settings: the flags.
-        samples: the number of training samples.
+        dataset: the run's, with its test set if --explain_test is given.
         classes: the number of classes of the network.
 
     Raises:
         UserError: there are fewer training samples than --explain says, no such test samples as
             --explain_test says, or no test set beside the training set.
     """
+    samples = len(dataset.labels)
     if (settings.explain or 0) > samples:
         raise UserError(f"expected --explain of at most {samples}, the number of samples, found "
                         f"{settings.explain}; give a smaller one, or leave the number out")
     if settings.explain_test is None:
         return
-    dataset = arrays.load(settings.input, test=True)
-    assert dataset.test  # loaded on request
-    count, largest = len(dataset.test.labels), int(dataset.test.labels.max())
-    if np.array_equal(dataset.test.images, dataset.images):
-        raise UserError(f"--explain_test needs test images, found the training images in "
-                        f"{settings.input / arrays.TEST_IMAGES}, because none were held out; train with "
-                        "--val_fraction 0.2, or give --explain")
+    labels = held_out(dataset).labels
+    count, largest = len(labels), int(labels.max())
+    if tests_on_training_images(dataset):
+        raise UserError("expected test images for --explain_test in "
+                        f"{settings.input / arrays.TEST_IMAGES}, found the training images, because "
+                        "none were held out; train with --val_fraction 0.2, or give --explain")
     if largest >= classes:
         raise UserError(f"expected labels below {classes}, the number of classes of the network, found "
                         f"{largest} in {settings.input / arrays.TEST_LABELS}; give the files it was "

@@ -16,6 +16,7 @@ from utils.processes import run_tasks
 from utils.tracin import explanations
 from utils.tracin.explanations import SIGNS, STRONGEST, UNFINISHED, Explanations, Unfinished
 from utils.tracin.influence import SAMPLES_PER_PRODUCT, Gradients, Influence, Pairs
+from utils.tracin.scores import content_key
 from utils.tracin.scoring import SAVE_EVERY, CheckpointEngine, ScoringPlan, check_finite, read_samples
 from utils.tracin.self_influence import to_probability
 from utils.training.checkpoint import Checkpoint
@@ -128,8 +129,8 @@ def explain(plan: ExplainingPlan, path: Path, origins: dict[str, str], key: str)
         UserError: as for `SliceExplainer`.
     """
     tasks = list(_tasks(plan))
-    unfinished = Unfinished(path.with_name(UNFINISHED.format(path.name)), f"{key} {tasks}",
-                            len(plan.indices), len(tasks))
+    unfinished = Unfinished(path.with_name(UNFINISHED.format(path.name)),
+                            content_key(explanations=key, tasks=tasks), len(plan.indices), len(tasks))
     numbers = {task: number for number, task in enumerate(tasks) if not unfinished.done[number]}
     saved = time.monotonic()
     with (tqdm(total=sum(stop - start for _, _, start, stop in numbers), unit="sample", leave=False,

@@ -15,9 +15,9 @@ from utils.tracin.influence import Pairs
 TRAIN, TEST = "explanations.npz", "explanations_test.npz"
 FLAGS = "--explain", "--explain_test"
 UNFINISHED = ".unfinished-{}"
-LONGEST_TEXT = 999  # bytes, of a SHA-256
+LONGEST_TEXT = 999  # bytes that a SHA-256 and its header do not exceed
 STRONGEST = 8  # proponents, and as many opponents, that are kept of each sample
-SIGNS = {"proponents": 1, "opponents": -1}  # of their influence
+SIGNS = {"proponents": 1, "opponents": -1}  # of their influence, by their names in `Explanations`
 
 
 @dataclass(frozen=True)
@@ -182,25 +182,31 @@ class Unfinished:
         self._path, self._key = path, key
         self.done = np.zeros(tasks, bool)
         self.pairs = {name: Pairs.empty(samples, STRONGEST) for name in SIGNS}
-        try:
-            self._read()
-        except Exception:  # a damaged archive raises almost anything
-            self.done[:] = False
+        for name, array in self._kept().items():
+            self._arrays()[name][:] = array
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {"done": self.done} | {
             f"{kind}_{name}": array for kind, pairs in self.pairs.items()
             for name, array in vars(pairs).items()}
 
-    def _read(self):
-        with open_npz(self._path) as file:
-            if str(file["key"]) != self._key:
-                return
-            for name, array in self._arrays().items():
-                # Before it is decompressed, which may be a zip bomb.
-                if file.zip.getinfo(f"{name}.npy").file_size > array.nbytes + 999:
-                    raise ValueError
-                array[:] = file[name]
+    def _kept(self) -> dict[str, np.ndarray]:
+        """The arrays in the file, none if it is another key's or one of them cannot be read."""
+        if kept_key(self._path) != self._key:
+            return {}
+        result = {}
+        try:
+            with open_npz(self._path) as file:
+                for name, array in self._arrays().items():
+                    # Before it is decompressed, which may be a zip bomb.
+                    if file.zip.getinfo(f"{name}.npy").file_size > array.nbytes + 999:
+                        return {}
+                    result[name] = file[name]
+                    if (result[name].shape, result[name].dtype) != (array.shape, array.dtype):
+                        return {}
+        except Exception:  # a damaged archive raises almost anything
+            return {}
+        return result
 
     def add(self, task: int, first: int, last: int, found: dict[str, Pairs]):
         """Add what a task found for samples `first` up to `last`."""

@@ -36,7 +36,7 @@ class Gradients:
 
     Attributes:
         features: h, float32 (B, D).
-        error: e, float64 (B, C).
+        error: e = softmax(logits) - onehot(label), float64 (B, C).
     """
 
     features: np.ndarray
@@ -59,7 +59,7 @@ class Gradients:
         return cls(features, output_error(logits, labels))
 
     def take(self, chosen: slice) -> "Gradients":
-        """Those of some of the samples."""
+        """The gradients of some of the samples."""
         return Gradients(self.features[chosen], self.error[chosen])
 
     @functools.cached_property
@@ -69,7 +69,11 @@ class Gradients:
 
 
 class Influence:
-    """The influence of B samples on N others, summed over checkpoints that are added one by one.
+    """The influence of B training samples on N samples, summed over checkpoints added one by one.
+
+    Args:
+        explained: N.
+        samples: B.
 
     Attributes:
         total: float64 (N, B).
@@ -82,7 +86,12 @@ class Influence:
         self._products = np.zeros(())
 
     def add(self, explained: Gradients, others: Gradients):
-        """Add a checkpoint: the gradients of the N samples and of the B."""
+        """Add a checkpoint.
+
+        Args:
+            explained: the gradients of the N samples.
+            others: those of the B training samples.
+        """
         # What enters a linear classifier of fixed features is the same at all checkpoints.
         if self._last is None or self._last[0].features is not explained.features \
                 or not np.array_equal(self._last[1].features, others.features):
@@ -102,7 +111,7 @@ class Influence:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The strongest proponents, or opponents, of N samples among the training samples.
+    """The strongest proponents, or opponents, of N samples among the training samples, at most k each.
 
     The cosines of a row descend in size; where there are fewer than k, its last places are empty.
 

@@ -15,9 +15,14 @@ SUSPECTS, SUREST = 1000, 100
 ERRORS = "errors"
 
 
-def test_sample(text: str) -> int | str:
-    """The value of --explain_test: the index of a test sample, or ``errors``."""
-    return text if text == ERRORS else number(int, 0)(text)
+def _test_index(text: str) -> int | str:
+    """A value of --explain_test: the index of a test sample, or ``errors``."""
+    if text == ERRORS:
+        return text
+    try:
+        return number(int, 0)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; give indices of test images, or {ERRORS}") from None
 
 
 def add_scoring_flags(parser: Parser):
@@ -36,7 +41,7 @@ def add_scoring_flags(parser: Parser):
                             help="also find the training samples that speak for and against the labels "
                                  f"of the N most suspicious ones (default N: {SUSPECTS:,}, or all if "
                                  "fewer)")
-    explaining.add_argument("--explain_test", type=test_sample, nargs="+", metavar="I",
+    explaining.add_argument("--explain_test", type=_test_index, nargs="+", metavar="I",
                             help=f"the same for these test images, or with {ERRORS} for those that the "
                                  f"last checkpoint gets wrong, the {SUREST} surest first")
     add_engine_flags(scoring, ENGINES, "library that computes the features (default: the first of "
@@ -109,9 +114,9 @@ class ScoreSettings:
         for name in ("epochs", "explain_test"):
             values[name] = None if values[name] is None else tuple(dict.fromkeys(values[name]))
         if args.layers == "all" and {"explain", "explain_test"} & args.given:
-            raise UserError("--explain and --explain_test compare gradients by the last layer, found "
-                            "--layers all; leave it out, with another --output than that of the scores "
-                            "of all layers")
+            raise UserError("expected --layers last with --explain and --explain_test, which compare "
+                            "gradients by the last layer, found --layers all; leave it out, and give "
+                            "another --output than that of the scores by all layers")
         if args.explain_test and ERRORS in args.explain_test and len(values["explain_test"]) > 1:
             raise UserError(f"expected --explain_test {ERRORS} or numbers of test images, found both; "
                             "leave one of them out")

@@ -13,7 +13,8 @@ from utils.tracin.settings import ScoreSettings
 from utils.training.checkpoint import Checkpoint, read_parameters, run_key
 
 
-def select(checkpoints: list[Checkpoint], epochs: Sequence[int] | None, path: Path) -> list[Checkpoint]:
+def select_checkpoints(checkpoints: list[Checkpoint], epochs: Sequence[int] | None,
+                       path: Path) -> list[Checkpoint]:
     """Return the checkpoints of some epochs, or all if `epochs` is None."""
     available = [checkpoint.epoch for checkpoint in checkpoints]
     missing = sorted(set(epochs or []).difference(available))
@@ -55,16 +56,15 @@ def inputs_of(model: str, dataset: Dataset, settings: ScoreSettings) -> np.ndarr
     return dataset.features
 
 
-def check(settings: ScoreSettings, first: Checkpoint, dataset: Dataset, classes: int,
-          digest: str):
+def check_data(settings: ScoreSettings, first: Checkpoint, dataset: Dataset, classes: int):
     """Refuse data that the checkpoints were not trained on, and batches larger than the data."""
-    if first.description and first.description.data_sha256 != digest:
+    if first.description and first.description.data_sha256 != dataset.digest():
         arrays.check_features(settings.input, dataset, first.description.annotations)
         raise UserError(f"the images and labels in {settings.input} are not those that "
                         f"{settings.checkpoint} was trained on; give that run's --output")
     if first.description:
         arrays.check_annotations(settings.input, dataset, first.description.annotations)
-    scores.check_unused(settings.output, digest, run_key(first.description))
+    scores.check_unused(settings.output, dataset.digest(), run_key(first.description))
     largest = int(dataset.labels.max())
     if largest >= classes:
         raise UserError(f"expected labels below {classes}, the number of classes of the network, "

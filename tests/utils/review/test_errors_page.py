@@ -25,8 +25,6 @@ from utils.review.run import load_run
 from utils.tracin import explanations
 from utils.tracin.explanations import STRONGEST, Explanations, Pairs
 
-PARTS = ("", "_label", "_cosine", "_influence", "_rank")
-
 
 def pairs(*rows):
     """Pairs of rows of (index, cosine); the influence is ten times the cosine."""
@@ -62,30 +60,22 @@ def table(output):
         return list(csv.DictReader(file))
 
 
-def partner(row, name):
-    return [row[f"{name}{part}"] for part in PARTS]
-
-
 def test_table_has_each_explained_test_image_and_its_strongest_partners(explained_run, tmp_path):
     folder, run = explained_run
     save_errors(tmp_path, run, load_explained(folder, run))
     dataset = arrays.load(folder, test=True)
     names, test_labels = dataset.names, dataset.test.labels[:, 0]
-    wrong, right = table(tmp_path)
-    assert [(row["index"], row["label"], row["predicted"], row["label_probability"],
-             row["predicted_probability"]) for row in (wrong, right)] == [
-        ("7", names[test_labels[7]], names[(test_labels[7] + 1) % 3], "0.125", "0.75"),
-        ("2", names[test_labels[2]], names[test_labels[2]], "0.75", "0.75")]
-    ranks = {index: str(place) for place, index in enumerate(np.argsort(-run.score).tolist(), start=1)}
-    for place, (index, cosine) in enumerate(
-            [(5, -0.5), (3, -0.4), (29, -0.3), (0, -0.2), (1, -0.1)], start=1):
-        assert partner(wrong, f"opponent_{place}") == [
-            str(index), names[dataset.labels[index, 0]], str(cosine), str(10 * cosine), ranks[index]]
-    assert partner(right, "proponent_1") == ["4", names[dataset.labels[4, 0]], "0.25", "2.5", ranks[4]]
-    assert partner(right, "opponent_1") == partner(wrong, "opponent_1")
-    empty = [wrong[f"proponent_{place}{part}"] for place in range(1, 6) for part in PARTS]
-    assert set(empty) == {""} and partner(right, "opponent_2") == [""] * 5
-    assert len(wrong) == 5 + 2 * 5 * 5
+    wrong = ["7", names[test_labels[7]], names[(test_labels[7] + 1) % 3], "0.125", "0.75"]
+    right = ["2", names[test_labels[2]], names[test_labels[2]], "0.75", "0.75"]
+    ranks = np.argsort(np.argsort(-run.score, kind="stable")) + 1
+
+    def row(test, kind, place, index, cosine):
+        values = [place, index, names[dataset.labels[index, 0]], cosine, 10 * cosine, ranks[index]]
+        return [*test, kind, *map(str, values)]
+    strongest = [(5, -0.5), (3, -0.4), (29, -0.3), (0, -0.2), (1, -0.1)]
+    assert [list(found.values()) for found in table(tmp_path)] == [
+        *(row(wrong, "opponent", place, *pair) for place, pair in enumerate(strongest, start=1)),
+        row(right, "opponent", 1, 5, -0.5), row(right, "proponent", 1, 4, 0.25)]
 
 
 def test_ranks_are_those_of_the_ranking_that_was_chosen(explained_run, tmp_path):
@@ -93,7 +83,7 @@ def test_ranks_are_those_of_the_ranking_that_was_chosen(explained_run, tmp_path)
     run = replace(run, rank_by="random")
     save_errors(tmp_path, run, load_explained(folder, run))
     place = np.argsort(-run.rankings["random"]).tolist().index(5) + 1
-    assert table(tmp_path)[0]["opponent_1_rank"] == str(place)
+    assert table(tmp_path)[0]["rank"] == str(place)
 
 
 def test_names_like_formulas_are_text_in_the_table(explained_run, tmp_path):
@@ -102,7 +92,7 @@ def test_names_like_formulas_are_text_in_the_table(explained_run, tmp_path):
     run = replace(run, dataset=replace(run.dataset, names=["@a", "+b", "-c"], paths=paths))
     save_errors(tmp_path, run, load_explained(folder, run))
     row = table(tmp_path)[0]
-    assert row["opponent_1"] == "'=run(5).png" and row["opponent_1_label"] in {"'@a", "'+b", "'-c"}
+    assert row["training_image"] == "'=run(5).png" and row["training_label"] in {"'@a", "'+b", "'-c"}
     assert {row["label"], row["predicted"]} < {"'@a", "'+b", "'-c"}
 
 
@@ -177,13 +167,14 @@ def test_page_survives_untrusted_names(explained_run, tab, tmp_path):
 
 def test_original_photos_are_shown_small(explained_run, tmp_path):
     folder, run = explained_run
+    explained = load_explained(folder, run)
     coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8))
     coarse.resize((640, 480), Image.Resampling.BICUBIC).save(tmp_path / "5.jpg")
     images = np.array(run.dataset.images)
     images[5] = read_image(tmp_path / "5.jpg")
     run = replace(run, dataset=replace(run.dataset, images=images, source=tmp_path,
                                        paths=[f"{number}.jpg" for number in range(30)]))
-    save_errors(tmp_path / "out", run, load_explained(folder, run))
+    save_errors(tmp_path / "out", run, explained)
     page = (tmp_path / "out" / "test_errors.html").read_text()
     uri = re.search(r'\.t5 {.*?url\("(data:image/jpeg[^"]*)', page)
     assert pixels(uri[1]).shape == (3, 72, 96)
@@ -218,5 +209,6 @@ def test_explanations_of_something_else_are_refused(explained_run, change):
         (folder / explanations.TEST).write_bytes(b"PK\x03\x04")
     else:
         np.save(folder / "y_val.npy", (np.load(folder / "y_val.npy") + 1) % 3)
+        run = load_run(folder)
     with refused(str(folder / explanations.TEST), "--explain_test"):
         load_explained(folder, run)
