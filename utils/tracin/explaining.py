@@ -134,7 +134,7 @@ def explain(plan: ExplainingPlan, path: Path, origins: dict[str, str], key: str)
     """
     tasks = list(_tasks(plan))
     unfinished = Unfinished(path.with_name(UNFINISHED.format(path.name)), f"{key} {tasks}",
-                            len(plan.indices), len(tasks))
+                            len(plan.indices), len(load_array(plan.scoring.labels)), len(tasks))
     numbers = {task: number for number, task in enumerate(tasks) if not unfinished.done[number]}
     saved = time.monotonic()
     with (tqdm(total=sum(stop - start for _, _, start, stop in numbers), unit="sample", leave=False,
@@ -171,7 +171,8 @@ def _complete(plan: ExplainingPlan, strongest: dict[str, Strongest]) -> Explanat
     engine = CheckpointEngine(plan.scoring)
     similarity = _similarity(plan, engine, [pairs.indices for pairs in strongest.values()])
     probability = probabilities(plan, engine)
-    pairs = [Pairs(found.indices, found.influence, found.cosine, alike)
+    pairs = [Pairs(found.indices, found.influence, *(np.clip(array, -1, 1) for array in
+                                                     (found.cosine, alike)))  # of rounding errors
              for found, alike in zip(strongest.values(), similarity, strict=True)]
     return Explanations(plan.indices, probability, *pairs)
 

@@ -2,6 +2,7 @@
 import hashlib
 import io
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -92,9 +93,17 @@ def save(path: Path, explanations: Explanations, origins: dict[str, str], key: s
     save_bytes(path, content.getbuffer())
 
 
-def kept_key(path: Path) -> str:
-    """The key of the explanations in a file; empty if there are none that can be read."""
-    return _read_text(path, ["key"])["key"]
+def are_kept(key: str, folder: Path, dataset: Dataset, total: np.ndarray, test: bool) -> bool:
+    """Whether a folder holds the explanations of this key, undamaged.
+
+    The other arguments are those of `load`.
+    """
+    if _read_text(folder / (TEST if test else TRAIN), ["key"])["key"] != key:
+        return False
+    try:
+        return load(folder, dataset, total, test) is not None
+    except UserError:
+        return False
 
 
 def remove_others(path: Path, origins: dict[str, str]) -> bool:
@@ -137,7 +146,7 @@ def load(folder: Path, dataset: Dataset, total: np.ndarray, test: bool = False) 
         with open_npz(path) as file:
             # Before anything is decompressed, which may be a zip bomb.
             largest = 8 * len(explained.labels) * max(STRONGEST, len(dataset.names)) + 999
-            if max(member.file_size for member in file.zip.infolist()) > largest:
+            if any(member.file_size > largest for member in file.zip.infolist()):
                 raise ValueError("it is larger than these data allow")
             origins = {name: str(file[name]) for name in file.files if name.endswith("_sha256")}
             result = _read(file)
@@ -172,15 +181,18 @@ def _check(found: Explanations, samples: int, explained: int, classes: int):
         found.indices.shape == (count,) and found.indices.dtype == np.int64
         and ((found.indices >= 0) & (found.indices < explained)).all()
         and found.probability.shape == (count, classes) and found.probability.dtype == np.float32
-        and np.isfinite(found.probability).all()
+        and ((found.probability >= 0) & (found.probability <= 1)).all()
         and all(array.shape == (count, STRONGEST) for array in pairs))
-    for kind in (found.proponents, found.opponents) if valid else ():
-        empty = kind.indices == -1
-        values = [kind.influence, kind.cosine, kind.similarity]
+    for name, sign in SIGNS.items() if valid else ():
+        kind: Pairs = getattr(found, name)
+        there = kind.indices != -1
         valid = valid and (
-            kind.indices.dtype == np.int64 and (kind.indices[~empty] >= 0).all()
+            kind.indices.dtype == np.int64 and (kind.indices[there] >= 0).all()
             and (kind.indices < samples).all()
-            and all(array.dtype == np.float64 and np.isfinite(array[~empty]).all() for array in values))
+            and all(array.dtype == np.float64 and np.isfinite(array[there]).all()
+                    for array in (kind.influence, kind.cosine, kind.similarity))
+            and (sign * kind.influence[there] > 0).all() and (sign * kind.cosine[there] > 0).all()
+            and all((np.abs(array[there]) <= 1).all() for array in (kind.cosine, kind.similarity)))
     if not valid:
         raise ValueError("its arrays do not have the shapes and values of explanations")
 
@@ -192,6 +204,7 @@ class Unfinished:
         path: the file; another key's, or one that cannot be read, is ignored.
         key: identifies everything that decides the content.
         samples: the number N of explained samples.
+        others: the number M of training samples.
         tasks: the number of tasks.
 
     Attributes:
@@ -199,16 +212,14 @@ class Unfinished:
         strongest: by the names in `SIGNS`, of all N samples.
     """
 
-    def __init__(self, path: Path, key: str, samples: int, tasks: int):
-        self._path, self._key = path, key
+    def __init__(self, path: Path, key: str, samples: int, others: int, tasks: int):
+        self._path, self._key, self._others = path, key, others
         shape = samples, STRONGEST
         self.done = np.zeros(tasks, bool)
         self.strongest = {name: Strongest(np.full(shape, -1), np.full(shape, np.nan),
                                           np.full(shape, np.nan)) for name in SIGNS}
-        try:
+        with suppress(Exception):  # a damaged archive raises almost anything
             self._read()
-        except Exception:  # a damaged archive raises almost anything
-            self.done[:] = False
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {"done": self.done} | {
@@ -219,11 +230,19 @@ class Unfinished:
         with open_npz(self._path) as file:
             if str(file["key"]) != self._key:
                 return
+            found = {}
             for name, array in self._arrays().items():
                 # Before it is decompressed, which may be a zip bomb.
                 if file.zip.getinfo(f"{name}.npy").file_size > array.nbytes + 999:
                     raise ValueError
-                array[:] = file[name]
+                found[name] = file[name]
+                if (found[name].shape, found[name].dtype) != (array.shape, array.dtype):
+                    raise ValueError
+                if name.endswith("_indices") and not (-1 <= found[name].min()
+                                                      <= found[name].max() < self._others):
+                    raise ValueError
+        for name, array in self._arrays().items():  # all of them or none
+            array[:] = found[name]
 
     def add(self, task: int, first: int, last: int, found: dict[str, Strongest]):
         """Add what a task found for samples `first` up to `last`."""
