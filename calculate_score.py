@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None):
     digest, samples = dataset.digest(), len(dataset.images)
     model, classes, nmaps = network_of(settings, checkpoints[0])
     check(settings, checkpoints[0], dataset, classes, digest)
-    check_chosen(settings, samples, classes)
+    description = checkpoints[0].description
+    check_chosen(settings, samples, classes, description.annotations if description else {})
     device = set_context(settings.context, settings.device_id, settings.type_config)
     inputs = inputs_of(model, dataset, settings)
     plan = make_plan(settings, build_network(model, classes, nmaps, shape=inputs.shape[1:]), samples)

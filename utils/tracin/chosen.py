@@ -11,17 +11,18 @@ from utils.tracin.trained import set_files
 from utils.training.checkpoint import Checkpoint
 
 
-def check_chosen(settings: ScoreSettings, samples: int, classes: int):
+def check_chosen(settings: ScoreSettings, samples: int, classes: int, recorded: dict[str, str]):
     """Refuse samples that are not there, before anything is computed.
 
     Args:
         settings: the flags.
         samples: the number of training samples.
         classes: the number of classes of the network.
+        recorded: `Dataset.annotations` of the training run, empty if unknown.
 
     Raises:
         UserError: there are fewer training samples than --explain says, no such test samples as
-            --explain_test says, or no test set beside the training set.
+            --explain_test says, or no test set beside the training set, or its features have changed.
     """
     if (settings.explain or 0) > samples:
         raise UserError(f"expected --explain of at most {samples}, the number of samples, found "
@@ -39,6 +40,7 @@ def check_chosen(settings: ScoreSettings, samples: int, classes: int):
         raise UserError(f"expected labels below {classes}, the number of classes of the network, found "
                         f"{largest} in {settings.input / arrays.TEST_LABELS}; give the files it was "
                         "trained on")
+    arrays.check_features(settings.input, dataset, recorded)
     outside = [index for index in settings.explain_test if index != ERRORS and int(index) >= count]
     if outside:
         raise UserError(f"expected --explain_test from 0 to {count - 1}, the test images in "
