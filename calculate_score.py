@@ -138,7 +138,7 @@ def explain_chosen(settings: ScoreSettings, plan: ScoringPlan, checkpoints: list
               flush=True)
         return
     key = scores.content_key(checkpoints=keys, indices=chosen.indices.tolist(), **origins)
-    if explanations.kept_key(path) == key:
+    if explanations.are_kept(key, settings.output, dataset, total, test):
         print(f"explanations are kept: {path}", flush=True)
         return
     print(f"explaining {len(chosen.indices):,} {kind} samples", flush=True)

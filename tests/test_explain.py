@@ -80,6 +80,17 @@ def test_suspects_are_explained_by_the_strongest_of_all_others(run, engine):
     check(found, influence, cosine, probability)
 
 
+def test_identical_images_have_cosines_within_bounds(run):
+    np.save(run / "x_train.npy", np.load(run / "x_train.npy")[np.arange(30) // 10])
+    for path in [*run.glob("checkpoint_*.json"), run / "per_checkpoint.npz"]:  # which know the data
+        path.unlink()
+    score(run, "--explain", "--model", "resnet23")
+    found = load(run)
+    for pairs in (found.proponents, found.opponents):
+        assert np.nanmax(np.abs(pairs.cosine)) <= 1
+    assert np.nanmax(found.proponents.cosine) == 1
+
+
 def test_number_may_be_left_out(run):
     """Then the first 1,000 are explained, or all."""
     score(run, "--explain")
@@ -215,10 +226,59 @@ def test_stopped_run_resumes_to_the_same_explanations(run, monkeypatch, damaged)
     assert not list(run.glob(".unfinished*"))
 
 
-def test_damaged_unfinished_file_is_ignored(run):
-    (run / ".unfinished-explanations.npz").write_bytes(b"PK")
+def flip_last_bit(path, member):
+    """Damage an array in an archive."""
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(f"{member}.npy")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\n", info.header_offset) + info.file_size - 128] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(zipfile.BadZipFile, match=member), np.load(path) as file:
+        file[member]
+
+
+@pytest.mark.parametrize("member", ["indices", "opponent_cosine", "data_sha256"])
+def test_damaged_explanations_are_not_kept(run, member):
     score(run, "--explain", "5")
-    assert len(load(run).indices) == 5
+    path = run / "explanations.npz"
+    whole = path.read_bytes()
+    flip_last_bit(path, member)
+    with refused(str(path), "--explain"):
+        load(run)
+    score(run, "--explain", "5")
+    assert path.read_bytes() == whole
+
+
+def stop_after_the_first(monkeypatch):
+    original, calls = explaining.SliceExplainer.__call__, []
+
+    def stop(self, *task):
+        calls.append(task)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(self, *task)
+    monkeypatch.setattr(explaining.SliceExplainer, "__call__", stop)
+
+
+@pytest.mark.parametrize("damage", ["all", "last", "shape"])
+def test_damaged_unfinished_file_is_ignored(run, monkeypatch, damage):
+    monkeypatch.setattr(explaining, "SAMPLES_PER_SLICE", 8)
+    score(run, "--explain", "12")
+    whole, path = (run / "explanations.npz").read_bytes(), run / ".unfinished-explanations.npz"
+    (run / "explanations.npz").unlink()
+    stop_after_the_first(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        score(run, "--explain", "12")
+    if damage == "all":
+        path.write_bytes(b"PK")
+    elif damage == "last":
+        flip_last_bit(path, "opponents_cosine")
+    else:
+        with np.load(path) as file:
+            content = dict(file)
+        np.savez(path, **{**content, "opponents_cosine": np.ones(8)})
+    score(run, "--explain", "12")
+    assert (run / "explanations.npz").read_bytes() == whole
 
 
 @pytest.mark.parametrize(("more", "facts"), [
@@ -254,7 +314,8 @@ def test_labels_of_test_images_must_be_classes(tested_run):
 
 
 @pytest.mark.parametrize("flag", ["--explain", "--explain_test"])
-@pytest.mark.parametrize("change", ["scores", "labels", "test", "damage", "shape", "range", "bomb"])
+@pytest.mark.parametrize("change", ["scores", "labels", "test", "damage", "shape", "range", "sign",
+                                    "cosine", "probability", "bomb"])
 def test_explanations_of_something_else_are_refused(tested_run, flag, change):
     run, test = tested_run, flag == "--explain_test"
     score(run, flag, "5")
@@ -275,6 +336,12 @@ def test_explanations_of_something_else_are_refused(tested_run, flag, change):
             content["opponents"] = content["opponents"][:, :3]
         elif change == "range":
             content["opponents"][0, 0] = 30
+        elif change == "sign":
+            content["opponent_cosine"][0, 0] *= -1
+        elif change == "cosine":
+            content["proponent_cosine"][0, 0] = 1.1
+        elif change == "probability":
+            content["probability"][0, 0] = -0.1
         else:
             content["probability"] = np.zeros((1_000_000, 3), np.float32)
         np.savez_compressed(path, **content)

@@ -1,5 +1,6 @@
 """A head on features of a backbone, from training to the analysis."""
 import json
+import shutil
 from dataclasses import replace
 
 import nnabla as nn
@@ -11,7 +12,7 @@ import mislabel_analysis
 import train
 from datasets import arrays
 from models.head import LENGTH
-from tests.conftest import make_dataset
+from tests.conftest import make_dataset, refused
 from utils.training.out_of_fold import FILE
 
 
@@ -53,6 +54,18 @@ def test_head_is_what_features_are_trained_with_and_everything_follows(finished,
     metrics = json.loads((finished / "report" / "metrics.json").read_text())
     assert metrics["ranked_by"] == "tracin" and "out_of_fold" in metrics["scores"]
     assert metrics["scores"]["out_of_fold"]["auroc"] > 0.9
+
+
+@pytest.mark.parametrize("changed", ["features_val.npy", "x_val.npy"])
+def test_test_samples_are_explained_by_the_features_that_were_made_in_training(finished, tmp_path,
+                                                                               changed):
+    run = shutil.copytree(finished, tmp_path / "run")
+    flags = ["--run", str(run), "-c", "cpu", "--explain_test", "1"]
+    calculate_score.main(flags)
+    assert (run / "explanations_test.npz").exists()
+    np.save(run / changed, np.load(run / changed)[::-1])
+    with refused("features_val.npy"):
+        calculate_score.main(flags)
 
 
 def test_killed_run_makes_the_same_probabilities_again(finished, data, tmp_path):

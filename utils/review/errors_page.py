@@ -10,6 +10,7 @@ import numpy as np
 from datasets.arrays import Dataset
 from utils.files import text_cell, whole_file
 from utils.review.detection import rank
+from utils.review.explained import SHOWN
 from utils.review.html import save_html
 from utils.review.photos import page_pictures, page_thumbnails
 from utils.review.run import Run
@@ -17,8 +18,7 @@ from utils.tracin import explanations
 from utils.tracin.explanations import Pairs
 
 TABLE, PAGE, TEMPLATE = "test_errors.csv", "test_errors.html", "errors_page.html"
-PARTNERS = 5  # opponents, and as many proponents, that are shown of each test image
-SHOWN = 200  # test images on the page, at most
+ON_PAGE = 200  # test images on the page, at most
 FREQUENT = 10  # training images at the top of the page, at most
 SUSPICIOUS = 0.1  # the share of the ranking that the page marks as suspects
 COLUMNS = ("index", "label", "predicted", "label_probability", "predicted_probability")
@@ -105,7 +105,7 @@ def _partners(pairs: Pairs, place: int) -> list[Partner]:
     """The first partners in a row of the explanations."""
     rows = zip(pairs.indices[place].tolist(), pairs.cosine[place].tolist(),
                pairs.influence[place].tolist(), strict=True)
-    return [Partner(*row) for row in rows if row[0] >= 0][:PARTNERS]
+    return [Partner(*row) for row in rows if row[0] >= 0][:SHOWN]
 
 
 def most_frequent(explained: Sequence[Explained]) -> list[Frequent]:
@@ -162,7 +162,7 @@ def _name(dataset: Dataset, index: int) -> str:
 
 
 def _save_page(path: Path, run: Run, ranks: np.ndarray, explained: Sequence[Explained]):
-    dataset, shown, frequent = run.dataset, explained[:SHOWN], most_frequent(explained)
+    dataset, shown, frequent = run.dataset, explained[:ON_PAGE], most_frequent(explained)
     used = sorted({one.index for one in frequent} | {
         partner.index for one in shown for partner in one.opponents + one.proponents})
     images = np.stack([one.image for one in shown]) if shown else dataset.images[:0]

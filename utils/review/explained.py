@@ -14,7 +14,7 @@ class Reasons:
 
     Attributes:
         opponents, proponents: indices of the `SHOWN` strongest ones, or fewer, strongest first.
-        vote: the label of most of these opponents, -1 where there are none; see `vote`.
+        vote: the most frequent label of these opponents, -1 where there are none; see `vote`.
         votes: how many of them have it.
     """
 
@@ -45,7 +45,7 @@ def reasons(explanations: Explanations, labels: np.ndarray) -> dict[int, Reasons
 
 
 def vote(opponents: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The label that most of the first five opponents of each sample have.
+    """The most frequent label of the first five opponents of each sample.
 
     A tie goes to the tied label whose opponent is the strongest.
 

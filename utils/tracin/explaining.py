@@ -82,7 +82,7 @@ class SliceExplainer:
         samples, last = read_samples(images, labels, chosen), None
         for checkpoint in self._plan.checkpoints:
             gradients = self._engine.at(checkpoint).gradients(*samples)
-            check_finite(gradients.squared_norm, checkpoint)
+            check_finite(gradients.error, checkpoint)
             if last is not None and np.array_equal(last, gradients.features):
                 gradients = replace(gradients, features=last)
             last = gradients.features
@@ -169,7 +169,8 @@ def probabilities(plan: ExplainingPlan, engine: CheckpointEngine) -> np.ndarray:
     for start in range(0, len(plan.indices), SAMPLES_PER_PRODUCT):
         images, labels = read_samples(plan.images, plan.labels,
                                       plan.indices[start:start + SAMPLES_PER_PRODUCT])
-        with engine.memory():
+        with engine.memory(), np.errstate(all="ignore"), threadpool_limits(1):
             gradients = engine.at(plan.checkpoints[-1]).gradients(images, labels)
+        check_finite(gradients.error, plan.checkpoints[-1])
         parts.append(to_probability(gradients.error, labels))
     return np.concatenate(parts)

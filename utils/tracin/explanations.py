@@ -71,9 +71,17 @@ def save(path: Path, explanations: Explanations, origins: dict[str, str], key: s
     save_bytes(path, content.getbuffer())
 
 
-def kept_key(path: Path) -> str:
-    """The key of the explanations in a file; empty if there are none that can be read."""
-    return _read_text(path, ["key"])["key"]
+def are_kept(key: str, folder: Path, dataset: Dataset, total: np.ndarray, test: bool) -> bool:
+    """Whether a folder holds the explanations of this key, undamaged.
+
+    The other arguments are those of `load`.
+    """
+    if _read_text(folder / (TEST if test else TRAIN), ["key"])["key"] != key:
+        return False
+    try:
+        return load(folder, dataset, total, test) is not None
+    except UserError:
+        return False
 
 
 def remove_others(path: Path, origins: dict[str, str]) -> bool:
@@ -116,7 +124,7 @@ def load(folder: Path, dataset: Dataset, total: np.ndarray, test: bool = False) 
         with open_npz(path) as file:
             # Before anything is decompressed, which may be a zip bomb.
             largest = 8 * len(explained.labels) * max(STRONGEST, len(dataset.names)) + 999
-            if max(member.file_size for member in file.zip.infolist()) > largest:
+            if any(member.file_size > largest for member in file.zip.infolist()):
                 raise ValueError("it is larger than these data allow")
             origins = {name: str(file[name]) for name in file.files if name.endswith("_sha256")}
             result = _read(file)
@@ -151,15 +159,18 @@ def _check(found: Explanations, samples: int, explained: int, classes: int):
         found.indices.shape == (count,) and found.indices.dtype == np.int64
         and ((found.indices >= 0) & (found.indices < explained)).all()
         and found.probability.shape == (count, classes) and found.probability.dtype == np.float32
-        and np.isfinite(found.probability).all()
+        and ((found.probability >= 0) & (found.probability <= 1)).all()
         and all(array.shape == (count, STRONGEST) for array in pairs))
-    for kind in (found.proponents, found.opponents) if valid else ():
-        empty = kind.indices == -1
+    for name, sign in SIGNS.items() if valid else ():
+        kind: Pairs = getattr(found, name)
+        there = kind.indices != -1
         valid = valid and (
-            kind.indices.dtype == np.int64 and (kind.indices[~empty] >= 0).all()
+            kind.indices.dtype == np.int64 and (kind.indices[there] >= 0).all()
             and (kind.indices < samples).all()
-            and all(array.dtype == np.float64 and np.isfinite(array[~empty]).all()
-                    for array in (kind.influence, kind.cosine)))
+            and all(array.dtype == np.float64 and np.isfinite(array[there]).all()
+                    for array in (kind.influence, kind.cosine))
+            and (sign * kind.influence[there] > 0).all() and (sign * kind.cosine[there] > 0).all()
+            and (np.abs(kind.cosine[there]) <= 1).all())
     if not valid:
         raise ValueError("its arrays do not have the shapes and values of explanations")
 
@@ -192,7 +203,7 @@ class Unfinished:
 
     def _kept(self) -> dict[str, np.ndarray]:
         """The arrays in the file, none if it is another key's or one of them cannot be read."""
-        if kept_key(self._path) != self._key:
+        if _read_text(self._path, ["key"])["key"] != self._key:
             return {}
         result = {}
         try:

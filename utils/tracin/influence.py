@@ -17,7 +17,6 @@ gradients of all checkpoints, taken as one vector each, leaves their size out:
 .. math:: \cos(z, z') = \frac{\mathrm{influence}(z, z')}
                              {\sqrt{\mathrm{score}(z) \, \mathrm{score}(z')}} .
 """
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -62,11 +61,6 @@ class Gradients:
         """The gradients of some of the samples."""
         return Gradients(self.features[chosen], self.error[chosen])
 
-    @functools.cached_property
-    def squared_norm(self) -> np.ndarray:
-        """Self-influence, float64 (B,)."""
-        return np.square(self.error).sum(axis=1) * last_layer_gain(self.features.astype(np.float64))
-
 
 class Influence:
     """The influence of B training samples on N samples, summed over checkpoints added one by one.
@@ -83,7 +77,7 @@ class Influence:
         self.total = np.zeros((explained, samples))
         self._squared = np.zeros(explained), np.zeros(samples)
         self._last: tuple[Gradients, Gradients] | None = None
-        self._products = np.zeros(())
+        self._products, self._gains = np.zeros(()), [np.zeros(())] * 2
 
     def add(self, explained: Gradients, others: Gradients):
         """Add a checkpoint.
@@ -92,21 +86,24 @@ class Influence:
             explained: the gradients of the N samples.
             others: those of the B training samples.
         """
-        # What enters a linear classifier of fixed features is the same at all checkpoints.
+        # What enters a linear classifier of fixed features is the same at all checkpoints; of the N
+        # samples it is even the same object then.
         if self._last is None or self._last[0].features is not explained.features \
                 or not np.array_equal(self._last[1].features, others.features):
-            self._products = (explained.features.astype(np.float64)
-                              @ others.features.astype(np.float64).T + 1)
+            features = [one.features.astype(np.float64) for one in (explained, others)]
+            self._products = features[0] @ features[1].T + 1
+            self._gains = [last_layer_gain(one) for one in features]
         self._last = explained, others
         self.total += (explained.error @ others.error.T) * self._products
-        for squared, gradients in zip(self._squared, (explained, others), strict=True):
-            squared += gradients.squared_norm
+        for squared, gains, one in zip(self._squared, self._gains, (explained, others), strict=True):
+            squared += np.square(one.error).sum(axis=1) * gains
 
     @property
     def cosine(self) -> np.ndarray:
         """Cosine of the gradients of all checkpoints, float64 (N, B); 0 where a gradient is 0."""
         norms = [np.sqrt(np.maximum(squared, np.finfo(float).tiny)) for squared in self._squared]
-        return self.total / norms[0][:, None] / norms[1]
+        # Rounding takes those of identical samples a little beyond 1.
+        return np.clip(self.total / norms[0][:, None] / norms[1], -1, 1)
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,9 @@ def self_influence(features: np.ndarray, weight: np.ndarray, bias: np.ndarray, l
 def to_probability(error: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """softmax(logits), float32 (B, C), from what `output_error` returned for the labels (B, 1)."""
     probability = error.copy()
-    np.put_along_axis(probability, labels, np.take_along_axis(error, labels, axis=1) + 1, axis=1)
+    # The others may add up to a little more than 1.
+    own = np.maximum(np.take_along_axis(error, labels, axis=1) + 1, 0)
+    np.put_along_axis(probability, labels, own, axis=1)
     return probability.astype(np.float32)
 
 

@@ -181,7 +181,7 @@ def test_original_photos_are_shown_small(explained_run, tmp_path):
 
 
 def test_long_page_ends_where_the_table_goes_on(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.review.errors_page.SHOWN", 2)
+    monkeypatch.setattr("utils.review.errors_page.ON_PAGE", 2)
     chosen = explain(run, [1, 0, 2], np.full((3, 3), 0.25), pairs([], [], []),
                      pairs([], [], [(8, -0.5)]))
     save_errors(tmp_path, chosen, load_explained(run, chosen))

@@ -47,6 +47,17 @@ def test_margin_is_the_lead_of_the_given_label_over_the_best_other():
     assert scores_of([[5, 2, 3]] * 3, [[0], [1], [2]]).margin.tolist() == [2, -3, -2]
 
 
+def test_probabilities_are_not_negative():
+    """Those of the other labels may add up to a little more than 1."""
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(0, 20, (1000, 10)), rng.integers(0, 10, (1000, 1))
+    error = output_error(logits, labels)
+    assert np.take_along_axis(error, labels, axis=1).min() < -1
+    probability = scores_of(logits, labels).probability
+    assert probability.min() == 0 and probability.max() <= 1
+    np.testing.assert_allclose(probability.sum(axis=1), 1, rtol=1e-6)
+
+
 def test_large_logits_do_not_overflow():
     result = scores_of([[800, -800]], [[1]])
     assert result.loss.tolist() == [1600]
