@@ -22,7 +22,8 @@ ON_PAGE = 200  # test images on the page, at most
 FREQUENT = 10  # training images at the top of the page, at most
 SUSPICIOUS = 0.1  # the share of the ranking that the page marks as suspects
 COLUMNS = ("index", "label", "predicted", "label_probability", "predicted_probability")
-PARTNER_COLUMNS = ("kind", "place", "training_image", "training_label", "cosine", "influence", "rank")
+PARTNER_COLUMNS = ("kind", "place", "training_image", "training_label", "cosine", "influence",
+                   "suspect_rank")
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,11 @@ function update() {
   shown = suspects.filter(suspect => fits(given, suspect.given_label)
     && fits(suggested, suspect.suggested_label) && FILTERS[byId("show").value](suspect));
   if (sort === "twin") {
-    // Identical images stand together, the most suspicious first; the other suspects follow.
+    // Identical images stand together, the most suspicious first; then near-duplicates; then the others.
     const first = new Map([...suspects].reverse().map(one => [one.image_sha256, one.rank]));
-    const place = one => one.twin ? first.get(one.image_sha256) : Infinity;
+    const pair = one => Math.min(one.rank, byIndex.get(one.near_duplicate_of)?.rank ?? Infinity);
+    const place = one => one.twin ? first.get(one.image_sha256)
+      : one.near_duplicate_of === null ? Infinity : samples + pair(one);
     shown.sort((a, b) => place(a) < place(b) ? -1 : Number(place(a) > place(b)));
   } else if (sort === "disagreement") shown.sort((a, b) => b[sort] - a[sort]);
   else if (sort !== "rank") shown.sort((a, b) => a[sort] - b[sort]);

@@ -8,7 +8,8 @@ function sampleAt(index) { return byIndex.get(index) ?? {index, ...others[index]
 function makeReasons(suspect) {
   const {reasons, near_duplicate_of: near} = suspect, found = near === null ? [] : [makeImages([near])];
   if (!reasons) return explained ? [...found, element("p", "What speaks for and against this label was "
-    + "not computed: give calculate_score.py --explain a larger number.", {className: "small"})] : found;
+    + "not computed: calculate_score.py --explain takes the first by tracin; give it a larger number.",
+    {className: "small"})] : found;
   const {opponents, proponents} = reasons;
   return [...found,
     makeGroup("Against this label", opponents, "Training images whose gradients pull the other way.",

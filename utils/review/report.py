@@ -53,7 +53,7 @@ def print_report(output: Path, run: Run, metrics: dict):
     if (output / REVIEW).exists():
         print(f"to review them, open in a browser: {output / REVIEW}")
     if (output / errors_page.PAGE).exists():
-        print("test images and the training images that may have taught the errors on them: "
+        print("explained test images, with the training images that oppose their labels: "
               f"{output / errors_page.PAGE}, as a table {output / errors_page.TABLE}")
 
 

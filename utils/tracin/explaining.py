@@ -132,6 +132,8 @@ def explain(plan: ExplainingPlan, path: Path, origins: dict[str, str], key: str)
     unfinished = Unfinished(path.with_name(UNFINISHED.format(path.name)),
                             content_key(explanations=key, tasks=tasks), len(plan.indices), len(tasks))
     numbers = {task: number for number, task in enumerate(tasks) if not unfinished.done[number]}
+    if unfinished.done.any():
+        print(f"resuming: {int(unfinished.done.sum())} of {len(tasks)} parts are kept", flush=True)
     saved = time.monotonic()
     with (tqdm(total=sum(stop - start for _, _, start, stop in numbers), unit="sample", leave=False,
                disable=None) as bar,

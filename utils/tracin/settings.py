@@ -39,8 +39,8 @@ def add_scoring_flags(parser: Parser):
     explaining = parser.group("explaining")
     explaining.add_argument("--explain", type=number(int, 1), nargs="?", const=0, metavar="N",
                             help="also find the training samples that speak for and against the labels "
-                                 f"of the N most suspicious ones (default N: {SUSPECTS:,}, or all if "
-                                 "fewer)")
+                                 f"of the N with the highest scores (default N: {SUSPECTS:,}, or all "
+                                 "if fewer)")
     explaining.add_argument("--explain_test", type=_test_index, nargs="+", metavar="I",
                             help=f"the same for these test images, or with {ERRORS} for those that the "
                                  f"last checkpoint gets wrong, the {SUREST} surest first")
@@ -115,8 +115,7 @@ class ScoreSettings:
             values[name] = None if values[name] is None else tuple(dict.fromkeys(values[name]))
         if args.layers == "all" and {"explain", "explain_test"} & args.given:
             raise UserError("expected --layers last with --explain and --explain_test, which compare "
-                            "gradients by the last layer, found --layers all; leave it out, and give "
-                            "another --output than that of the scores by all layers")
+                            "gradients by the last layer, found --layers all; leave one of them out")
         if args.explain_test and ERRORS in args.explain_test and len(values["explain_test"]) > 1:
             raise UserError(f"expected --explain_test {ERRORS} or numbers of test images, found both; "
                             "leave one of them out")

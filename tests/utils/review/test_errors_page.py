@@ -83,7 +83,7 @@ def test_ranks_are_those_of_the_ranking_that_was_chosen(explained_run, tmp_path)
     run = replace(run, rank_by="random")
     save_errors(tmp_path, run, load_explained(folder, run))
     place = np.argsort(-run.rankings["random"]).tolist().index(5) + 1
-    assert table(tmp_path)[0]["rank"] == str(place)
+    assert table(tmp_path)[0]["suspect_rank"] == str(place)
 
 
 def test_names_like_formulas_are_text_in_the_table(explained_run, tmp_path):

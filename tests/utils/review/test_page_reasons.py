@@ -236,6 +236,8 @@ def test_near_duplicate_is_named_and_shown(tab, dataset, make_page, explanations
         press(page, "Escape ArrowRight")
     # The second of the pairs is of two suspects, and the page's first 60 do not reach the other one.
     assert page.locator("article .twin").count() == 2
+    page.select_option("#sort", "twin")
+    assert shown(page)[:4] == [0, 1, pairs[1][1], 2]
 
 
 def test_suspect_without_explanation_says_so(explained):
