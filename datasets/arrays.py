@@ -147,6 +147,10 @@ class Dataset(Split):
         return replace(super().take(kept), paths=self.paths and [self.paths[index] for index in kept],
                        true_labels=None if self.true_labels is None else self.true_labels[kept])
 
+    def sample_name(self, index: int) -> str:
+        """What a user finds a training sample by: its path where there are paths, else its index."""
+        return self.paths[index] if self.paths else str(index)
+
     def files(self) -> list[Path] | None:
         """Where the file of each sample should be, or None if there are no files.
 

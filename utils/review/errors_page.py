@@ -151,15 +151,10 @@ def _table(dataset: Dataset, ranks: np.ndarray, explained: Sequence[Explained]) 
         for kind, partners in (("opponent", one.opponents), ("proponent", one.proponents)):
             for place, partner in enumerate(partners, start=1):
                 index = partner.index
-                yield [*facts, kind, place, text_cell(_name(dataset, index)), names[labels[index]],
+                yield [*facts, kind, place, text_cell(dataset.sample_name(index)), names[labels[index]],
                        partner.cosine, partner.influence, ranks[index]]
         if not one.opponents + one.proponents:
             yield facts + [""] * len(PARTNER_COLUMNS)
-
-
-def _name(dataset: Dataset, index: int) -> str:
-    """What a user finds a training image by: its path where the run has paths, else its index."""
-    return dataset.paths[index] if dataset.paths else str(index)
 
 
 def _save_page(path: Path, run: Run, ranks: np.ndarray, explained: Sequence[Explained]):
@@ -171,7 +166,8 @@ def _save_page(path: Path, run: Run, ranks: np.ndarray, explained: Sequence[Expl
     pictures = page_thumbnails(dataset.images, used, dataset.files(), tests)
     last = round(SUSPICIOUS * len(ranks))
     training = {index: {
-        "index": index, "name": _name(dataset, index), "label": dataset.names[dataset.labels[index, 0]],
+        "index": index, "name": dataset.sample_name(index),
+        "label": dataset.names[dataset.labels[index, 0]],
         "suspect": int(ranks[index]) if ranks[index] <= last else None, "picture": picture}
         for index, picture in zip(used, pictures, strict=True)}
     save_html(path, TEMPLATE, shown=list(zip(shown, tests, strict=True)), names=dataset.names,

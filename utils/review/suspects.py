@@ -205,9 +205,8 @@ def save_suspects(path: Path, dataset: Dataset, scores: dict[str, np.ndarray], r
             row |= {column: names[row[column]] for column in columns if column.endswith("_label")}
             if suspect.path is not None:
                 row["path"] = text_cell(suspect.path)
-            if dataset.paths:
-                row |= {column: text_cell(dataset.paths[row[column]])
-                        for column in (*EXPLAINED, "near_duplicate_of") if row.get(column) is not None}
+            row |= {column: text_cell(dataset.sample_name(row[column]))
+                    for column in (*EXPLAINED, "near_duplicate_of") if row.get(column) is not None}
             row["decided"] = suspect.decided and suspect.decided.decision
             row["sure"] = "sure" if suspect.sure else None
             row["ranked_by"] = rank_by
