@@ -160,6 +160,11 @@ def cell_text(cell: str) -> str:
     return cell.removeprefix("'")
 
 
+def cell_number(cell: str) -> int:
+    """The index or class number in an untrusted cell, -1 where there is none."""
+    return int(cell) if cell.isascii() and cell.isdigit() and len(cell) < 18 else -1
+
+
 def read_table(path: Path, columns: Sequence[str], advice: str) -> list[tuple[int, dict[str, str]]]:
     """The rows of an untrusted CSV in UTF-8, without those that hold nothing but blanks.
 
