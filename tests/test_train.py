@@ -213,7 +213,8 @@ def test_given_labels_are_trained_on_and_measured_against_the_true_ones(tmp_path
     nn.clear_parameters()
     train.main(["--input", str(run), "--corrections", str(run / "report" / "drop.csv"), "--run",
                 str(again), "-c", "cpu"])
-    removed, corrected = corrections.load(run / "report" / "drop.csv", dataset).removed, arrays.load(again)
+    removed = corrections.load(run / "report" / "drop.csv", dataset).removed
+    corrected = arrays.load(again)
     assert len(removed) == 6
     assert np.array_equal(corrected.labels, np.delete(dataset.labels, removed, axis=0))
     assert np.array_equal(corrected.true_labels, np.delete(dataset.true_labels, removed, axis=0))

@@ -6,6 +6,7 @@ import json
 import mmap
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,8 +143,12 @@ def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     Raises:
         Exception: almost anything, here or while an array is read, if the file is damaged.
     """
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        yield arrays
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError("it is no .npz")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            yield arrays
 
 
 def text_cell(text: str) -> str:

@@ -133,6 +133,14 @@ def test_damaged_file_is_refused(tmp_path, name, content):
         load_labels(tmp_path / "b.npz", TRUE, NAMES)
 
 
+@pytest.mark.parametrize(("name", "content"), [("a.npy", np.array(GIVEN)), ("b.npz", [np.array(GIVEN)])])
+def test_file_of_another_kind_than_its_name_says_is_refused(tmp_path, name, content):
+    other = {"a.npy": "a.npz", "b.npz": "b.npy"}[name]
+    write(tmp_path / name, content).rename(tmp_path / other)
+    with refused(str(tmp_path / other)):
+        load_labels(tmp_path / other, TRUE, NAMES)
+
+
 @pytest.mark.parametrize("name", ["a.npy", "a.npz"])
 def test_empty_file_is_refused(tmp_path, name):
     (tmp_path / name).touch()
