@@ -77,7 +77,8 @@ def load_source(name: str, path: Path | None, val_fraction: float | None, strict
 
 def make_dataset(source: Source, subset: int | None, shuffle_rate: float, rng: np.random.Generator,
                  noise: str = "uniform",
-                 predict: Callable[[np.ndarray], np.ndarray] | None = None) -> Dataset:
+                 predict: Callable[[np.ndarray], np.ndarray] | None = None,
+                 given: np.ndarray | None = None) -> Dataset:
     """Make the training set of a source, with label noise, and its test set.
 
     Args:
@@ -88,6 +89,7 @@ def make_dataset(source: Source, subset: int | None, shuffle_rate: float, rng: n
         rng: draws the samples, then the noise.
         noise: one of ``NOISES``; see `datasets.label_noise`.
         predict: returns a model's logits (N, C) for images (N, 3, S, S); for ``hardest``.
+        given: the labels to train on, integers (N, 1) for all samples of the source, in place of noise.
 
     Raises:
         UserError: the source is smaller than `subset`, or has more classes.
@@ -97,7 +99,10 @@ def make_dataset(source: Source, subset: int | None, shuffle_rate: float, rng: n
     if subset is not None:
         kept = _draw_subset(train.labels[:, 0], subset, source.names, rng)
         train, paths = train.take(kept), paths and [paths[index] for index in kept]
-    if noise == "uniform":
+        given = None if given is None else given[kept]
+    if given is not None:
+        labels = given
+    elif noise == "uniform":
         labels = shuffle_labels(train.labels, shuffle_rate, len(source.names), rng)
     elif noise == "asymmetric":
         labels = asymmetric_labels(train.labels, shuffle_rate, source.confusable, rng)

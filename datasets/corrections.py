@@ -11,7 +11,7 @@ import numpy as np
 from datasets.arrays import Dataset
 from datasets.duplicates import image_digests
 from utils.errors import UserError
-from utils.files import cell_text, read_table, text_cell, whole_file
+from utils.files import cell_number, cell_text, read_table, text_cell, whole_file
 
 APPLIED_FILE = "applied_corrections.csv"
 COLUMNS = ("index", "path", "given_label", "decision", "new_label", "image_sha256")
@@ -283,7 +283,7 @@ def _read(path: Path, samples: int | None = None) -> Iterator[tuple[str, Decisio
 
 
 def _index(text: str, samples: int | None, where: str) -> int:
-    index = int(text) if text.isascii() and text.isdigit() and len(text) < 18 else -1
+    index = cell_number(text)
     if index < 0 or (samples is not None and index >= samples):
         limit = "" if samples is None else f" to {samples - 1}"
         raise UserError(f"expected an index from 0{limit} in {where}, found {text!r}; give "

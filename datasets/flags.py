@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets import DATASETS, NOISES, arrays, corrections, load_source, make_dataset
+from datasets import DATASETS, NOISES, arrays, corrections, load_source, make_dataset, noisy_labels
 from datasets.arrays import SIDE, Dataset, Split
 from utils.cli import Boolean, Parser, nearest, number
 from utils.errors import UserError
@@ -18,7 +18,9 @@ RUN = ("dataset", "val_fraction", "subset", "shuffle_label", "shuffle_rate", "no
 LARGEST_SIDE, SIDE_STEP = 256, 8
 # Flags that cannot change the files of an earlier run.
 NOT_WITH_INPUT = {"data", "val_fraction", "strict", "subset", "shuffle_rate", "noise", "noise_model",
-                  "image_size"}
+                  "noisy_labels", "image_size"}
+# Flags that choose the labels, as --noisy_labels does.
+NOT_WITH_LABELS = {"shuffle_label", "shuffle_rate", "noise", "noise_model"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class DataSettings:
 
     Attributes:
         dataset: a key of ``DATASETS`` or a path; None if `input` alone says what to train on.
-        shuffle_rate, noise: None if the labels are those of `input`.
+        shuffle_rate, noise: None if the labels are those of `input` or `noisy_labels`.
         image_size: side of the images in pixels, None for the default.
     """
 
@@ -42,6 +44,7 @@ class DataSettings:
     shuffle_rate: float | None
     noise: str | None
     noise_model: Path | None
+    noisy_labels: Path | None
     augmentation: bool
     image_size: int | None
 
@@ -85,6 +88,11 @@ def add_data_flags(parser: Parser):
     data.add_argument("--noise_model", type=Path, metavar="PATH",
                       help="for --noise hardest: checkpoints of an earlier run, or one "
                            "checkpoint_<epoch>.json")
+    data.add_argument("--noisy_labels", type=Path, metavar="PATH",
+                      help=f"{', '.join(DATASETS)}: train on these labels, and measure against the true "
+                           "ones: an .npy or .npz of one integer per sample of the whole training set, "
+                           "or a .csv with columns index and label for some (default: labels by "
+                           "--noise)")
     plain = ", ".join(name for name, known in DATASETS.items() if not known.augmented)
     data.add_argument("--augmentation", action=Boolean, default=None,
                       help="scale and mirror training images at random (default: True, but False for "
@@ -119,9 +127,10 @@ def resolve(args: argparse.Namespace, resumed: bool = False) -> DataSettings:
     """
     _check(args)
     values = {name: getattr(args, name) for name in DataSettings.__dataclass_fields__}
+    if (args.input or args.noisy_labels) and not resumed:
+        values.update(shuffle_rate=None, noise=None)
     if args.input and not resumed:
-        values.update(shuffle_rate=None, noise=None,
-                      dataset=args.dataset if "dataset" in args.given else None)
+        values["dataset"] = args.dataset if "dataset" in args.given else None
     if args.shuffle_label is None:
         known = bool(args.input) or args.dataset in DATASETS
         values["shuffle_label"] = known or bool(args.given & {"shuffle_rate", "noise"})
@@ -142,6 +151,10 @@ def _check(args: argparse.Namespace):
         raise UserError("expected --corrections with the --input that was reviewed, found "
                         f"{'--shuffle_label False' if args.input else 'no --input'}; give that --input, "
                         "and keep its labels")
+    clash = sorted(args.given & NOT_WITH_LABELS) if args.noisy_labels else []
+    if clash:
+        raise UserError(f"expected labels from one source, found --noisy_labels and --{clash[0]}; leave "
+                        "one of them out")
     if not args.input and (args.noise == "hardest") != (args.noise_model is not None):
         raise UserError("expected --noise hardest and --noise_model PATH together, found "
                         f"{'no --noise_model' if args.noise == 'hardest' else 'another --noise'}; give "
@@ -150,6 +163,8 @@ def _check(args: argparse.Namespace):
         for flag in sorted({"val_fraction", "strict"} & args.given):
             raise UserError(f"--{flag} is for your own images, found --dataset {args.dataset}; leave it "
                             "out")
+        if args.noisy_labels:
+            noisy_labels.check_file(args.noisy_labels)
         return
     if not os.path.exists(args.dataset):
         raise UserError(f"expected {', '.join(DATASETS)} or the path of your own images as --dataset, "
@@ -157,6 +172,10 @@ def _check(args: argparse.Namespace):
                         f"{nearest(args.dataset, DATASETS) or 'give one of them'}")
     if args.data:
         raise UserError(f"--data is for {_with_files()}, found --dataset {args.dataset}; leave it out")
+    if args.noisy_labels:
+        raise UserError(f"--noisy_labels is for {', '.join(DATASETS)}, whose true labels are known, "
+                        f"found --dataset {args.dataset}; leave it out, and give your own images the "
+                        "labels to train on")
 
 
 def check_outside(source: Path, folder: Path):
@@ -198,16 +217,21 @@ def load_data(settings: DataSettings, rng: np.random.Generator,
             print(f"corrections: {corrected.describe(dataset)}", flush=True)
             return result
         return dataset if settings.shuffle_label else dataset.without_noise()
-    name, rate, noise, model = (settings.dataset, settings.shuffle_rate, settings.noise,
-                                settings.noise_model)
+    name, model, path = settings.dataset, settings.noise_model, settings.noisy_labels
+    rate, noise = (0.0, NOISES[0]) if path else (settings.shuffle_rate, settings.noise)
     if name is None or rate is None or noise is None:
-        raise UserError("expected the --input that the run to resume was trained on, found none; give "
-                        "the same --input again")
+        raise UserError("expected the --input or --noisy_labels that the run to resume was trained on, "
+                        "found neither; give the same again")
     source = load_source(name, settings.data, settings.val_fraction, settings.strict, rng,
                          settings.image_size or SIDE)
-    return make_dataset(source, settings.subset, rate if settings.shuffle_label else 0.0, rng, noise,
-                        None if model is None else
-                        lambda images: noise_logits(model, images, len(source.names)))
+    given = noisy_labels.load_labels(path, source.train.labels, source.names) if path else None
+    dataset = make_dataset(source, settings.subset, rate if settings.shuffle_label else 0.0, rng, noise,
+                           None if model is None else
+                           lambda images: noise_logits(model, images, len(source.names)), given)
+    remark = noisy_labels.remark(dataset) if path else ""
+    if remark:
+        print(remark, flush=True)
+    return dataset
 
 
 def _check_classes(settings: DataSettings, names: list[str]):

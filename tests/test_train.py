@@ -12,6 +12,7 @@ import train
 from datasets import arrays, corrections
 from datasets.arrays import Dataset, Split
 from datasets.corrections import Corrections
+from datasets.digits import load_digits
 from datasets.images import read_image
 from models.registry import build_network
 from tests.conftest import (
@@ -169,6 +170,56 @@ def test_cifar10_from_an_archive_with_noise_and_without(tmp_path):
     assert (tmp_path / "noisy" / "resnet23_result.onnx").exists()
 
 
+def test_given_labels_are_trained_on_and_measured_against_the_true_ones(tmp_path, capsys):
+    """From a table of some samples; then a resume, the other scripts, and a round on corrections."""
+    run, again, table = tmp_path / "run", tmp_path / "again", tmp_path / "labels.csv"
+    common = ["--dataset", "digits", "--subset", "60", "--model", "resnet23", "--nmaps", "4",
+              "--train_epochs", "2", "--train_batch_size", "20", "-c", "cpu", "--model_save_interval",
+              "1", "--run"]
+    split, _ = load_digits()
+    given = split.labels[:, 0].copy()
+    given[::7] = (given[::7] + 3) % 10
+    table.write_text("index,label\n" + "".join(f"{index},{given[index]}\n"
+                                               for index in range(0, 1437, 7)))
+    train.main([*common, str(run), "--noisy_labels", str(table)])
+    dataset = arrays.load(run)
+    place = {image.tobytes(): index for index, image in enumerate(split.images)}
+    kept = [place[image.tobytes()] for image in dataset.images]
+    assert np.array_equal(dataset.true_labels, split.labels[kept])
+    assert np.array_equal(dataset.labels[:, 0], given[kept])
+    wrong = int((dataset.labels != dataset.true_labels).sum())
+    assert wrong > 0 and str(wrong) in numbers(capsys.readouterr().out)
+
+    # A resumed run needs these labels, whatever file they are in.
+    result = (run / "params_000002.h5").read_bytes()
+    for path in run.glob("*000002*"):
+        path.unlink()
+    resume = ["--run", str(run), "--checkpoint", "-c", "cpu"]
+    np.save(tmp_path / "same.npy", given)
+    np.save(tmp_path / "other.npy", (given + 1) % 10)
+    for more, facts in [([], ["--noisy_labels"]),
+                        (["--noisy_labels", str(tmp_path / "other.npy")], [str(run), "--noisy_labels"])]:
+        nn.clear_parameters()
+        with refused(*facts):
+            train.main([*resume, *more])
+    nn.clear_parameters()
+    train.main([*resume, "--noisy_labels", str(tmp_path / "same.npy")])
+    assert (run / "params_000002.h5").read_bytes() == result
+
+    nn.clear_parameters()
+    calculate_score.main(["--run", str(run), "-c", "cpu"])
+    mislabel_analysis.main(["--run", str(run), "--drop", "0.1"])
+    assert json.loads((run / "report" / "metrics.json").read_text())["mislabelled"] == wrong
+    nn.clear_parameters()
+    train.main(["--input", str(run), "--corrections", str(run / "report" / "drop.csv"), "--run",
+                str(again), "-c", "cpu"])
+    removed = corrections.load(run / "report" / "drop.csv", dataset).removed
+    corrected = arrays.load(again)
+    assert len(removed) == 6
+    assert np.array_equal(corrected.labels, np.delete(dataset.labels, removed, axis=0))
+    assert np.array_equal(corrected.true_labels, np.delete(dataset.true_labels, removed, axis=0))
+
+
 def test_training_on_earlier_files_without_their_noise(dataset_folder, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "applied_corrections.csv").touch()  # of a training that was not finished
@@ -239,7 +290,14 @@ def test_defaults_are_those_of_the_design(tmp_path, monkeypatch):
     (["--image_size", "36"], ["--image_size", "multiple of 8", "36"]),
     (["--image_size", "264"], ["--image_size", "256", "264"]),
     (["--input", ".", "--image_size", "64"], ["--input", "--image_size"]),
-    (["--input", ".", "--strict"], ["--input", "--strict"])])
+    (["--input", ".", "--strict"], ["--input", "--strict"]),
+    (["--input", ".", "--noisy_labels", "a.npy"], ["--input", "--noisy_labels"]),
+    (["--dataset", ".", "--noisy_labels", "a.npy"], ["--noisy_labels", "digits", "--dataset ."]),
+    (["--noisy_labels", "a.npy"], ["--noisy_labels a.npy"]),
+    (["--noisy_labels", "a.pt"], ["--noisy_labels", "a.pt", ".npz"]),
+    *((["--noisy_labels", "a.npy", *more], ["--noisy_labels", more[0]]) for more in (
+        ["--shuffle_label", "True"], ["--shuffle_label", "False"], ["--shuffle_rate", "0.1"],
+        ["--noise", "uniform"], ["--noise", "hardest", "--noise_model", "b"], ["--noise_model", "b"]))])
 def test_flags_of_the_data_that_make_no_sense_are_refused(tmp_path, monkeypatch, more, facts):
     monkeypatch.chdir(tmp_path)
     for folder in ("b/c", "b/there", "there", "classes"):

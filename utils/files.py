@@ -6,6 +6,7 @@ import json
 import mmap
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,8 +143,12 @@ def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     Raises:
         Exception: almost anything, here or while an array is read, if the file is damaged.
     """
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        yield arrays
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError("it is no .npz")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            yield arrays
 
 
 def text_cell(text: str) -> str:
@@ -158,6 +163,11 @@ def text_cell(text: str) -> str:
 def cell_text(cell: str) -> str:
     """The text of a cell that `text_cell` made."""
     return cell.removeprefix("'")
+
+
+def cell_number(cell: str) -> int:
+    """The index or class number in an untrusted cell, -1 where there is none."""
+    return int(cell) if cell.isascii() and cell.isdigit() and len(cell) < 18 else -1
 
 
 def read_table(path: Path, columns: Sequence[str], advice: str) -> list[tuple[int, dict[str, str]]]:

@@ -82,6 +82,13 @@ def test_records_keep_their_order_and_their_colours(tmp_path):
     assert train.images[0].reshape(3, -1).T.tolist() == [[10, 20, 30]] * 1024
 
 
+def test_batches_follow_one_another_by_number(tmp_path):
+    """Labels that others have made for the set are in this order."""
+    content = {f"data_batch_{number}": batch(labels=[number, 0]) for number in (5, 3, 1, 2, 4)}
+    train, _ = load_cifar(CIFAR10, write_archive(tmp_path / "a.tar.gz", **content))
+    assert train.labels[:, 0].tolist() == [1, 0, 2, 0, 3, 0, 4, 0, 5, 0]
+
+
 @pytest.mark.parametrize(("replaced", "message"), [
     ({"data_batch_3": None}, r"cifar-10-batches-py/data_batch_3 .*/a\.tar\.gz"),
     ({"test_batch": None}, r"cifar-10-batches-py/test_batch .*/a\.tar\.gz"),

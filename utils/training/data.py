@@ -66,8 +66,8 @@ def save_data(settings: TrainSettings, dataset: Dataset, description: Descriptio
     resumed = settings.resumed
     if resumed and resumed.description.data_sha256 != description.data_sha256:
         raise UserError(f"expected the images and labels that {resumed.parameters} was trained on, "
-                        "found others; give the same --dataset, --data, --input and --corrections, or "
-                        "leave --checkpoint out to start over")
+                        "found others; give the same --dataset, --data, --noisy_labels, --input and "
+                        "--corrections, or leave --checkpoint out to start over")
     source, corrections = settings.data.input, settings.data.corrections
     applied = carry_forward(source, corrections) if source else []
     arrays.save(settings.output, dataset, read_from=source)
