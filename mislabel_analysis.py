@@ -26,6 +26,7 @@ from utils.files import check_folder, save_json
 from utils.review import figures
 from utils.review.detection import rank
 from utils.review.errors_page import load_explained, save_errors
+from utils.review.estimate import Estimate, estimate
 from utils.review.page import download_name, save_review
 from utils.review.rankings import AUTO, DEFAULT, RANKINGS, describe_rankings
 from utils.review.report import (
@@ -39,7 +40,7 @@ from utils.review.report import (
     measure,
     print_report,
 )
-from utils.review.run import Run, load_run, trustworthy
+from utils.review.run import Run, load_run
 from utils.review.suspects import (
     Facts,
     choose_corrections,
@@ -126,11 +127,12 @@ def main(argv: Sequence[str] | None = None):
     facts = gather_facts(run.dataset, corrections.load_applied(settings.input), run.explanations,
                          rank(run.score)[:max(settings.review, LOOKED_AT)])
     explained = load_explained(settings.input, run)
-    metrics = measure(run)
-    write_tables(settings, run, facts, metrics)
+    estimated = estimate(run)
+    metrics = measure(run, estimated)
+    write_tables(settings, run, facts, estimated)
     save_errors(settings.output, run, explained)
     write_figures(settings, run)
-    print_report(settings.output, run, metrics)
+    print_report(settings.output, run, metrics, estimated)
     save_json(settings.output / METRICS, metrics)
     if settings.drop is not None or settings.relabel is not None:
         print(f"next: {training_command(settings)}")
@@ -193,9 +195,8 @@ def export_command(settings: Settings) -> str:
     return f"{command} ~/Downloads/{download_name(settings.input)}"
 
 
-def write_tables(settings: Settings, run: Run, facts: Facts, metrics: dict):
+def write_tables(settings: Settings, run: Run, facts: Facts, estimated: Estimate | None):
     """Write the suspects, the review page and the corrections for --drop or --relabel."""
-    known = metrics if trustworthy(run) else {}
     output, twice = settings.output, int((facts.other_labels >= 0).sum())
     save_suspects(output / SUSPECTS, run.dataset, run.rankings, run.rank_by, run.judged, facts)
     if twice:
@@ -203,10 +204,9 @@ def write_tables(settings: Settings, run: Run, facts: Facts, metrics: dict):
               f"{output / SUSPECTS}")
     if settings.review:
         save_review(output / REVIEW, run.dataset, run.score, run.rank_by, run.judged,
-                    settings.review, facts, likely=known.get("estimated_label_issues"),
-                    at_most=known.get("estimated_out_of_fold"),
-                    reason=run.reason, download=download_name(settings.input),
-                    files=run.dataset.files(), margins=run.margins,
+                    settings.review, facts, estimated=estimated, reason=run.reason,
+                    download=download_name(settings.input), files=run.dataset.files(),
+                    margins=run.margins,
                     next_command=training_command(replace(settings, drop=None, relabel=None)))
     else:
         (output / REVIEW).unlink(missing_ok=True)  # from an earlier analysis

@@ -253,7 +253,7 @@ def test_ranking_of_unknown_labels_and_its_reason_are_told(run, tmp_path, capsys
 
 
 @pytest.mark.parametrize(("wrong", "agreement"), [(0, "100.0"), (7, "76.7")])
-def test_count_and_agreement_are_told(run, tmp_path, capsys, wrong, agreement):
+def test_count_and_agreement_are_told(run, tmp_path, capsys, monkeypatch, wrong, agreement):
     """The networks are sure of every label, or sure of the next class for the first seven of thirty."""
     scores = dict(np.load(run / "per_checkpoint.npz"))
     labels = np.load(run / "y_shuffle_train.npy")[:, 0]
@@ -261,7 +261,12 @@ def test_count_and_agreement_are_told(run, tmp_path, capsys, wrong, agreement):
     likeliest[:wrong] = (labels[:wrong] + 1) % 3
     scores["probability"] = (np.eye(3)[likeliest] * 0.97 + 0.01).astype(scores["probability"].dtype)
     np.savez(run / "per_checkpoint.npz", **scores)
-    assert analyse(run, tmp_path)["estimated_label_issues"] == wrong
+    assert analyse(run, tmp_path)["estimated_range"] is None  # ten images per class
+    assert agreement in words(capsys.readouterr().out)
+    monkeypatch.setattr("utils.review.estimate.ENOUGH_PER_CLASS", 10)
+    monkeypatch.setattr("utils.review.estimate.PRIOR", 0.1)
+    metrics = analyse(run, tmp_path)
+    assert metrics["estimated_label_issues"] is None and metrics["estimated_range"] == [wrong, None]
     told = words(capsys.readouterr().out)
     assert agreement in told and ("7" in told) == (wrong == 7)
 

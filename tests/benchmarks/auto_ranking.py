@@ -24,9 +24,9 @@ from datasets.label_noise import asymmetric_labels, hardest_labels, shuffle_labe
 from tests.benchmarks.experiment import runs_at_a_time, script, train
 from utils.backbone.pretrained import Pretrained
 from utils.review.detection import detection_metrics, rank
+from utils.review.estimate import count_wrong_labels
 from utils.review.rankings import AUTO, choose_ranking
 from utils.review.run import agreement, load_run
-from utils.review.suspects import count_label_issues
 
 # The rule was chosen on the first.
 SEEDS = (0, 1, 2)
@@ -169,8 +169,8 @@ def measure(regime: Regime, seed: int, folder: Path, data: Path | None) -> dict:
               for name, score in run.rankings.items()}
     return {"regime": asdict(regime), "seed": seed, "wrong": int(wrong.sum()),
             "agreement": agreement(run), "scores": scores,
-            "in sample": count_label_issues(run.per_checkpoint.probability, dataset.labels),
-            "estimated": count_label_issues(run.probability, dataset.labels)}
+            "in sample": round(count_wrong_labels(run.per_checkpoint.probability, dataset.labels)),
+            "estimated": round(count_wrong_labels(run.probability, dataset.labels))}
 
 
 def choice(run: dict) -> str:

@@ -34,7 +34,9 @@ def recall_at(score: np.ndarray, mislabelled: np.ndarray, percentage: int) -> fl
 
 
 def detection_metrics(score: np.ndarray, mislabelled: np.ndarray) -> dict[str, float]:
-    """Recall at 10, 20 and 30 %, AUROC and average precision of a ranking.
+    """Recall at 10, 20 and 30 % and at the number of mislabelled samples, AUROC and average precision.
+
+    Recall at the number of mislabelled samples is also the precision there.
 
     Args:
         score: float (N,); higher is more suspicious.
@@ -42,6 +44,7 @@ def detection_metrics(score: np.ndarray, mislabelled: np.ndarray) -> dict[str, f
     """
     metrics = {f"recall_at_{percentage}": recall_at(score, mislabelled, percentage)
                for percentage in PERCENTAGES}
+    metrics["recall_at_mislabelled"] = float(recall_curve(score, mislabelled)[mislabelled.sum()])
     metrics["auroc"] = float(roc_auc_score(mislabelled, score))
     metrics["average_precision"] = float(average_precision_score(mislabelled, score))
     return metrics
@@ -86,8 +89,7 @@ def _weighted_metrics(times: np.ndarray, mislabelled: np.ndarray, ends: np.ndarr
     checked, found = np.cumsum(times), np.cumsum(times * mislabelled)
     total, wrong = checked[-1], found[-1]
     metrics = []
-    for percentage in PERCENTAGES:
-        limit = total * percentage // 100
+    for limit in [*(total * percentage // 100 for percentage in PERCENTAGES), wrong]:
         place = np.searchsorted(checked, limit)
         metrics.append(found[place] - (checked[place] - limit) * mislabelled[place])
     checked, found = checked[ends], found[ends]

@@ -9,6 +9,7 @@ import numpy as np
 from datasets.arrays import Dataset
 from datasets.corrections import COLUMNS, DECISIONS, DIGEST_PREFIX, digest_text
 from datasets.duplicates import copy_numbers
+from utils.review.estimate import Estimate
 from utils.review.html import save_html
 from utils.review.photos import page_pictures, page_thumbnails
 from utils.review.suspects import SURE, Facts, Suspect, ranked_suspects
@@ -37,8 +38,8 @@ def download_name(run: Path) -> str:
 
 
 def save_review(path: Path, dataset: Dataset, score: np.ndarray, rank_by: str,
-                per_checkpoint: PerCheckpoint, limit: int, facts: Facts, *, likely: int | None = None,
-                at_most: int | None = None, reason: str = "", next_command: str = "",
+                per_checkpoint: PerCheckpoint, limit: int, facts: Facts, *,
+                estimated: Estimate | None = None, reason: str = "", next_command: str = "",
                 download: str = DOWNLOAD, files: Sequence[Path] | None = None,
                 margins: np.ndarray | None = None):
     """Write the page with the first suspects.
@@ -51,9 +52,7 @@ def save_review(path: Path, dataset: Dataset, score: np.ndarray, rank_by: str,
         per_checkpoint: the scores of the N samples at each checkpoint.
         limit: number of suspects that were not decided earlier; see `ranked_suspects`.
         facts: what else is known of the samples.
-        likely: number of wrong labels by estimate, often too low, which a line marks in the order of
-            rank; None for no line.
-        at_most: a higher estimate, which the line names too; None if there is none.
+        estimated: the number of wrong labels, which a line marks in the order of rank; None for no line.
         reason: why the samples are ranked by this score, if there is something to say.
         next_command: what to run with the corrections, if there is something to say.
         download: file name of the corrections; see `download_name`.
@@ -72,7 +71,8 @@ def save_review(path: Path, dataset: Dataset, score: np.ndarray, rank_by: str,
         "suspects": suspects, "named": _named(ranked, dataset, facts, files, pictures),
         "explained": facts.reasons is not None, "names": dataset.names, "run": dataset.digest(),
         "samples": len(dataset.images), "columns": COLUMNS, "kinds": DECISIONS,
-        "checkpoints": len(per_checkpoint.epochs), "sureFrom": SURE, "likely": likely, "atMost": at_most,
+        "checkpoints": len(per_checkpoint.epochs), "sureFrom": SURE,
+        "estimated": estimated and vars(estimated),
         "nextCommand": next_command, "download": download,
         "applied": [[one.image_sha256, one.given_label, one.decision, one.new_label]
                     for one in facts.applied],

@@ -89,13 +89,13 @@ function placeOf(tile) { return page * PAGE + tiles().indexOf(tile); }
 
 // A line after as many suspects as have wrong labels by the estimate; the next ones fill its row.
 function markLikely() {
-  if (likely === null || byId("sort").value !== "rank" || !["open", "all"].includes(byId("show").value))
+  if (!estimated || byId("sort").value !== "rank" || !["open", "all"].includes(byId("show").value))
     return;
-  const above = shown.filter(suspect => suspect.rank <= likely).length;
-  const expected = atMost === null
-    ? `At least ${amount(likely, "wrong label is", "wrong labels are")} expected (an estimate, often `
-      + "too low)"
-    : `Between ${likely} and ${atMost} wrong labels are expected (estimates)`;
+  const {likely, least, most} = estimated;
+  const above = shown.filter(suspect => suspect.rank <= (likely ?? least)).length;
+  const expected = likely === null
+    ? `At least ${amount(least, "wrong label is", "wrong labels are")} expected`
+    : `About ${amount(likely, "wrong label is", "wrong labels are")} expected, probably ${least} to ${most}`;
   if (above < shown.length) tiles()[above - 1 - page * PAGE]?.after(
     element("p", `${expected}: continue below this line while you find wrong labels.`,
       {className: "line", id: "likely"}));

@@ -3,14 +3,14 @@ from pathlib import Path
 
 from utils.review import errors_page
 from utils.review.detection import PERCENTAGES, bootstrap_intervals, detection_metrics
-from utils.review.run import Run, agreement, trustworthy
-from utils.review.suspects import count_label_issues
+from utils.review.estimate import ENOUGH_AGREEMENT, ENOUGH_PER_CLASS, Estimate
+from utils.review.run import Run, agreement
 
 DISTRIBUTION, CURVE, METRICS = "score_distribution.png", "score_curve.png", "metrics.json"
 SUSPECTS, REVIEW, DROP, RELABEL = "suspects.csv", "review.html", "drop.csv", "relabel.csv"
 
 
-def measure(run: Run) -> dict:
+def measure(run: Run, estimated: Estimate | None) -> dict:
     """The content of ``metrics.json``: counts, and metrics of all rankings with 95 % intervals."""
     mislabelled, measured = run.mislabelled, {}
     if mislabelled is not None and mislabelled.any() and not mislabelled.all():
@@ -18,20 +18,17 @@ def measure(run: Run) -> dict:
         for name, score in run.rankings.items():
             measured[name] = {**detection_metrics(score, mislabelled),
                               **{f"{metric}_interval": ends for metric, ends in intervals[name].items()}}
-    out_of_fold = {} if run.out_of_fold is None else {
-        "estimated_out_of_fold": count_label_issues(run.out_of_fold, run.dataset.labels)}
     return {"samples": len(run.score),
             "ranked_by": run.rank_by,
             "reason": run.reason,
             "agreement": agreement(run),
             "mislabelled": None if mislabelled is None else int(mislabelled.sum()),
-            "estimated_label_issues": count_label_issues(run.per_checkpoint.probability,
-                                                         run.dataset.labels),
-            **out_of_fold,
+            "estimated_label_issues": estimated and estimated.likely,
+            "estimated_range": estimated and [estimated.least, estimated.most],
             "scores": measured}
 
 
-def print_report(output: Path, run: Run, metrics: dict):
+def print_report(output: Path, run: Run, metrics: dict, estimated: Estimate | None):
     """Print the metrics, and where the results are."""
     samples, mislabelled = metrics["samples"], metrics["mislabelled"]
     ranked = f"ranked by {run.rank_by}{run.reason and f' ({run.reason})'}"
@@ -45,28 +42,17 @@ def print_report(output: Path, run: Run, metrics: dict):
     print("figures: " + ", ".join(str(output / name) for name in drawn))
     print(f"suspects, most suspicious first: {output / SUSPECTS}")
     agree = f"the networks agree with {100 * metrics['agreement']:.1f} % of the labels"
-    if trustworthy(run):
-        print(f"estimated number of wrong labels (confident joint): {_estimate(run, metrics)}; {agree}")
+    if estimated:
+        print(f"estimated number of wrong labels: {estimated} of {samples}; {agree}")
     else:
-        print(f"{agree}: too few to estimate the number of wrong labels; a longer training, a wider "
-              "network or more images would rank better")
+        print(f"{agree}; no estimate of the number of wrong labels, which needs "
+              f"{100 * ENOUGH_AGREEMENT:g} % and {ENOUGH_PER_CLASS} images per class (a longer training, "
+              "a wider network or more images would also rank better)")
     if (output / REVIEW).exists():
         print(f"to review them, open in a browser: {output / REVIEW}")
     if (output / errors_page.PAGE).exists():
         print("explained test images, with the training images that oppose their labels: "
               f"{output / errors_page.PAGE}, as a table {output / errors_page.TABLE}")
-
-
-def _estimate(run: Run, metrics: dict) -> str:
-    """The estimated number of wrong labels in words.
-
-    tests/benchmarks/README.md, "The head", has how far either estimate was off.
-    """
-    issues, samples = metrics["estimated_label_issues"], metrics["samples"]
-    if run.out_of_fold is None:
-        return f"{issues} of {samples}, often too low"
-    return (f"from {issues} (in sample, often too low) to {metrics['estimated_out_of_fold']} (out of "
-            f"fold, often too high) of {samples}")
 
 
 def print_metrics(metrics: dict[str, dict], rank_by: str):

@@ -14,11 +14,9 @@ from utils.tracin.explanations import Explanations
 from utils.tracin.scores import PerCheckpoint
 from utils.training import dynamics, out_of_fold
 
-# Below this agreement, most of the estimated wrong labels are samples that were not learned:
-# tests/benchmarks/README.md, "Which ranking suits a run".
+# Below this agreement, corrections without a review do harm: tests/benchmarks/README.md, "What cleaning
+# is worth".
 LEARNED = 0.75
-# The same by networks that were trained without the sample, which agree with fewer labels.
-LEARNED_OUT_OF_FOLD = 0.6
 
 
 @dataclass(frozen=True)
@@ -72,11 +70,6 @@ def agreement(run: Run) -> float:
     """Share of the labels that the networks' probabilities agree with, from 0 to 1."""
     suggested = run.probability.argmax(axis=1)
     return float((suggested == run.dataset.labels[:, 0]).mean())
-
-
-def trustworthy(run: Run) -> bool:
-    """Whether the networks have learned enough for the estimated number of wrong labels to mean much."""
-    return agreement(run) >= (LEARNED if run.out_of_fold is None else LEARNED_OUT_OF_FOLD)
 
 
 def load_run(folder: Path, rank_by: str | None = None) -> Run:

@@ -26,32 +26,6 @@ NOBODY = np.empty(0, np.int64)
 EXPLAINED = ("opponent", "proponent")  # columns of runs that have explanations
 
 
-def count_label_issues(probability: np.ndarray, labels: np.ndarray) -> int:
-    r"""Estimated number of wrong labels: samples off the diagonal of the confident joint.
-
-    :math:`t_j` is the mean probability of class j over the samples labelled j.  A sample is counted
-    as the likeliest of the classes j whose :math:`t_j` its probability reaches, if any (Northcutt et
-    al. 2021, arXiv:1911.00068, eq. 1 and 2).  As in cleanlab, a sample whose likeliest class is its
-    given label is not off the diagonal.  (Where several :math:`t_j` are reached, cleanlab takes the
-    likeliest class of all.)
-
-    The paper's probabilities come from networks that were not trained on the sample.  They make the
-    estimate too high where the networks confuse classes.  Those of networks that were trained on it make
-    it too low once they have memorized the labels, and too high before they have learned the task.
-
-    Args:
-        probability: of each class, float (N, C).
-        labels: the given ones, integers (N, 1).
-    """
-    given = labels[:, 0]
-    count = np.bincount(given, minlength=probability.shape[1])
-    own = np.take_along_axis(probability, labels, axis=1)[:, 0]
-    threshold = np.bincount(given, own, minlength=len(count)) / np.maximum(count, 1)
-    reached = np.where((probability >= threshold) & (count > 0), probability, -1)
-    return int(((reached.max(axis=1) >= 0) & (reached.argmax(axis=1) != given)
-                & (probability.argmax(axis=1) != given)).sum())
-
-
 @dataclass(frozen=True)
 class Facts:
     """What is known of the N samples beside their scores.

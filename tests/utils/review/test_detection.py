@@ -35,9 +35,10 @@ def test_number_checked_is_rounded_down():
 
 def test_metrics_by_hand():
     metrics = detection_metrics(SCORE, MISLABELLED)
-    assert list(metrics) == ["recall_at_10", "recall_at_20", "recall_at_30", "auroc",
-                             "average_precision"]
+    assert list(metrics) == ["recall_at_10", "recall_at_20", "recall_at_30", "recall_at_mislabelled",
+                             "auroc", "average_precision"]
     # Of 21 pairs, three are in the wrong order: sample 6 before 4, samples 6 and 9 before 7.
+    assert metrics["recall_at_mislabelled"] == pytest.approx(2 / 3)
     assert metrics["auroc"] == pytest.approx(18 / 21)
     assert metrics["average_precision"] == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
 

@@ -19,6 +19,7 @@ from tests.utils.review.conftest import (
     press,
     shown,
 )
+from utils.review.estimate import Estimate
 
 
 def test_decisions_by_key_alone_become_corrections(page, dataset, tmp_path):
@@ -177,13 +178,16 @@ def test_controls_are_large_enough_for_a_thumb(browser, page_file):
 
 
 @pytest.mark.parametrize(("likely", "above"), [(3, 3), (62, 2), (60, 60)])
-def test_line_marks_the_estimated_number_of_wrong_labels(tab, make_page, tmp_path, likely, above):
-    page = open_page(tab, make_page(tmp_path / "line.html", likely=likely))
+@pytest.mark.parametrize("certain", [False, True])
+def test_line_marks_the_estimated_number_of_wrong_labels(tab, make_page, tmp_path, likely, above,
+                                                         certain):
+    estimated = Estimate(None, likely, None) if certain else Estimate(likely, 1, 90)
+    page = open_page(tab, make_page(tmp_path / "line.html", estimated=estimated))
     if likely > 60:
         assert page.locator("#likely").count() == 0
         press(page, "n")
     assert page.evaluate(BEFORE_LINE) == above
-    assert numbers(page.inner_text("#likely")) == [likely]
+    assert numbers(page.inner_text("#likely")) == ([likely] if certain else [likely, 1, 90])
     page.locator("article").nth(above - 1).focus()
     press(page, "ArrowRight")
     assert focused(page) == likely
@@ -196,14 +200,15 @@ BEFORE_LINE = """[...document.querySelectorAll("main > *")].findIndex(one => one
 
 @pytest.mark.parametrize("likely", [None, 0, 150, 5000])
 def test_no_line_where_nothing_is_on_one_side(tab, make_page, tmp_path, likely):
-    page = open_page(tab, make_page(tmp_path / "line.html", likely=likely))
+    estimated = None if likely is None else Estimate(likely, likely, likely)
+    page = open_page(tab, make_page(tmp_path / "line.html", estimated=estimated))
     for _ in range(3):
         assert page.locator("#likely").count() == 0
         press(page, "n")
 
 
 def test_line_is_among_the_suspects_that_are_shown(tab, dataset, make_page, tmp_path):
-    page = open_page(tab, make_page(tmp_path / "line.html", likely=10))
+    page = open_page(tab, make_page(tmp_path / "line.html", estimated=Estimate(10, 5, 20)))
     page.select_option("#class", "1")
     assert page.evaluate(BEFORE_LINE) == (dataset.labels[:10, 0] == 1).sum()
 
@@ -211,7 +216,7 @@ def test_line_is_among_the_suspects_that_are_shown(tab, dataset, make_page, tmp_
 @pytest.mark.parametrize("likely", [1, 7, 10])
 def test_line_leaves_no_hole_among_the_rows(tab, make_page, tmp_path, likely):
     tab.set_viewport_size({"width": 1500, "height": 700})  # five tiles a row
-    page = open_page(tab, make_page(tmp_path / "line.html", likely=likely))
+    page = open_page(tab, make_page(tmp_path / "line.html", estimated=Estimate(likely, 0, 30)))
     tops = page.eval_on_selector_all("article", "tiles => tiles.map(tile => tile.offsetTop)")
     assert tops == sorted(tops) and np.unique(tops, return_counts=True)[1].tolist() == [5] * 12
     line = page.evaluate("document.getElementById('likely').offsetTop")
@@ -220,7 +225,7 @@ def test_line_leaves_no_hole_among_the_rows(tab, make_page, tmp_path, likely):
 
 def test_up_and_down_keep_the_column_across_the_line(tab, make_page, tmp_path):
     tab.set_viewport_size({"width": 1500, "height": 700})  # five tiles a row
-    page = open_page(tab, make_page(tmp_path / "line.html", likely=7))
+    page = open_page(tab, make_page(tmp_path / "line.html", estimated=Estimate(7, 4, 11)))
     press(page, "ArrowRight ArrowDown")
     assert focused(page) == 6
     press(page, "ArrowDown")
@@ -231,13 +236,8 @@ def test_up_and_down_keep_the_column_across_the_line(tab, make_page, tmp_path):
     assert paging(page)[0] == 2
 
 
-def test_line_names_both_estimates(tab, make_page, tmp_path):
-    page = open_page(tab, make_page(tmp_path / "line.html", likely=7, at_most=31))
-    assert numbers(page.inner_text("#likely")) == [7, 31] and page.evaluate(BEFORE_LINE) == 7
-
-
 def test_line_is_only_where_undecided_suspects_are_shown(tab, make_page, tmp_path):
-    page = open_page(tab, make_page(tmp_path / "line.html", likely=1))
+    page = open_page(tab, make_page(tmp_path / "line.html", estimated=Estimate(1, 0, 2)))
     press(page, "f ArrowRight f")
     drawn = {}
     for show in ("all", "decided", "differ", "open"):

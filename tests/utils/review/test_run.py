@@ -3,9 +3,8 @@ import pytest
 
 from tests.conftest import refused
 from utils.review.rankings import AUTO, choose_ranking
-from utils.review.report import measure
-from utils.review.run import LEARNED, LEARNED_OUT_OF_FOLD, agreement, load_run, trustworthy
-from utils.review.suspects import choose_corrections, count_label_issues
+from utils.review.run import agreement, load_run
+from utils.review.suspects import choose_corrections
 from utils.training import dynamics, out_of_fold
 
 
@@ -54,7 +53,7 @@ def test_choice_goes_without_training_statistics(run, lacking):
 
 
 @pytest.mark.parametrize(("disagreed", "expected"), [(0, 1.0), (7, 23 / 30), (8, 22 / 30), (30, 0.0)])
-def test_agreement_and_whether_the_count_is_to_be_trusted(run, disagreed, expected):
+def test_agreement_is_the_share_of_labels_that_are_likeliest(run, disagreed, expected):
     with np.load(run / "per_checkpoint.npz") as file:
         content = dict(file)
     likeliest = np.load(run / "y_shuffle_train.npy")[:, 0]
@@ -63,7 +62,6 @@ def test_agreement_and_whether_the_count_is_to_be_trusted(run, disagreed, expect
     np.savez(run / "per_checkpoint.npz", **content)
     loaded = load_run(run)
     assert agreement(loaded) == pytest.approx(expected)
-    assert trustworthy(loaded) == (expected >= LEARNED)
 
 
 def with_out_of_fold(run, disagreed):
@@ -86,7 +84,6 @@ def test_what_was_trained_without_the_sample_suggests_labels(run, disagreed, exp
     assert np.array_equal(loaded.judged.probability, probability)
     assert np.array_equal(loaded.per_checkpoint.probability, in_sample)
     assert agreement(loaded) == pytest.approx(expected)
-    assert trustworthy(loaded) == (expected >= LEARNED_OUT_OF_FOLD)
     chosen = choose_corrections(loaded, None, 1.0)
     labels = loaded.dataset.labels[:, 0]
     assert chosen.relabelled == {index: (labels[index] + 1) % 3 for index in range(disagreed)}
@@ -107,17 +104,6 @@ def test_relabelling_is_warned_of_where_the_heads_know_too_little(run, disagreed
     choose_corrections(load_run(run), drop=0.1, relabel=None)
     out = capsys.readouterr().out
     assert told in out and bool(out) == bool(told)
-
-
-def test_metrics_have_both_estimates(run, few_resamples):
-    assert "estimated_out_of_fold" not in measure(load_run(run))
-    with_out_of_fold(run, 5)
-    loaded = load_run(run)
-    metrics = measure(loaded)
-    assert metrics["estimated_label_issues"] == count_label_issues(
-        loaded.per_checkpoint.probability, loaded.dataset.labels)
-    assert metrics["estimated_out_of_fold"] == count_label_issues(
-        loaded.out_of_fold, loaded.dataset.labels)
 
 
 def test_probabilities_of_another_run_are_refused(run):

@@ -1,0 +1,129 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from utils.review import estimate as module
+from utils.review.estimate import PRIOR, Estimate, count_wrong_labels, estimate
+from utils.review.run import agreement, load_run
+
+
+def softmax(logits):
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def simulate(samples, transition, beta=1.0, seed=0):
+    """Probabilities of a network that is right about its doubts at temperature 1 / beta, and labels."""
+    rng = np.random.default_rng(seed)
+    classes = len(transition)
+    logits = 2.5 * rng.normal(size=(samples, classes))
+    draw = [rng.choice(classes, p=row) for row in softmax(beta * logits)]
+    labels = np.array([rng.choice(classes, p=transition[true]) for true in draw])
+    return softmax(logits), labels[:, None], int((labels != draw).sum())
+
+
+def uniform(rate, classes=5):
+    return (1 - rate) * np.eye(classes) + rate / (classes - 1) * (1 - np.eye(classes))
+
+
+@pytest.mark.parametrize("beta", [0.7, 1, 1.8])
+@pytest.mark.parametrize("transition", [
+    uniform(0.1), uniform(0.3), 0.9 * np.eye(5) + 0.1 * np.roll(np.eye(5), 1, axis=1)],
+    ids=["uniform 10 %", "uniform 30 %", "next class 10 %"])
+def test_number_of_wrong_labels_is_found(transition, beta):
+    probability, labels, wrong = simulate(6000, transition, beta)
+    assert count_wrong_labels(probability, labels) == pytest.approx(wrong, rel=0.15)
+
+
+def test_right_labels_of_a_doubtful_network_are_not_counted():
+    probability, labels, _ = simulate(6000, np.eye(5))
+    assert (probability.argmax(axis=1) != labels[:, 0]).mean() > 0.25
+    assert count_wrong_labels(probability, labels) < 0.01 * 6000
+
+
+def test_fit_is_the_most_likely_one():
+    """Against a general optimizer of the same posterior density."""
+    probability, labels, _ = simulate(400, uniform(0.2, 3), seed=3)
+    logs, given = np.log(probability), labels[:, 0]
+
+    def joint(values):
+        transition = softmax(values[1:].reshape(3, 3))
+        return softmax(np.exp(values[0]) * logs), transition
+
+    def loss(values):
+        prior, transition = joint(values)
+        chance = (prior * transition.T[given]).sum(axis=1)
+        return -np.log(chance).sum() - PRIOR * np.log(np.diag(transition)).sum()
+
+    best = minimize(loss, np.r_[0, (2 * np.eye(3)).ravel()], method="BFGS", options={"gtol": 1e-3})
+    prior, transition = joint(best.x)
+    posterior = prior * transition.T[given]
+    posterior /= posterior.sum(axis=1, keepdims=True)
+    expected = 400 - posterior[np.arange(400), given].sum()
+    assert count_wrong_labels(probability, labels) == pytest.approx(expected, rel=0.01)
+
+
+def test_large_sets_are_sampled(monkeypatch):
+    probability, labels, _ = simulate(6000, uniform(0.2))
+    whole = count_wrong_labels(probability, labels)
+    order = np.argsort(labels[:, 0], kind="stable")  # as class folders are read
+    monkeypatch.setattr(module, "LARGEST", 3000 * 5)
+    sampled = count_wrong_labels(probability[order], labels[order])
+    assert sampled != whole and sampled == pytest.approx(whole, rel=0.15)
+
+
+@pytest.mark.filterwarnings("error")
+def test_certain_probabilities_and_missing_classes():
+    labels = np.resize([0, 2], 300)[:, None]  # nobody is labelled 1 or 3
+    probability = np.eye(4, dtype=np.float32)[labels[:, 0]]
+    assert count_wrong_labels(probability, labels) == pytest.approx(0, abs=0.01)
+    probability[:30] = np.eye(4)[1]
+    assert count_wrong_labels(probability, labels) == pytest.approx(30, rel=0.1)
+    assert count_wrong_labels(np.ones((20, 1)), np.zeros((20, 1), int)) == 0
+
+
+@pytest.fixture
+def known_run(run):
+    """Run and function that gives it 300 samples per class, with chosen wrong ones of 900."""
+    loaded = load_run(run)
+
+    def make(wrong, out_of_fold=True):
+        labels = np.resize([0, 1, 2], 900)[:, None]
+        likeliest = labels[:, 0].copy()
+        likeliest[:wrong] = (likeliest[:wrong] + 1) % 3
+        probability = (0.97 * np.eye(3)[likeliest] + 0.01).astype(np.float32)
+        dataset = replace(loaded.dataset, labels=labels, images=np.zeros((900, 3, 32, 32), np.uint8),
+                          true_labels=None)
+        return replace(loaded, dataset=dataset, out_of_fold=probability if out_of_fold else None,
+                       per_checkpoint=replace(loaded.per_checkpoint, probability=probability))
+    return make
+
+
+@pytest.mark.parametrize(("wrong", "least", "most"), [
+    (90, pytest.approx(60, abs=6), pytest.approx(135, abs=12)), (18, 0, pytest.approx(27, abs=4))])
+def test_estimate_out_of_fold_is_a_number_and_a_range(known_run, wrong, least, most):
+    found = estimate(known_run(wrong))
+    assert found == Estimate(pytest.approx(wrong, rel=0.1), least, most)
+    assert str(found.likely) in str(found) and str(found.most) in str(found)
+
+
+def test_networks_that_were_trained_on_the_samples_give_the_least_number(known_run):
+    found = estimate(known_run(90, out_of_fold=False))
+    assert found == Estimate(None, pytest.approx(90, rel=0.1), None)
+    assert str(found.least) in str(found)
+
+
+def test_nothing_is_estimated_from_few_images_or_by_networks_that_know_little(known_run, monkeypatch):
+    assert agreement(known_run(360)) == 0.6 and estimate(known_run(360))
+    assert estimate(known_run(361)) is None
+    monkeypatch.setattr(module, "ENOUGH_PER_CLASS", 300)
+    assert estimate(known_run(90))
+    monkeypatch.setattr(module, "ENOUGH_PER_CLASS", 301)
+    assert estimate(known_run(90)) is None
+
+
+def test_estimate_is_at_most_the_number_of_samples(known_run, monkeypatch):
+    monkeypatch.setattr(module, "ENOUGH_AGREEMENT", 0)
+    assert estimate(known_run(800)).most <= 900

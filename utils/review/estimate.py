@@ -1,0 +1,102 @@
+r"""The estimated number of wrong labels, from the probabilities that networks give the classes."""
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.review.run import Run, agreement
+
+# What the estimate is worth, and from where on: tests/benchmarks/README.md, "How many labels are wrong".
+FACTOR = 1.5
+FLOOR = 0.04
+ENOUGH_AGREEMENT, ENOUGH_PER_CLASS = 0.6, 100
+PRIOR = 10.0
+# Probabilities that are enough to fit to; of larger sets, evenly spaced samples are taken.
+LARGEST = 5_000_000
+ITERATIONS, TOLERANCE = 500, 1e-5
+SMALLEST = 1e-12  # a probability, for its logarithm
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The number of wrong labels as far as it is known.
+
+    Attributes:
+        likely: the most likely number; None where only `least` is known.
+        least, most: what it lies between; `most` is None where no such number is known.
+    """
+
+    likely: int | None
+    least: int
+    most: int | None
+
+    def __str__(self) -> str:
+        if self.likely is None:
+            return f"at least {self.least}"
+        return f"about {self.likely} (probably {self.least} to {self.most})"
+
+
+def estimate(run: Run) -> Estimate | None:
+    """How many labels of a run are wrong, or None where nothing honest can be said.
+
+    Probabilities of networks that were trained without the sample give a number and what it lies
+    between.  Those of networks that were trained on it agree with wrong labels that they memorized, so
+    that they give the least number.
+    """
+    samples, classes = run.probability.shape
+    if agreement(run) < ENOUGH_AGREEMENT or samples < ENOUGH_PER_CLASS * classes:
+        return None
+    wrong = count_wrong_labels(run.probability, run.dataset.labels)
+    if run.out_of_fold is None:
+        return Estimate(None, round(wrong), None)
+    least = wrong / FACTOR if wrong >= FLOOR * samples else 0
+    return Estimate(round(wrong), round(least), min(samples, round(wrong * FACTOR)))
+
+
+def count_wrong_labels(probability: np.ndarray, labels: np.ndarray) -> float:
+    r"""The expected number of wrong labels under a model of how they came to be.
+
+    A sample's true class i has the probability :math:`q_i \propto p_i^\beta`, that of the network at
+    another temperature (Guo et al. 2017, arXiv:1706.04599), and its label is j with the probability
+    :math:`\sum_i q_i T_{ij}` (the transition matrix of Patrini et al. 2017, arXiv:1609.03683).
+    :math:`\beta` and :math:`T` are fitted to the labels by expectation maximization (Dawid and Skene
+    1979), :math:`T` with a prior of ten samples per class that are labelled right.  The result is the
+    sum over the samples of the probability that the true class is not the label.
+
+    Confusion that the network is unsure about explains a label that differs, certainty makes it wrong.
+    So noise that follows the network's doubts is underestimated.
+
+    Args:
+        probability: of each class, float (N, C), by networks that were trained without the sample.
+        labels: the given ones, integers (N, 1).
+    """
+    samples, classes = probability.shape
+    fitted = min(samples, LARGEST // classes)
+    chosen = np.linspace(0, samples - 1, fitted).astype(int)
+    chosen = chosen[np.argsort(labels[chosen, 0], kind="stable")]
+    given, logs = labels[chosen, 0], np.log(probability[chosen].astype(np.float64) + SMALLEST)
+    present, starts = np.unique(given, return_index=True)
+    transition = np.where(np.eye(classes, dtype=bool), 0.9, 0.1 / max(classes - 1, 1))
+    beta, wrong = 1.0, np.inf
+    for _ in range(ITERATIONS):
+        prior = _softmax(beta * logs)
+        posterior = prior * transition.T[given]
+        posterior /= posterior.sum(axis=1, keepdims=True)
+        counts = np.zeros((classes, classes))
+        counts[:, present] = np.add.reduceat(posterior, starts).T
+        before, wrong = wrong, 1 - np.trace(counts) / fitted
+        counts += PRIOR * np.eye(classes)
+        transition = counts / counts.sum(axis=1, keepdims=True)
+        # One step of Newton's method for beta.
+        mean = (prior * logs).sum(axis=1)
+        slope = ((posterior * logs).sum(axis=1) - mean).sum()
+        curvature = ((prior * logs**2).sum(axis=1) - mean**2).sum()
+        beta = float(np.clip(beta + slope / max(curvature, SMALLEST), 0.3, 20))
+        if abs(wrong - before) < TOLERANCE * max(wrong, 1e-4):
+            break
+    return float(wrong * samples)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    result = np.exp(logits - logits.max(axis=1, keepdims=True))
+    result /= result.sum(axis=1, keepdims=True)
+    return result
