@@ -45,9 +45,9 @@ def print_report(output: Path, run: Run, metrics: dict, estimated: Estimate | No
     if estimated:
         print(f"estimated number of wrong labels: {estimated} of {samples}; {agree}")
     else:
-        print(f"{agree}; no estimate of the number of wrong labels, which needs "
-              f"{100 * ENOUGH_AGREEMENT:g} % and {ENOUGH_PER_CLASS} images per class (a longer training, "
-              "a wider network or more images would also rank better)")
+        print(f"{agree}; an estimate of the number of wrong labels needs {100 * ENOUGH_AGREEMENT:g} % "
+              f"and {ENOUGH_PER_CLASS} images per class (a longer training, a wider network or more images "
+              "would also rank better)")
     if (output / REVIEW).exists():
         print(f"to review them, open in a browser: {output / REVIEW}")
     if (output / errors_page.PAGE).exists():
