@@ -46,8 +46,8 @@ def print_report(output: Path, run: Run, metrics: dict, estimated: Estimate | No
         print(f"estimated number of wrong labels: {estimated} of {samples}; {agree}")
     else:
         print(f"{agree}; an estimate of the number of wrong labels needs {100 * ENOUGH_AGREEMENT:g} % "
-              f"and {enough_per_class(run)} images per class; a longer training, a wider network or more "
-              "images would rank better, too")
+              f"and {enough_per_class(run)} images per class; a longer training, a wider network or "
+              "more images would rank better, too")
     if (output / REVIEW).exists():
         print(f"to review them, open in a browser: {output / REVIEW}")
     if (output / errors_page.PAGE).exists():
