@@ -12,7 +12,7 @@ from utils.tracin.explanations import STRONGEST, TRAIN, Explanations, Pairs, ori
 
 # Those of a network that is trained on images.
 RANKINGS = ["tracin", "tracin_weighted", "tracin_norms", "tracin_late", "loss", "margin", "error_norm",
-            "self_confidence", "aum", "aum_late", "forgetting", "random"]
+            "self_confidence", "aum", "aum_late", "forgetting", "consensus", "random"]
 
 
 def analyse(run, output, *more):

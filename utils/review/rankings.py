@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import rankdata
 
 from utils.tracin.scores import PerCheckpoint
 from utils.training.dynamics import TrainingDynamics
@@ -15,8 +16,10 @@ from utils.training.dynamics import TrainingDynamics
 AUTO = "auto"
 # Where --rank_by names none and the true labels are known.
 DEFAULT = "tracin"
-# tests/benchmarks/README.md, "Which ranking suits a run", has the evidence.
+# Of a training from nothing: before, `consensus` finds less than `self_confidence`.
 ENOUGH_EPOCHS = 20
+# One is best where wrong labels look right, the others where they do not.
+CONSENSUS = ("tracin", "aum", "margin")
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,12 @@ def _margin(dynamics: TrainingDynamics) -> np.ndarray:
     return dynamics.margin.astype(np.float64)  # half precision is too coarse to sum
 
 
+def _consensus(run: Evidence) -> np.ndarray | None:
+    scores = [RANKINGS[name].score(run) for name in CONSENSUS]
+    return None if any(score is None for score in scores) else \
+        np.mean([rankdata(score) for score in scores], axis=0) / len(run.total)
+
+
 def _second_half(values: np.ndarray) -> np.ndarray:
     return values[:, values.shape[1] // 2:]
 
@@ -127,6 +136,8 @@ RANKINGS = {
     "forgetting": Ranking("number of times training forgot the given label (Toneva et al. 2019)",
                           _from_dynamics(lambda dynamics: forgetting(dynamics.correct)),
                           on_curve=True),
+    "consensus": Ranking(f"mean rank by {', '.join(CONSENSUS)}, as a share of the samples",
+                         _consensus, on_curve=True),
     "out_of_fold": Ranking("self_confidence by heads trained without the sample, as cleanlab ranks",
                            _out_of_fold, on_curve=True),
     "random": Ranking("a random order, to compare with", _random),
@@ -164,15 +175,19 @@ class Choice:
 def choose_ranking(epochs: int, dynamics: bool, out_of_fold: bool = False) -> Choice:
     """The ranking that suits a run, by what is known without the true labels.
 
+    tests/benchmarks/README.md, "Which ranking suits a run", has the evidence.
+
     Args:
         epochs: of the newest checkpoint.
         dynamics: whether the training statistics of all epochs are there.
         out_of_fold: whether the network is a head, which has probabilities out of fold.
     """
-    if out_of_fold:
-        return Choice("tracin", "the features are those of a pretrained network")
-    if dynamics and epochs >= ENOUGH_EPOCHS:
-        return Choice("aum", f"the run has the training statistics of all {epochs} epochs")
-    if dynamics:
-        return Choice("self_confidence", f"aum needs at least {ENOUGH_EPOCHS} epochs, found {epochs}")
-    return Choice("self_confidence", "aum needs training statistics of all epochs, which the run lacks")
+    if not dynamics:
+        return Choice("self_confidence",
+                      "consensus needs training statistics of all epochs, which the run lacks")
+    if not out_of_fold and epochs < ENOUGH_EPOCHS:
+        return Choice("self_confidence",
+                      f"consensus needs at least {ENOUGH_EPOCHS} epochs without a backbone, found "
+                      f"{epochs}")
+    return Choice("consensus", "the features are those of a pretrained network" if out_of_fold
+                  else f"the run has the training statistics of all {epochs} epochs")

@@ -29,11 +29,25 @@ def test_rankings_by_hand(dynamics):
     expected = {"tracin": [29, 2], "tracin_weighted": [0.4 + 1.8 + 6.4, 0.5], "tracin_norms": [9, 2],
                 "tracin_late": [25, 1], "loss": [2, 6], "margin": [1, -3], "error_norm": [0.3, 0.1],
                 "self_confidence": [0.25, 0.5], "aum": [1, 1.5],
-                "aum_late": [1, 2], "forgetting": [2, 4]}
+                "aum_late": [1, 2], "forgetting": [2, 4],
+                # Ranks of two samples are 1 and 2: 2, 1, 2 and 1, 2, 1.
+                "consensus": [5 / 6, 4 / 6]}
     assert list(scores) == [*expected, "random"]
     for name, values in expected.items():
         assert scores[name] == pytest.approx(values), name
     assert sorted(scores["random"].tolist()) == [0, 1]
+
+
+def test_consensus_of_equal_scores_is_equal(dynamics):
+    """The first two samples differ in nothing; the third is above them by two rankings of three."""
+    three = {name: getattr(PER_CHECKPOINT, name)[[0, 0, 1]]
+             for name in ("influence", "loss", "margin", "error_norm", "probability")}
+    statistics = TrainingDynamics(3, 1)
+    statistics.record(0, np.arange(3), np.zeros(3), np.array([1, 1, -1]))
+    scores = rankings(np.array([2.0, 2, 3]), replace(PER_CHECKPOINT, **three),
+                      LABELS[[0, 0, 1]], statistics)
+    # Their ranks are 1.5, 1.5 and 2.5 each; those of the third 3, 3 and 1.
+    assert scores["consensus"] == pytest.approx(np.array([5.5, 5.5, 7]) / 9)
 
 
 def test_what_is_not_known_is_left_out(dynamics):
@@ -41,7 +55,8 @@ def test_what_is_not_known_is_left_out(dynamics):
     assert "tracin_weighted" not in rankings(TOTAL, without_rates, LABELS, dynamics)
     dynamics.margin[0, 0] = np.nan
     for gaps in (dynamics, None):
-        assert not {"aum", "aum_late", "forgetting"} & set(rankings(TOTAL, PER_CHECKPOINT, LABELS, gaps))
+        assert not {"aum", "aum_late", "forgetting", "consensus"} & set(
+            rankings(TOTAL, PER_CHECKPOINT, LABELS, gaps))
 
 
 def test_out_of_fold_ranking_is_that_of_cleanlab_by_hand(dynamics):
@@ -65,10 +80,11 @@ def test_ranking_is_one_entry(monkeypatch):
 
 
 @pytest.mark.parametrize(("epochs", "dynamics", "expected"), [
-    (2, True, "self_confidence"), (19, True, "self_confidence"), (20, True, "aum"), (270, True, "aum"),
+    (2, True, "self_confidence"), (19, True, "self_confidence"), (20, True, "consensus"),
+    (270, True, "consensus"),
     (19, False, "self_confidence"), (270, False, "self_confidence")])
 def test_choice_suits_epochs_and_statistics(epochs, dynamics, expected):
     choice = choose_ranking(epochs, dynamics)
     assert choice.name == expected and choice.name in RANKINGS and choice.reason
     head = choose_ranking(epochs, dynamics, out_of_fold=True)
-    assert head.name == "tracin" and head.reason
+    assert head.name == ("consensus" if dynamics else "self_confidence") and head.reason
