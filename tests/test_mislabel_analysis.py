@@ -65,8 +65,8 @@ def test_ranking_goes_without_two_kinds_of_labels(run, tmp_path, capsys, truth, 
         np.save(run / "y_train.npy", labels if truth == "clean" else (labels + 1) % 3)
     metrics = analyse(run, tmp_path / "figure", "--ckpt_analysis", "True", "--save_extracted", "True")
     assert metrics.pop("estimated_label_issues") is metrics.pop("estimated_range") is None
-    # Without true labels `auto` ranks, with them `tracin`; the run has three epochs.
-    ranked_by = "self_confidence" if truth == "unknown" else "tracin"
+    # Without true labels `auto` ranks, with them `tracin`.
+    ranked_by = "consensus" if truth == "unknown" else "tracin"
     assert 0 < metrics.pop("agreement") < 1 and metrics.pop("reason")
     assert metrics == {"samples": 30, "ranked_by": ranked_by, "mislabelled": count, "scores": {}}
     assert {row["ranked_by"] for row in suspects(tmp_path / "figure")} == {ranked_by}

@@ -25,15 +25,15 @@ from tests.benchmarks.experiment import runs_at_a_time, script, train
 from utils.backbone.pretrained import Pretrained
 from utils.review.detection import detection_metrics, rank
 from utils.review.estimate import count_wrong_labels
-from utils.review.rankings import AUTO, choose_ranking
 from utils.review.run import agreement, load_run
 
 # The rule was chosen on the first.
 SEEDS = (0, 1, 2)
 RESULTS = "runs.jsonl"
 FIRST = 30
-SHOWN = ("tracin", "tracin_norms", "loss", "margin", "error_norm", "self_confidence", "aum",
-         "forgetting")
+CHOSEN = "consensus"
+SHOWN = ("tracin", "tracin_norms", "loss", "margin", "error_norm", "self_confidence", "aum", "aum_late",
+         "forgetting", CHOSEN)
 SHOWN_OF_HEADS = (*SHOWN, "out_of_fold")
 METRICS = {"recall_at_10": "10 %", "recall_at_20": "20 %", "recall_at_30": "30 %", "auroc": "AUROC"}
 # By their number; the three are easy to tell apart.
@@ -173,17 +173,12 @@ def measure(regime: Regime, seed: int, folder: Path, data: Path | None) -> dict:
             "estimated": round(count_wrong_labels(run.probability, dataset.labels))}
 
 
-def choice(run: dict) -> str:
-    return choose_ranking(run["regime"]["epochs"], dynamics=True,
-                          out_of_fold="out_of_fold" in run["scores"]).name
-
-
 def shown(run: dict) -> tuple[str, ...]:
     return SHOWN_OF_HEADS if "out_of_fold" in run["scores"] else SHOWN
 
 
 def runs_table(runs: dict[Regime, list[dict]]) -> str:
-    """Markdown: the wrong labels among the first 30 with each seed, by ranking; ``auto``'s in bold."""
+    """Markdown: the wrong labels among the first 30 with each seed, by ranking; that of ``auto`` in bold."""
     rankings = shown(next(iter(runs.values()))[0])
     facts = ["wrong", *(["in sample"] if rankings == SHOWN_OF_HEADS else []), "estimated", "agreement"]
     head = ["run", *facts, *(f"`{name}`" for name in rankings)]
@@ -193,7 +188,7 @@ def runs_table(runs: dict[Regime, list[dict]]) -> str:
                                  for name in facts]
         for name in rankings:
             found = " / ".join(str(run["scores"][name]["first"]) for run in seeds)
-            cells.append(f"**{found}**" if name == choice(seeds[0]) else found)
+            cells.append(f"**{found}**" if name == CHOSEN else found)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -203,8 +198,8 @@ def means_table(runs: list[dict]) -> str:
     lines = ["| " + " | ".join(["ranking", f"first {FIRST}", *METRICS.values(), "AUROC behind the best"])
              + " |", "|---" * (3 + len(METRICS)) + "|"]
     rankings = shown(runs[0])
-    for name in (*rankings, AUTO):
-        scores = [run["scores"][choice(run) if name == AUTO else name] for run in runs]
+    for name in rankings:
+        scores = [run["scores"][name] for run in runs]
         behind = [max(run["scores"][other]["auroc"] for other in rankings) - score["auroc"]
                   for run, score in zip(runs, scores, strict=True)]
         lines.append(f"| `{name}` | {np.mean([score['first'] for score in scores]):.1f} | " + " | ".join(

@@ -10,15 +10,14 @@ from matplotlib.figure import Figure
 
 from utils.review import figures
 from utils.review.detection import PERCENTAGES, detection_metrics, recall_curve
-from utils.review.rankings import AUTO, choose_ranking
 
 NOISES = ("uniform", "asymmetric", "hardest")
 ALL_LAYERS, TIMES, REPORT = "all_layers", "times.json", "report"
 BUDGETS = {f"recall_at_{percentage}": f"{percentage} %" for percentage in PERCENTAGES}
 METRICS = {"recall_at_mislabelled": "as many as are wrong", **BUDGETS, "auroc": "AUROC"}
 SHOWN = ("tracin", "tracin_all_layers", "loss", "aum", "consensus")
-# With AUTO beside the best single ranking.
-COMPARED = (AUTO, "consensus", "tracin", "aum", "margin", "self_confidence", "out_of_fold")
+# Beside the best single ranking; the first is what `auto` chooses.
+COMPARED = ("consensus", "tracin", "aum", "margin", "self_confidence", "out_of_fold")
 NOT_SINGLE = ("consensus", "random", "tracin_all_layers")
 # By noise: what it is of, and recall at shares of the data.
 PUBLISHED = {"uniform": ("NNabla's example, 50,000 images", {0.1: 0.816, 0.2: 0.967, 0.3: 0.990}),
@@ -40,7 +39,7 @@ def collect(run: Path) -> dict:
     with np.load(run / "per_checkpoint.npz") as file:
         alone = {int(epoch): detection_metrics(influence, wrong)["auroc"]
                  for epoch, influence in zip(file["epochs"], file["influence"].T, strict=True)}
-    return {**metrics, "alone": alone, "epochs": max(alone),
+    return {**metrics, "alone": alone,
             "test_error": float(np.loadtxt(run / "Test-error.series.txt")[-1, 1]),
             "times": json.loads((run / TIMES).read_text()) if (run / TIMES).exists() else {},
             "curves": {name: recall_curve(score, wrong) for name, score in scores.items()}}
@@ -92,11 +91,10 @@ def behind_table(results: Results) -> str:
     rows = []
     for noise in noises(results):
         runs = of(results, noise)
-        present = [name for name in COMPARED if name == AUTO or name in runs[0]["scores"]]
+        present = [name for name in COMPARED if name in runs[0]["scores"]]
         for metric, budget in BUDGETS.items():
             def mean(name: str, key: str, runs=runs):
-                return np.mean([run["scores"][auto(run) if name == AUTO else name][key] for run in runs],
-                               axis=0)
+                return np.mean([run["scores"][name][key] for run in runs], axis=0)
             best = max((name for name in runs[0]["scores"] if name not in NOT_SINGLE),
                        key=lambda name: mean(name, metric))
             low, high = mean(best, f"{metric}_interval")
@@ -105,10 +103,6 @@ def behind_table(results: Results) -> str:
             rows.append([noise, budget, f"`{best}` {mean(best, metric):.3f} ({low:.3f} to {high:.3f})",
                          *cells])
     return markdown(["noise", "checked", "best", *(f"`{name}`" for name in present)], rows)
-
-
-def auto(run: dict) -> str:
-    return choose_ranking(run["epochs"], dynamics=True, out_of_fold="out_of_fold" in run["scores"]).name
 
 
 def estimates_table(results: Results) -> str:

@@ -16,10 +16,8 @@ from utils.training.dynamics import TrainingDynamics
 AUTO = "auto"
 # Where --rank_by names none and the true labels are known.
 DEFAULT = "tracin"
-# Of a training from nothing: before, `consensus` finds less than `self_confidence`.
-ENOUGH_EPOCHS = 20
-# One is best where wrong labels look right, the others where they do not.
-CONSENSUS = ("tracin", "aum", "margin")
+# TracIn of features of one length finds most where wrong labels look right, the other where they do not.
+CONSENSUS = ("error_norm", "aum_late")
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ RANKINGS = {
     "forgetting": Ranking("number of times training forgot the given label (Toneva et al. 2019)",
                           _from_dynamics(lambda dynamics: forgetting(dynamics.correct)),
                           on_curve=True),
-    "consensus": Ranking(f"mean rank by {', '.join(CONSENSUS)}, as a share of the samples",
+    "consensus": Ranking(f"mean rank by {' and '.join(CONSENSUS)}, as a share of the samples",
                          _consensus, on_curve=True),
     "out_of_fold": Ranking("self_confidence by heads trained without the sample, as cleanlab ranks",
                            _out_of_fold, on_curve=True),
@@ -172,7 +170,7 @@ class Choice:
     reason: str
 
 
-def choose_ranking(epochs: int, dynamics: bool, out_of_fold: bool = False) -> Choice:
+def choose_ranking(epochs: int, dynamics: bool) -> Choice:
     """The ranking that suits a run, by what is known without the true labels.
 
     tests/benchmarks/README.md, "Which ranking suits a run", has the evidence.
@@ -180,14 +178,8 @@ def choose_ranking(epochs: int, dynamics: bool, out_of_fold: bool = False) -> Ch
     Args:
         epochs: of the newest checkpoint.
         dynamics: whether the training statistics of all epochs are there.
-        out_of_fold: whether the network is a head, which has probabilities out of fold.
     """
-    if not dynamics:
-        return Choice("self_confidence",
-                      "consensus needs training statistics of all epochs, which the run lacks")
-    if not out_of_fold and epochs < ENOUGH_EPOCHS:
-        return Choice("self_confidence",
-                      f"consensus needs at least {ENOUGH_EPOCHS} epochs without a backbone, found "
-                      f"{epochs}")
-    return Choice("consensus", "the features are those of a pretrained network" if out_of_fold
-                  else f"the run has the training statistics of all {epochs} epochs")
+    if dynamics:
+        return Choice("consensus", f"the run has the training statistics of all {epochs} epochs")
+    return Choice("self_confidence",
+                  "consensus needs training statistics of all epochs, which the run lacks")

@@ -8,37 +8,21 @@ from utils.review.suspects import choose_corrections
 from utils.training import dynamics, out_of_fold
 
 
-def with_epochs(run, epochs):
-    """The run as if it had been trained for more epochs, of the same three checkpoints."""
-    with np.load(run / "per_checkpoint.npz") as file:
-        content = dict(file)
-    content["epochs"] = np.linspace(1, epochs, 3).astype(int)
-    np.savez(run / "per_checkpoint.npz", **content)
-    with np.load(run / dynamics.FILE) as file:
-        content = {name: np.resize(array.T, (epochs, 30)).T if array.ndim == 2 else array
-                   for name, array in file.items()}
-    np.savez(run / dynamics.FILE, **content)
-    return run
-
-
-@pytest.mark.parametrize(("epochs", "expected"), [(3, "self_confidence"), (30, "consensus")])
-def test_ranking_is_chosen_where_the_true_labels_are_unknown(run, epochs, expected):
-    with_epochs(run, epochs)
+def test_ranking_is_chosen_where_the_true_labels_are_unknown(run):
     known = load_run(run)
     assert known.rank_by == "tracin" and known.reason
     asked = load_run(run, AUTO)
     (run / "y_train.npy").unlink()
     unknown = load_run(run)
     for chosen in (asked, unknown):
-        assert (chosen.rank_by, chosen.reason) == (expected, choose_ranking(epochs, True).reason)
-        assert np.array_equal(chosen.score, chosen.rankings[expected])
+        assert (chosen.rank_by, chosen.reason) == ("consensus", choose_ranking(3, True).reason)
+        assert np.array_equal(chosen.score, chosen.rankings["consensus"])
     named = load_run(run, "margin")
     assert (named.rank_by, named.reason) == ("margin", "")
 
 
 @pytest.mark.parametrize("lacking", ["file", "one value"])
 def test_choice_goes_without_training_statistics(run, lacking):
-    with_epochs(run, 30)
     if lacking == "file":
         (run / dynamics.FILE).unlink()
     else:
@@ -89,11 +73,8 @@ def test_what_was_trained_without_the_sample_suggests_labels(run, disagreed, exp
     assert chosen.relabelled == {index: (labels[index] + 1) % 3 for index in range(disagreed)}
 
 
-def test_run_with_a_head_is_ranked_by_consensus(run):
+def test_head_has_the_ranking_of_cleanlab(run):
     with_out_of_fold(run, 5)
-    with_epochs(run, 10)
-    loaded = load_run(run, AUTO)
-    assert (loaded.rank_by, loaded.reason) == ("consensus", choose_ranking(10, True, True).reason)
     expected = np.where(np.arange(30) < 5, 0.95, 0.1)
     np.testing.assert_allclose(load_run(run, "out_of_fold").score, expected, rtol=1e-6)
 
