@@ -3,8 +3,10 @@
 #             pretrained network; run it again to resume
 # make test   ruff, mypy and the tests
 # make bench  how fast training steps and scores are computed, in six minutes
-# make experiment  which ranking finds mislabelled CIFAR-10 images best, in an hour;
-#             where there is no network, with DATA=cifar-10-python.tar.gz
+# make experiment  which ranking finds mislabelled CIFAR-10 images best, with and without a backbone, in
+#             100 minutes; run it again to resume; where there is no network, with DATA=cifar-10-python.tar.gz
+# make headline [RUN=folder]  train, score and analyse all of CIFAR-10, in six hours, and draw the README's
+#             figures; run it again to resume; where there is no network, with DATA=...
 # make setup  only make .venv, with Python 3.10, and install what the suite needs
 
 PYTHON = .venv/bin/python
@@ -12,7 +14,7 @@ PYTHON = .venv/bin/python
 # Where the results of `make photos` go: beside the images.
 RUN = $(patsubst %/,%,$(patsubst %/,%,$(PHOTOS)))_run
 
-.PHONY: setup demo photos test bench experiment
+.PHONY: setup demo photos test bench experiment headline
 
 setup: .venv/installed
 
@@ -42,7 +44,19 @@ bench: .venv/installed
 	$(PYTHON) -m tests.benchmarks.scoring
 
 experiment: .venv/installed
-	$(PYTHON) -m tests.benchmarks.experiment $(if $(DATA),--data $(DATA))
+	$(PYTHON) -m tests.benchmarks.experiment $(if $(DATA),--data "$(DATA)")
+
+headline: RUN = headline
+headline: .venv/installed
+	@resume=; if ls "$(RUN)"/checkpoint_*.json >/dev/null 2>&1; then resume=--checkpoint; fi; \
+	set -x; $(PYTHON) -u train.py --dataset cifar10 $(if $(DATA),--data "$(DATA)") --model resnet23 \
+	  --train_epochs 108 --run "$(RUN)" -c cpu $$resume
+	$(PYTHON) -u calculate_score.py --run "$(RUN)" -c cpu
+	$(PYTHON) -u calculate_score.py --input "$(RUN)" --checkpoint "$(RUN)" --output "$(RUN)/all_layers" \
+	  --layers all -c cpu
+	$(PYTHON) mislabel_analysis.py --run "$(RUN)"
+	$(PYTHON) -m tests.benchmarks.headline keep "$(RUN)"
+	$(PYTHON) -m tests.benchmarks.headline
 
 .venv/installed: requirements.txt | .venv/bin/python
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 10))' || \

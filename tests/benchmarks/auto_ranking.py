@@ -178,7 +178,7 @@ def shown(run: dict) -> tuple[str, ...]:
 
 
 def runs_table(runs: dict[Regime, list[dict]]) -> str:
-    """Markdown: the wrong labels among the first 30 with each seed, by ranking; that of ``auto`` in bold."""
+    """Markdown: the wrong labels among the first 30 with each seed, by ranking; ``auto``'s in bold."""
     rankings = shown(next(iter(runs.values()))[0])
     facts = ["wrong", *(["in sample"] if rankings == SHOWN_OF_HEADS else []), "estimated", "agreement"]
     head = ["run", *facts, *(f"`{name}`" for name in rankings)]

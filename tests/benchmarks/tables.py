@@ -13,12 +13,13 @@ from utils.review.detection import PERCENTAGES, detection_metrics, recall_curve
 
 NOISES = ("uniform", "asymmetric", "hardest")
 ALL_LAYERS, TIMES, REPORT = "all_layers", "times.json", "report"
+TRACIN_ALL_LAYERS = "tracin_all_layers"
 BUDGETS = {f"recall_at_{percentage}": f"{percentage} %" for percentage in PERCENTAGES}
-METRICS = {"recall_at_mislabelled": "as many as are wrong", **BUDGETS, "auroc": "AUROC"}
-SHOWN = ("tracin", "tracin_all_layers", "loss", "aum", "consensus")
+METRICS = {**BUDGETS, "auroc": "AUROC"}
+SHOWN = ("tracin", TRACIN_ALL_LAYERS, "loss", "aum", "consensus")
 # Beside the best single ranking; the first is what `auto` chooses.
 COMPARED = ("consensus", "tracin", "aum", "margin", "self_confidence", "out_of_fold")
-NOT_SINGLE = ("consensus", "random", "tracin_all_layers")
+NOT_SINGLE = ("consensus", "random", TRACIN_ALL_LAYERS)
 # By noise: what it is of, and recall at shares of the data.
 PUBLISHED = {"uniform": ("NNabla's example, 50,000 images", {0.1: 0.816, 0.2: 0.967, 0.3: 0.990}),
              "hardest": ("over 80 %: TracIn paper, ResNet-56", {0.2: 0.80})}
@@ -34,8 +35,8 @@ def collect(run: Path) -> dict:
         rows = sorted(csv.DictReader(file), key=lambda row: int(row["index"]))
     scores |= {name: np.array([float(row[name]) for row in rows]) for name in SHOWN if name in rows[0]}
     if (run / ALL_LAYERS).exists():
-        scores["tracin_all_layers"] = np.load(run / ALL_LAYERS / "influence_all_epoch.npy")
-        metrics["scores"]["tracin_all_layers"] = detection_metrics(scores["tracin_all_layers"], wrong)
+        scores[TRACIN_ALL_LAYERS] = np.load(run / ALL_LAYERS / "influence_all_epoch.npy")
+        metrics["scores"][TRACIN_ALL_LAYERS] = detection_metrics(scores[TRACIN_ALL_LAYERS], wrong)
     with np.load(run / "per_checkpoint.npz") as file:
         alone = {int(epoch): detection_metrics(influence, wrong)["auroc"]
                  for epoch, influence in zip(file["epochs"], file["influence"].T, strict=True)}
@@ -77,10 +78,12 @@ def rankings_table(runs: list[dict]) -> str:
         values = [run["scores"][name][metric] for run in runs]
         spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
         return f"{np.mean(values):.3f}{spread}"
+    share = round(100 * np.mean([run["mislabelled"] / run["samples"] for run in runs]))
+    metrics = METRICS if share in PERCENTAGES else {"recall_at_mislabelled": f"{share} %", **METRICS}
     names = sorted(runs[0]["scores"], reverse=True,
                    key=lambda name: np.mean([run["scores"][name]["recall_at_20"] for run in runs]))
-    return markdown(["ranking", *METRICS.values()],
-                    ([f"`{name}`", *(cell(name, metric) for metric in METRICS)] for name in names))
+    return markdown(["ranking", *metrics.values()],
+                    ([f"`{name}`", *(cell(name, metric) for metric in metrics)] for name in names))
 
 
 def behind_table(results: Results) -> str:

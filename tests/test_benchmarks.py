@@ -1,0 +1,61 @@
+"""What the benchmarks keep and compare."""
+import numpy as np
+import pytest
+
+from tests.analyses import analyse
+from tests.benchmarks import headline
+from tests.benchmarks.tables import ALL_LAYERS, TRACIN_ALL_LAYERS, behind_table, collect
+from utils.review.detection import detection_metrics
+
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
+
+@pytest.fixture
+def with_all_layers(run):
+    """A run with scores of all layers: those of the last, the other way round."""
+    (run / ALL_LAYERS).mkdir()
+    np.save(run / ALL_LAYERS / "influence_all_epoch.npy", -np.load(run / "influence_all_epoch.npy"))
+    np.savetxt(run / "Test-error.series.txt", [[0, 0.5], [1, 0.25]])
+    return run
+
+
+def cells(table):
+    """Those of a Markdown table, by row."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def test_kept_rankings_have_the_metrics_of_the_run(with_all_layers, tmp_path):
+    metrics = analyse(with_all_layers, tmp_path / "report")["scores"]
+    path = headline.keep(with_all_layers, tmp_path)
+    assert path.name == "cifar10_3_epochs.npz"
+    with np.load(path) as kept:
+        wrong = (kept["labels"] != kept["true"])[:, 0]
+        assert set(kept) - headline.OTHERS == {*metrics, TRACIN_ALL_LAYERS}
+        assert kept["test_error"] == 0.25
+        for name, values in metrics.items():
+            found = detection_metrics(kept[name].astype(float), wrong)
+            assert found == {metric: values[metric] for metric in found}, name
+
+
+def test_collected_run_has_the_metrics_of_all_layers(with_all_layers):
+    analyse(with_all_layers, with_all_layers / "report")
+    found = collect(with_all_layers)
+    auroc = {name: values["auroc"] for name, values in found["scores"].items()}
+    assert auroc[TRACIN_ALL_LAYERS] == pytest.approx(1 - auroc["tracin"])
+    assert list(found["alone"]) == [1, 2, 3] and found["test_error"] == 0.25
+
+
+def test_rankings_below_the_interval_of_the_best_single_one_are_marked():
+    def result(recalls):
+        return {"scores": {name: {f"recall_at_{percentage}": recall for percentage in (10, 20, 30)}
+                           | {f"recall_at_{percentage}_interval": [recall - 0.1, recall + 0.1]
+                              for percentage in (10, 20, 30)} for name, recall in recalls.items()}}
+    # Means of 0.8, 0.74 and 0.68; the best one's interval is from 0.7 to 0.9.
+    results = {("uniform", seed): result({"aum": 0.8 + change, "tracin": 0.74 + change,
+                                          "margin": 0.68 + change, "consensus": 0.95, "random": 0.99})
+               for seed, change in ((1, 0.02), (2, -0.02))}
+    head, _, *rows = cells(behind_table(results))
+    assert [row[1] for row in rows] == ["10 %", "20 %", "30 %"]
+    for row in (dict(zip(head, row, strict=True)) for row in rows):
+        assert row["best"] == "`aum` 0.800 (0.700 to 0.900)" and row["`consensus`"] == "0.950"
+        assert (row["`tracin`"], row["`margin`"]) == ("0.740", "0.680*")
