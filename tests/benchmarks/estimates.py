@@ -8,12 +8,12 @@ installed, its counts stand beside.
 """
 import argparse
 import itertools
-import os
 from pathlib import Path
 
 import numpy as np
 
-from tests.benchmarks.experiment import HEAD, NOISE_MODEL, runs_at_a_time, script
+from tests.benchmarks.experiment import HEAD, copy_features, noise_flags, runs_at_a_time, script
+from tests.benchmarks.tables import markdown
 from utils.review.estimate import count_wrong_labels
 
 try:
@@ -28,14 +28,11 @@ SEED = 1  # the estimate's prior was chosen on seed 0
 LARGE = ("x_*.npy", "features*")
 
 
-def train(folder: Path, features: Path, *flags: object):
+def train(folder: Path, experiment: Path, *flags: object):
     """Train a head, and keep its probabilities out of fold and its labels."""
     if (folder / "out_of_fold.npz").exists():
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in features.glob("features*"):
-        (folder / file.name).unlink(missing_ok=True)
-        os.link(file, folder / file.name)
+    copy_features(experiment, folder)
     script("train.py", *HEAD, *flags, "--run", folder,
            *(["--checkpoint"] if any(folder.glob("checkpoint_*.json")) else []))
     for pattern in LARGE:
@@ -43,8 +40,8 @@ def train(folder: Path, features: Path, *flags: object):
             file.unlink()
 
 
-def row(folder: Path, name: str) -> str:
-    """A row of the table."""
+def row(folder: Path, name: str) -> list:
+    """The cells of a row of the table."""
     with np.load(folder / "out_of_fold.npz") as file:
         probability = file["probability"]
     labels, true = np.load(folder / "y_shuffle_train.npy"), np.load(folder / "y_train.npy")
@@ -53,7 +50,7 @@ def row(folder: Path, name: str) -> str:
              f"{(probability.argmax(axis=1) == labels[:, 0]).mean():.2f}"]
     if num_label_issues:
         cells.append(num_label_issues(labels[:, 0], probability))
-    return "| " + " | ".join(map(str, cells)) + " |"
+    return cells
 
 
 def main():
@@ -66,14 +63,14 @@ def main():
     with runs_at_a_time():
         for samples, (noise, rate) in itertools.product(SAMPLES, NOISES):
             folder = args.experiment / "estimates" / f"{noise}_{rate}_{samples}"
-            train(folder, args.experiment / "head_50000" / "uniform_1",
-                  *(["--data", args.data] if args.data else []), "--subset", samples, "--seed", SEED,
-                  *(["--noise", noise, "--shuffle_rate", rate] if rate else ["--shuffle_label", False]),
-                  *(["--noise_model", args.experiment / NOISE_MODEL] if noise == "hardest" else []))
+            train(folder, args.experiment, *(["--data", args.data] if args.data else []),
+                  "--subset", samples, "--seed", SEED,
+                  *([*noise_flags(args.experiment, noise), "--shuffle_rate", rate] if rate
+                    else ["--shuffle_label", False]))
             rows.append(row(folder, f"{noise}, {100 * rate:g} %" if rate else "none"))
     head = ["noise", "images", "wrong", "estimated", "of the truth", "agreement",
             *(["cleanlab"] if num_label_issues else [])]
-    print("| " + " | ".join(head) + " |", "|---" * len(head) + "|", *rows, sep="\n")
+    print(markdown(head, rows))
 
 
 if __name__ == "__main__":
