@@ -14,8 +14,7 @@ from utils.tracin.explanations import Explanations
 from utils.tracin.scores import PerCheckpoint
 from utils.training import dynamics, out_of_fold
 
-# Below this agreement, corrections without a review do harm: tests/benchmarks/README.md, "What cleaning
-# is worth".
+# Below this agreement many suggestions are wrong, so that corrections without a review are warned of.
 LEARNED = 0.75
 
 
