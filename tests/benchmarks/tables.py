@@ -56,11 +56,11 @@ def describe(results: Results) -> str:
              f"Beside the best single ranking:\n\n{behind_table(results)}",
              f"Estimated number of wrong labels:\n\n{estimates_table(results)}",
              f"test error: {runs}", f"AUROC of `tracin` at one checkpoint, by epoch, uniform: {alone}"]
-    timed = [run["times"] for run in results.values() if run["times"]]
-    if timed:
-        parts.append("median seconds: " + ", ".join(
+    timed = [run["times"] for run in of(results, "uniform") if run["times"]]
+    if timed:  # the features of all images are computed in one run of all settings
+        parts.append("seconds, median of uniform: " + ", ".join(
             f"{name} {np.median([times[name] for times in timed]):.0f}" for name in timed[0])
-            + f"; with the features of all images, train.py {max(t['train.py'] for t in timed):.0f}")
+            + f"; train.py at most {max(times['train.py'] for times in timed):.0f}")
     return "\n\n".join(parts)
 
 

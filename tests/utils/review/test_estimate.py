@@ -102,7 +102,7 @@ def known_run(run):
 
 
 @pytest.mark.parametrize(("wrong", "least", "most"), [
-    (90, pytest.approx(60, abs=6), pytest.approx(135, abs=12)), (18, 0, pytest.approx(27, abs=4))])
+    (90, pytest.approx(56, abs=6), pytest.approx(144, abs=12)), (18, 0, pytest.approx(29, abs=4))])
 def test_estimate_out_of_fold_is_a_number_and_a_range(known_run, wrong, least, most):
     found = estimate(known_run(wrong))
     assert found == Estimate(pytest.approx(wrong, rel=0.1), least, most)
