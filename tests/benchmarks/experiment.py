@@ -3,8 +3,8 @@
     python -m tests.benchmarks.experiment --data cifar-10-python.tar.gz
 
 It trains, scores and analyses run after run, resumes where it was interrupted, and prints its tables
-again in seconds.  Networks on images are trained as many at a time as there are cores, heads one at a time
-with all cores, so that their times mean something.
+again in seconds.  Networks on images are trained as many at a time as there are cores, heads one at a
+time with all cores, so that their times mean something.
 Settings and rules were chosen on seed 0, which is not among those reported (``--seeds 0`` runs it).
 """
 import argparse
@@ -103,7 +103,7 @@ def noise_flags(folder: Path, noise: str) -> list:
 def run_network(folder: Path, data: Path | None, setting: str, noise: str, seed: int):
     """Train ResNet23 with one thread, score and analyse what is not done yet."""
     run = folder / setting / f"{noise}_{seed}"
-    if (run / tables.REPORT).exists():
+    if (run / tables.METRICS_FILE).exists():
         return
     train(run, *flags_of(data, seed), *noise_flags(folder, noise))
     scoring = ["--input", run, "--checkpoint", run, "-c", "cpu", "--workers", 1]
@@ -158,8 +158,9 @@ def main():
     runs = [(name, noise, seed) for name in args.settings
             for noise, seeds in SETTINGS[name].seeds.items() for seed in args.seeds or seeds]
     for name, noise, seed in runs if args.analyse else ():
-        if (args.output / name / f"{noise}_{seed}" / tables.REPORT).exists():
-            script("mislabel_analysis.py", "--run", args.output / name / f"{noise}_{seed}")
+        run = args.output / name / f"{noise}_{seed}"
+        if (run / tables.METRICS_FILE).exists():
+            script("mislabel_analysis.py", "--run", run)
     networks = [run for run in runs if not SETTINGS[run[0]].head]
     with runs_at_a_time() as pool:
         noise_model = pool.submit(train, args.output / NOISE_MODEL, *flags_of(args.data, 4),

@@ -13,6 +13,7 @@ from utils.review.detection import PERCENTAGES, detection_metrics, recall_curve
 
 NOISES = ("uniform", "asymmetric", "hardest")
 ALL_LAYERS, TIMES, REPORT = "all_layers", "times.json", "report"
+METRICS_FILE = f"{REPORT}/metrics.json"  # the last file that an analysis writes
 TRACIN_ALL_LAYERS = "tracin_all_layers"
 BUDGETS = {f"recall_at_{percentage}": f"{percentage} %" for percentage in PERCENTAGES}
 METRICS = {**BUDGETS, "auroc": "AUROC"}
@@ -28,7 +29,7 @@ Results = dict[tuple[str, int], dict]
 
 def collect(run: Path) -> dict:
     """The results of one run: metrics of all rankings, and the curves of some."""
-    metrics = json.loads((run / REPORT / "metrics.json").read_text())
+    metrics = json.loads((run / METRICS_FILE).read_text())
     wrong = (np.load(run / "y_train.npy") != np.load(run / "y_shuffle_train.npy"))[:, 0]
     scores = {}
     with (run / REPORT / "suspects.csv").open(newline="", encoding="utf-8") as file:
