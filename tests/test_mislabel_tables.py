@@ -263,7 +263,7 @@ def test_count_and_agreement_are_told(run, tmp_path, capsys, monkeypatch, wrong,
     np.savez(run / "per_checkpoint.npz", **scores)
     assert analyse(run, tmp_path)["estimated_range"] is None  # ten images per class
     assert agreement in words(capsys.readouterr().out)
-    monkeypatch.setattr("utils.review.estimate.PER_CLASS_TRAINED_ON", 10)
+    monkeypatch.setattr("utils.review.estimate.ENOUGH_PER_CLASS", 10)
     monkeypatch.setattr("utils.review.estimate.PRIOR", 0.1)
     metrics = analyse(run, tmp_path)
     assert metrics["estimated_label_issues"] is None and metrics["estimated_range"] == [wrong, None]

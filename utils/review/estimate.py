@@ -8,8 +8,7 @@ from utils.review.run import Run, agreement
 # What the estimate is worth, and from where on: tests/benchmarks/README.md, "How many labels are wrong".
 FACTOR = 1.6
 FLOOR = 0.04
-ENOUGH_AGREEMENT = 0.6
-PER_CLASS, PER_CLASS_TRAINED_ON = 50, 100
+ENOUGH_AGREEMENT, ENOUGH_PER_CLASS = 0.6, 100
 PRIOR = 10.0
 # Probabilities that are enough to fit to; of larger sets, evenly spaced samples are taken.
 LARGEST = 5_000_000
@@ -44,18 +43,13 @@ def estimate(run: Run) -> Estimate | None:
     that they give the least number.
     """
     samples, classes = run.probability.shape
-    if agreement(run) < ENOUGH_AGREEMENT or samples < enough_per_class(run) * classes:
+    if agreement(run) < ENOUGH_AGREEMENT or samples < ENOUGH_PER_CLASS * classes:
         return None
     wrong = count_wrong_labels(run.probability, run.dataset.labels)
     if run.out_of_fold is None:
         return Estimate(None, round(wrong), None)
     least = wrong / FACTOR if wrong >= FLOOR * samples else 0
     return Estimate(round(wrong), round(least), min(samples, round(wrong * FACTOR)))
-
-
-def enough_per_class(run: Run) -> int:
-    """The number of samples per class that an estimate needs: more of those that were trained on."""
-    return PER_CLASS_TRAINED_ON if run.out_of_fold is None else PER_CLASS
 
 
 def count_wrong_labels(probability: np.ndarray, labels: np.ndarray) -> float:

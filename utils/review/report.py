@@ -3,7 +3,7 @@ from pathlib import Path
 
 from utils.review import errors_page
 from utils.review.detection import PERCENTAGES, bootstrap_intervals, detection_metrics
-from utils.review.estimate import ENOUGH_AGREEMENT, Estimate, enough_per_class
+from utils.review.estimate import ENOUGH_AGREEMENT, ENOUGH_PER_CLASS, Estimate
 from utils.review.run import Run, agreement
 
 DISTRIBUTION, CURVE, METRICS = "score_distribution.png", "score_curve.png", "metrics.json"
@@ -46,7 +46,7 @@ def print_report(output: Path, run: Run, metrics: dict, estimated: Estimate | No
         print(f"estimated number of wrong labels: {estimated} of {samples}; {agree}")
     else:
         print(f"{agree}; an estimate of the number of wrong labels needs {100 * ENOUGH_AGREEMENT:g} % "
-              f"and {enough_per_class(run)} images per class; a longer training, a wider network or "
+              f"and {ENOUGH_PER_CLASS} images per class; a longer training, a wider network or "
               "more images would rank better, too")
     if (output / REVIEW).exists():
         print(f"to review them, open in a browser: {output / REVIEW}")

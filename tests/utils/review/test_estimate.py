@@ -118,10 +118,9 @@ def test_networks_that_were_trained_on_the_samples_give_the_least_number(known_r
 def test_nothing_is_estimated_from_few_images_or_by_networks_that_know_little(known_run, monkeypatch):
     assert agreement(known_run(360)) == 0.6 and estimate(known_run(360))
     assert estimate(known_run(361)) is None
-    monkeypatch.setattr(module, "PER_CLASS", 300)
-    monkeypatch.setattr(module, "PER_CLASS_TRAINED_ON", 301)
-    assert estimate(known_run(90)) and estimate(known_run(90, out_of_fold=False)) is None
-    monkeypatch.setattr(module, "PER_CLASS", 301)
+    monkeypatch.setattr(module, "ENOUGH_PER_CLASS", 300)
+    assert estimate(known_run(90))
+    monkeypatch.setattr(module, "ENOUGH_PER_CLASS", 301)
     assert estimate(known_run(90)) is None
 
 
