@@ -10,7 +10,7 @@ FACTOR = 1.6
 FLOOR = 0.04
 ENOUGH_AGREEMENT, ENOUGH_PER_CLASS = 0.6, 100
 PRIOR = 10.0
-# Probabilities that are enough to fit to; of larger sets, evenly spaced samples are taken.
+# Probabilities that are enough to fit to; of larger sets, samples are drawn.
 LARGEST = 5_000_000
 ITERATIONS, TOLERANCE = 500, 1e-5
 SMALLEST = 1e-12  # a probability, for its logarithm
@@ -71,7 +71,8 @@ def count_wrong_labels(probability: np.ndarray, labels: np.ndarray) -> float:
     """
     samples, classes = probability.shape
     fitted = min(samples, LARGEST // classes)
-    chosen = np.linspace(0, samples - 1, fitted).astype(int)
+    # At random: evenly spaced ones could lack whole classes of a set in a periodic order.
+    chosen = np.random.default_rng(0).choice(samples, fitted, replace=False)
     chosen = chosen[np.argsort(labels[chosen, 0], kind="stable")]
     given, logs = labels[chosen, 0], np.log(probability[chosen].astype(np.float64) + SMALLEST)
     present, starts = np.unique(given, return_index=True)
