@@ -1,4 +1,4 @@
-r"""The estimated number of wrong labels, from the probabilities that networks give the classes."""
+"""The estimated number of wrong labels, from the probabilities that networks give the classes."""
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,7 +63,8 @@ def count_wrong_labels(probability: np.ndarray, labels: np.ndarray) -> float:
     sum over the samples of the probability that the true class is not the label.
 
     Confusion that the network is unsure about explains a label that differs, certainty makes it wrong.
-    So noise that follows the network's doubts is underestimated.
+    So noise that follows the network's doubts is underestimated.  With many classes or few samples per
+    class, :math:`T` has enough parameters to explain some doubts as noise, and the number is too high.
 
     Args:
         probability: of each class, float (N, C), by networks that were trained without the sample.
