@@ -7,7 +7,8 @@ from utils.review.run import Run, agreement
 
 # What the estimate is worth, and from where on: tests/benchmarks/README.md, "How many labels are wrong".
 FACTOR = 1.6
-FLOOR = 0.04
+# Where no label is wrong, up to this share is counted, more by networks that were trained on the samples.
+FLOOR, FLOOR_TRAINED_ON = 0.04, 0.06
 ENOUGH_AGREEMENT, ENOUGH_PER_CLASS = 0.6, 100
 PRIOR = 10.0
 # Probabilities that are enough to fit to; of larger sets, samples are drawn.
@@ -47,7 +48,7 @@ def estimate(run: Run) -> Estimate | None:
         return None
     wrong = count_wrong_labels(run.probability, run.dataset.labels)
     if run.out_of_fold is None:
-        return Estimate(None, round(wrong), None)
+        return Estimate(None, round(wrong) if wrong >= FLOOR_TRAINED_ON * samples else 0, None)
     least = wrong / FACTOR if wrong >= FLOOR * samples else 0
     return Estimate(round(wrong), round(least), min(samples, round(wrong * FACTOR)))
 

@@ -122,6 +122,8 @@ def test_networks_that_were_trained_on_the_samples_give_the_least_number(known_r
     found = estimate(known_run(90, out_of_fold=False))
     assert found == Estimate(None, pytest.approx(90, rel=0.1), None)
     assert str(found.least) in str(found)
+    # Of clean labels as many could be counted.
+    assert estimate(known_run(45, out_of_fold=False)) == Estimate(None, 0, None)
 
 
 def test_nothing_is_estimated_from_few_images_or_by_networks_that_know_little(known_run, monkeypatch):
