@@ -90,7 +90,8 @@ def rankings_table(runs: list[dict]) -> str:
 def behind_table(results: Results) -> str:
     """What finds most at each budget, with its mean 95 % interval, and what some others find there.
 
-    A star marks those that find less than the interval's low end.
+    A star marks those that find less than the interval's low end.  The best is of those in
+    ``metrics.json``, thus without `tracin` of all layers.
     """
     rows = []
     for noise in noises(results):
