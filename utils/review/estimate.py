@@ -7,7 +7,7 @@ from utils.review.run import Run, agreement
 
 # What the estimate is worth, and from where on: tests/benchmarks/README.md, "How many labels are wrong".
 FACTOR = 1.6
-# Where no label is wrong, up to this share is counted, more by networks that were trained on the samples.
+# Where no label is wrong, up to this share is counted; more by networks trained on the samples.
 FLOOR, FLOOR_TRAINED_ON = 0.04, 0.06
 ENOUGH_AGREEMENT, ENOUGH_PER_CLASS = 0.6, 100
 PRIOR = 10.0
