@@ -1,10 +1,19 @@
 """What the benchmarks keep and compare."""
+import json
+
 import numpy as np
 import pytest
 
 from tests.analyses import analyse
-from tests.benchmarks import headline
-from tests.benchmarks.tables import ALL_LAYERS, TRACIN_ALL_LAYERS, behind_table, collect
+from tests.benchmarks import experiment, headline
+from tests.benchmarks.tables import (
+    ALL_LAYERS,
+    TIMES,
+    TRACIN_ALL_LAYERS,
+    behind_table,
+    collect,
+    estimates_table,
+)
 from utils.review.detection import detection_metrics
 
 pytestmark = pytest.mark.usefixtures("few_resamples")
@@ -59,3 +68,42 @@ def test_rankings_below_the_interval_of_the_best_single_one_are_marked():
     for row in (dict(zip(head, row, strict=True)) for row in rows):
         assert row["best"] == "`aum` 0.800 (0.700 to 0.900)" and row["`consensus`"] == "0.950"
         assert (row["`tracin`"], row["`margin`"]) == ("0.740", "0.680*")
+
+
+def test_estimates_of_none_and_without_an_upper_end_are_told_apart():
+    found = {("uniform", seed): {"mislabelled": 7, "estimated_label_issues": likely,
+                                 "estimated_range": ends, "agreement": 0.8}
+             for seed, (likely, ends) in enumerate([(0, [0, 1]), (None, [5, None]), (None, None)])}
+    likely, between = zip(*(row[2:4] for row in cells(estimates_table(found))[2:]), strict=True)
+    assert likely == ("0", "", "") and between[0] == "0 to 1"
+    assert between[1].startswith("5 ") and not any(digit.isdigit() for digit in between[2])
+
+
+def test_head_is_timed_only_where_nothing_interrupted_it(tmp_path, monkeypatch):
+    """Interrupted before the first checkpoint, when some features were there already."""
+    def interrupt(*command):
+        raise KeyboardInterrupt
+    interrupted, whole = (["head_10000", "uniform", seed] for seed in (1, 2))
+    monkeypatch.setattr(experiment, "script", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run_head(tmp_path, None, *interrupted)
+    monkeypatch.setattr(experiment, "script", lambda *command: None)
+    for one in (interrupted, whole):
+        experiment.run_head(tmp_path, None, *one)
+    times = [json.loads((tmp_path / "head_10000" / f"uniform_{seed}" / TIMES).read_text())
+             for seed in (1, 2)]
+    assert not times[0] and set(times[1]) == {"train.py", "calculate_score.py", "mislabel_analysis.py"}
+
+
+def test_features_are_linked_whole_after_an_interrupt(tmp_path):
+    known, run = tmp_path / "head_50000" / "uniform_1", tmp_path / "run"
+    names = {"features.npz", "features_train.npy", "features_val.npy"}
+    known.mkdir(parents=True)
+    for name in names:
+        (known / name).write_text(name)
+    experiment.copy_features(tmp_path, run)
+    assert {path.name: path.read_text() for path in run.iterdir()} == {name: name for name in names}
+    for name in ("features.npz", "features_val.npy"):  # as a kill leaves them
+        (run / name).unlink()
+    experiment.copy_features(tmp_path, run)
+    assert {path.name for path in run.iterdir()} == names

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.arrays import FEATURES_RECORD, TEST_FEATURES, TRAIN_FEATURES
 from datasets.cifar import CIFAR10, load_cifar
 from tests.benchmarks import tables
 from utils.files import save_json
@@ -117,8 +118,8 @@ def run_head(folder: Path, data: Path | None, setting: str, noise: str, seed: in
     run = folder / setting / f"{noise}_{seed}"
     if (run / tables.TIMES).exists():
         return
+    interrupted, resumed = run.exists(), any(run.glob("checkpoint_*.json"))
     copy_features(folder, run)
-    resumed = any(run.glob("checkpoint_*.json"))
     times = {}
     for name, flags in [
             ("train.py", [*SETTINGS[setting].flags, "--seed", seed, *(["--data", data] if data else []),
@@ -128,17 +129,20 @@ def run_head(folder: Path, data: Path | None, setting: str, noise: str, seed: in
         script(name, "--run", run, *flags)
         times[name] = time.perf_counter() - start
     # Those of an interrupted run would be too short.
-    save_json(run / tables.TIMES, {} if resumed else times)
+    save_json(run / tables.TIMES, {} if interrupted else times)
     print(f"done: {run}", flush=True)
 
 
 def copy_features(folder: Path, run: Path):
     """Let a run find the features of a run on all images, as the README says."""
     run.mkdir(parents=True, exist_ok=True)
-    known = sorted(folder.glob("head_50000/*/features.npz"))
-    if known and not (run / "features.npz").exists():
-        for file in known[0].parent.glob("features*"):
-            os.link(file, run / file.name)
+    known = sorted(folder.glob(f"head_50000/*/{FEATURES_RECORD}"))
+    if known and not (run / FEATURES_RECORD).exists():
+        # What recognises the others is last, so that a kill leaves none that count.  No run changes such
+        # a file in place: it replaces it, which leaves the others' alone.
+        for name in (TRAIN_FEATURES, TEST_FEATURES, FEATURES_RECORD):
+            if not (run / name).exists():
+                os.link(known[0].with_name(name), run / name)
 
 
 def main():

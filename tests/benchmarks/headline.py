@@ -95,14 +95,14 @@ def main():
     keeper.add_argument("run", type=Path)
     keeper.add_argument("--output", type=Path, default=HERE)
     drawer = commands.add_parser("draw", help="print the metrics and draw the figures, the default")
-    drawer.add_argument("file", type=Path, nargs="?", default=longest())
+    drawer.add_argument("file", type=Path, nargs="?", help="default: the longest run's")
     drawer.add_argument("--output", type=Path, default=FIGURES)
     args = parser.parse_args(sys.argv[1:] or ["draw"])
     if args.command == "keep":
         path = keep(args.run, args.output)
         print(f"{path}: {path.stat().st_size:,} bytes")
     else:
-        draw(args.file, args.output)
+        draw(args.file or longest(), args.output)
 
 
 if __name__ == "__main__":

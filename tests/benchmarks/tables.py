@@ -90,7 +90,8 @@ def rankings_table(runs: list[dict]) -> str:
 def behind_table(results: Results) -> str:
     """What finds most at each budget, with its mean 95 % interval, and what some others find there.
 
-    A star marks those that find less than the interval's low end.
+    A star marks those that find less than the interval's low end.  The best is of those in
+    ``metrics.json``, thus without `tracin` of all layers.
     """
     rows = []
     for noise in noises(results):
@@ -111,10 +112,16 @@ def behind_table(results: Results) -> str:
 
 def estimates_table(results: Results) -> str:
     return markdown(["run", "wrong", "estimated", "range", "agreement"], (
-        [f"{noise} {seed}", run["mislabelled"], run["estimated_label_issues"] or "",
-         "none" if run["estimated_range"] is None
-         else " to ".join(str(end) for end in run["estimated_range"] if end is not None),
-         f"{run['agreement']:.2f}"] for (noise, seed), run in results.items()))
+        [f"{noise} {seed}", run["mislabelled"], *_estimate(run), f"{run['agreement']:.2f}"]
+        for (noise, seed), run in results.items()))
+
+
+def _estimate(run: dict) -> tuple[object, str]:
+    """The cells of the likely number and of what it lies between."""
+    if run["estimated_range"] is None:
+        return "", "none"
+    (least, most), likely = run["estimated_range"], run["estimated_label_issues"]
+    return "" if likely is None else likely, f"{least} or more" if most is None else f"{least} to {most}"
 
 
 def markdown(head: list[str], rows: Iterable[Iterable[object]]) -> str:

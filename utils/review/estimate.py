@@ -1,4 +1,4 @@
-r"""The estimated number of wrong labels, from the probabilities that networks give the classes."""
+"""The estimated number of wrong labels, from the probabilities that networks give the classes."""
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,10 +7,11 @@ from utils.review.run import Run, agreement
 
 # What the estimate is worth, and from where on: tests/benchmarks/README.md, "How many labels are wrong".
 FACTOR = 1.6
-FLOOR = 0.04
+# Where no label is wrong, up to this share is counted; more by networks trained on the samples.
+FLOOR, FLOOR_TRAINED_ON = 0.04, 0.06
 ENOUGH_AGREEMENT, ENOUGH_PER_CLASS = 0.6, 100
 PRIOR = 10.0
-# Probabilities that are enough to fit to; of larger sets, evenly spaced samples are taken.
+# Probabilities that are enough to fit to; of larger sets, samples are drawn.
 LARGEST = 5_000_000
 ITERATIONS, TOLERANCE = 500, 1e-5
 SMALLEST = 1e-12  # a probability, for its logarithm
@@ -47,7 +48,7 @@ def estimate(run: Run) -> Estimate | None:
         return None
     wrong = count_wrong_labels(run.probability, run.dataset.labels)
     if run.out_of_fold is None:
-        return Estimate(None, round(wrong), None)
+        return Estimate(None, round(wrong) if wrong >= FLOOR_TRAINED_ON * samples else 0, None)
     least = wrong / FACTOR if wrong >= FLOOR * samples else 0
     return Estimate(round(wrong), round(least), min(samples, round(wrong * FACTOR)))
 
@@ -63,7 +64,8 @@ def count_wrong_labels(probability: np.ndarray, labels: np.ndarray) -> float:
     sum over the samples of the probability that the true class is not the label.
 
     Confusion that the network is unsure about explains a label that differs, certainty makes it wrong.
-    So noise that follows the network's doubts is underestimated.
+    So noise that follows the network's doubts is underestimated.  With many classes or few samples per
+    class, :math:`T` has enough parameters to explain some doubts as noise, and the number is too high.
 
     Args:
         probability: of each class, float (N, C), by networks that were trained without the sample.
@@ -71,7 +73,8 @@ def count_wrong_labels(probability: np.ndarray, labels: np.ndarray) -> float:
     """
     samples, classes = probability.shape
     fitted = min(samples, LARGEST // classes)
-    chosen = np.linspace(0, samples - 1, fitted).astype(int)
+    # At random: evenly spaced ones could lack whole classes of a set in a periodic order.
+    chosen = np.random.default_rng(0).choice(samples, fitted, replace=False)
     chosen = chosen[np.argsort(labels[chosen, 0], kind="stable")]
     given, logs = labels[chosen, 0], np.log(probability[chosen].astype(np.float64) + SMALLEST)
     present, starts = np.unique(given, return_index=True)

@@ -16,7 +16,8 @@ from utils.training.dynamics import TrainingDynamics
 AUTO = "auto"
 # Where --rank_by names none and the true labels are known.
 DEFAULT = "tracin"
-# TracIn of features of one length finds most where wrong labels look right, the other where they do not.
+# error_norm, which ranks as tracin_norms where all features have one length, finds most where wrong
+# labels look right, aum_late where they do not.
 CONSENSUS = ("error_norm", "aum_late")
 
 

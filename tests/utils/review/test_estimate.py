@@ -74,6 +74,15 @@ def test_large_sets_are_sampled(monkeypatch):
     assert sampled != whole and sampled == pytest.approx(whole, rel=0.15)
 
 
+def test_sample_of_a_large_set_has_all_classes_whatever_their_order(monkeypatch):
+    """Every second sample of four classes in turn is of two of them; the wrong labels are not."""
+    likeliest = np.resize(np.arange(4), 4000)
+    labels = np.where(np.arange(4000) % 20 == 1, 0, likeliest)[:, None]  # 200 of class 1
+    probability = 0.96 * np.eye(4)[likeliest] + 0.01
+    monkeypatch.setattr(module, "LARGEST", 2000 * 4)
+    assert count_wrong_labels(probability, labels) == pytest.approx(200, rel=0.1)
+
+
 @pytest.mark.filterwarnings("error")
 def test_certain_probabilities_and_missing_classes():
     labels = np.resize([0, 2], 300)[:, None]  # nobody is labelled 1 or 3
@@ -113,6 +122,8 @@ def test_networks_that_were_trained_on_the_samples_give_the_least_number(known_r
     found = estimate(known_run(90, out_of_fold=False))
     assert found == Estimate(None, pytest.approx(90, rel=0.1), None)
     assert str(found.least) in str(found)
+    # Of clean labels as many could be counted.
+    assert estimate(known_run(45, out_of_fold=False)) == Estimate(None, 0, None)
 
 
 def test_nothing_is_estimated_from_few_images_or_by_networks_that_know_little(known_run, monkeypatch):
