@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None):
     facts = gather_facts(run.dataset, corrections.load_applied(settings.input), run.explanations,
                          rank(run.score)[:max(settings.review, LOOKED_AT)])
     explained = load_explained(settings.input, run)
-    estimated = estimate(run)
+    estimated = estimate(run.out_of_fold, run.dataset.labels)
     metrics = measure(run, estimated)
     write_tables(settings, run, facts, estimated)
     save_errors(settings.output, run, explained)

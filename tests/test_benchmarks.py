@@ -70,13 +70,12 @@ def test_rankings_below_the_interval_of_the_best_single_one_are_marked():
         assert (row["`tracin`"], row["`margin`"]) == ("0.740", "0.680*")
 
 
-def test_estimates_of_none_and_without_an_upper_end_are_told_apart():
+def test_estimates_of_none_and_no_estimate_are_told_apart():
     found = {("uniform", seed): {"mislabelled": 7, "estimated_label_issues": likely,
                                  "estimated_range": ends, "agreement": 0.8}
-             for seed, (likely, ends) in enumerate([(0, [0, 1]), (None, [5, None]), (None, None)])}
-    likely, between = zip(*(row[2:4] for row in cells(estimates_table(found))[2:]), strict=True)
-    assert likely == ("0", "", "") and between[0] == "0 to 1"
-    assert between[1].startswith("5 ") and not any(digit.isdigit() for digit in between[2])
+             for seed, (likely, ends) in enumerate([(0, [0, 1]), (None, None)])}
+    rows = [row[2:4] for row in cells(estimates_table(found))[2:]]
+    assert rows[0] == ["0", "0 to 1"] and not any(digit.isdigit() for digit in "".join(rows[1]))
 
 
 def test_head_is_timed_only_where_nothing_interrupted_it(tmp_path, monkeypatch):

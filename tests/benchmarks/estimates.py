@@ -3,8 +3,8 @@
     python -m tests.benchmarks.estimates experiment --data cifar-10-python.tar.gz
 
 It needs the noise model and the features of `tests.benchmarks.experiment`, whose folder it is given.
-Heads are trained on subsets of CIFAR-10, one after the other; a killed run resumes.  Where cleanlab is
-installed, its counts stand beside.
+Heads are trained on subsets of CIFAR-10, one after the other; a killed run resumes.  A star marks a
+range that misses the truth.  Where cleanlab is installed, its counts stand beside.
 """
 import argparse
 import itertools
@@ -14,7 +14,7 @@ import numpy as np
 
 from tests.benchmarks.experiment import HEAD, copy_features, noise_flags, runs_at_a_time, script
 from tests.benchmarks.tables import markdown
-from utils.review.estimate import count_wrong_labels
+from utils.review.estimate import count_wrong_labels, estimate
 
 try:
     from cleanlab.count import num_label_issues
@@ -48,6 +48,9 @@ def row(folder: Path, name: str) -> list:
     wrong, found = int((labels != true).sum()), count_wrong_labels(probability, labels)
     cells = [name, len(labels), wrong, round(found), f"{found / wrong:.2f}" if wrong else "",
              f"{(probability.argmax(axis=1) == labels[:, 0]).mean():.2f}"]
+    answer = estimate(probability, labels)
+    held = answer and (answer.least <= wrong <= answer.most)
+    cells.append(f"{answer.least} to {answer.most}{'' if held else '*'}" if answer else "none")
     if num_label_issues:
         cells.append(num_label_issues(labels[:, 0], probability))
     return cells
@@ -68,7 +71,7 @@ def main():
                   *([*noise_flags(args.experiment, noise), "--shuffle_rate", rate] if rate
                     else ["--shuffle_label", False]))
             rows.append(row(folder, f"{noise}, {100 * rate:g} %" if rate else "none"))
-    head = ["noise", "images", "wrong", "estimated", "of the truth", "agreement",
+    head = ["noise", "images", "wrong", "estimated", "of the truth", "agreement", "printed range",
             *(["cleanlab"] if num_label_issues else [])]
     print(markdown(head, rows))
 

@@ -116,7 +116,7 @@ def run_network(folder: Path, data: Path | None, setting: str, noise: str, seed:
 def run_head(folder: Path, data: Path | None, setting: str, noise: str, seed: int):
     """Compute features, train a head, score and analyse what is not done yet; keeps the seconds."""
     run = folder / setting / f"{noise}_{seed}"
-    if (run / tables.TIMES).exists():
+    if (run / tables.METRICS_FILE).exists() and (run / tables.TIMES).exists():
         return
     interrupted, resumed = run.exists(), any(run.glob("checkpoint_*.json"))
     copy_features(folder, run)
@@ -129,7 +129,8 @@ def run_head(folder: Path, data: Path | None, setting: str, noise: str, seed: in
         script(name, "--run", run, *flags)
         times[name] = time.perf_counter() - start
     # Those of an interrupted run would be too short.
-    save_json(run / tables.TIMES, {} if interrupted else times)
+    if not (run / tables.TIMES).exists():
+        save_json(run / tables.TIMES, {} if interrupted else times)
     print(f"done: {run}", flush=True)
 
 
@@ -164,6 +165,7 @@ def main():
     for name, noise, seed in runs if args.analyse else ():
         run = args.output / name / f"{noise}_{seed}"
         if (run / tables.METRICS_FILE).exists():
+            (run / tables.METRICS_FILE).unlink()  # those of a killed analysis do not count
             script("mislabel_analysis.py", "--run", run)
     networks = [run for run in runs if not SETTINGS[run[0]].head]
     with runs_at_a_time() as pool:

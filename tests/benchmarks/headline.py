@@ -40,7 +40,7 @@ def keep(run_folder: Path, output: Path) -> Path:
     run = load_run(run_folder)
     rankings = run.rankings | {TRACIN_ALL_LAYERS: np.load(
         run_folder / ALL_LAYERS / "influence_all_epoch.npy")}
-    content = {name: np.unique(score, return_inverse=True)[1].astype(np.uint16)
+    content = {name: np.unique(score, return_inverse=True)[1].astype(np.min_scalar_type(len(score)))
                for name, score in rankings.items()}
     content["tracin"] = rankings["tracin"].astype(np.float32)  # its distribution is drawn
     packed = io.BytesIO()

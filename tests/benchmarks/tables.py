@@ -112,16 +112,10 @@ def behind_table(results: Results) -> str:
 
 def estimates_table(results: Results) -> str:
     return markdown(["run", "wrong", "estimated", "range", "agreement"], (
-        [f"{noise} {seed}", run["mislabelled"], *_estimate(run), f"{run['agreement']:.2f}"]
-        for (noise, seed), run in results.items()))
-
-
-def _estimate(run: dict) -> tuple[object, str]:
-    """The cells of the likely number and of what it lies between."""
-    if run["estimated_range"] is None:
-        return "", "none"
-    (least, most), likely = run["estimated_range"], run["estimated_label_issues"]
-    return "" if likely is None else likely, f"{least} or more" if most is None else f"{least} to {most}"
+        [f"{noise} {seed}", run["mislabelled"],
+         *(("none", "") if run["estimated_range"] is None else
+           (run["estimated_label_issues"], "{} to {}".format(*run["estimated_range"]))),
+         f"{run['agreement']:.2f}"] for (noise, seed), run in results.items()))
 
 
 def markdown(head: list[str], rows: Iterable[Iterable[object]]) -> str:

@@ -1,15 +1,16 @@
-"""The estimated number of wrong labels, from the probabilities that networks give the classes."""
+"""The estimated number of wrong labels, from probabilities that the labels had no part in."""
 from dataclasses import dataclass
 
 import numpy as np
 
-from utils.review.run import Run, agreement
-
-# What the estimate is worth, and from where on: tests/benchmarks/README.md, "How many labels are wrong".
+# What the estimate is worth, and where: tests/benchmarks/README.md, "How many labels are wrong".
 FACTOR = 1.6
-# Where no label is wrong, up to this share is counted; more by networks trained on the samples.
-FLOOR, FLOOR_TRAINED_ON = 0.04, 0.06
-ENOUGH_AGREEMENT, ENOUGH_PER_CLASS = 0.6, 100
+# Where no label is wrong, up to this share is counted.
+FLOOR = 0.04
+LEAST_MOST = 0.01  # share of the samples that the upper end is at least
+ENOUGH_AGREEMENT, ENOUGH_PER_CLASS, MOST_CLASSES = 0.6, 100, 20
+NEEDS = (f"--backbone, an agreement of {100 * ENOUGH_AGREEMENT:g} %, {ENOUGH_PER_CLASS} images per class "
+         f"and at most {MOST_CLASSES} classes")
 PRIOR = 10.0
 # Probabilities that are enough to fit to; of larger sets, samples are drawn.
 LARGEST = 5_000_000
@@ -19,38 +20,36 @@ SMALLEST = 1e-12  # a probability, for its logarithm
 
 @dataclass(frozen=True)
 class Estimate:
-    """The number of wrong labels as far as it is known.
+    """The most likely number of wrong labels, and what it probably lies between."""
 
-    Attributes:
-        likely: the most likely number; None where only `least` is known.
-        least, most: what it lies between; `most` is None where no such number is known.
-    """
-
-    likely: int | None
+    likely: int
     least: int
-    most: int | None
+    most: int
 
     def __str__(self) -> str:
-        if self.likely is None:
-            return f"at least {self.least}"
         return f"about {self.likely} (probably {self.least} to {self.most})"
 
 
-def estimate(run: Run) -> Estimate | None:
-    """How many labels of a run are wrong, or None where nothing honest can be said.
+def estimate(probability: np.ndarray | None, labels: np.ndarray) -> Estimate | None:
+    """How many labels are wrong, or None where that cannot be said honestly.
 
-    Probabilities of networks that were trained without the sample give a number and what it lies
-    between.  Those of networks that were trained on it agree with wrong labels that they memorized, so
-    that they give the least number.
+    Networks that were trained on a sample agree with its label, wrong or not, once they have memorized
+    it, and know too little before: their probabilities give no number.
+
+    Args:
+        probability: of each class, float (N, C), by networks that were trained without the sample; None
+            if there are none.
+        labels: the given ones, integers (N, 1).
     """
-    samples, classes = run.probability.shape
-    if agreement(run) < ENOUGH_AGREEMENT or samples < ENOUGH_PER_CLASS * classes:
+    if probability is None:
         return None
-    wrong = count_wrong_labels(run.probability, run.dataset.labels)
-    if run.out_of_fold is None:
-        return Estimate(None, round(wrong) if wrong >= FLOOR_TRAINED_ON * samples else 0, None)
-    least = wrong / FACTOR if wrong >= FLOOR * samples else 0
-    return Estimate(round(wrong), round(least), min(samples, round(wrong * FACTOR)))
+    samples, classes = probability.shape
+    agreement = (probability.argmax(axis=1) == labels[:, 0]).mean()
+    if agreement < ENOUGH_AGREEMENT or samples < ENOUGH_PER_CLASS * classes or classes > MOST_CLASSES:
+        return None
+    wrong = count_wrong_labels(probability, labels)
+    return Estimate(round(wrong), round(wrong / FACTOR if wrong >= FLOOR * samples else 0),
+                    min(samples, round(max(wrong * FACTOR, LEAST_MOST * samples))))
 
 
 def count_wrong_labels(probability: np.ndarray, labels: np.ndarray) -> float:

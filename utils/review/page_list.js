@@ -92,12 +92,11 @@ function markLikely() {
   if (!estimated || byId("sort").value !== "rank" || !["open", "all"].includes(byId("show").value))
     return;
   const {likely, least, most} = estimated;
-  const above = shown.filter(suspect => suspect.rank <= (likely ?? least)).length;
-  const expected = likely === null
-    ? `At least ${amount(least, "wrong label is", "wrong labels are")} expected`
-    : `About ${amount(likely, "wrong label is", "wrong labels are")} expected, probably ${least} to ${most}`;
+  const above = shown.filter(suspect => suspect.rank <= likely).length;
+  const expected = amount(likely, "wrong label is", "wrong labels are");
   if (above < shown.length) tiles()[above - 1 - page * PAGE]?.after(
-    element("p", `${expected}: continue below this line while you find wrong labels.`,
+    element("p", `About ${expected} expected, probably ${least} to ${most}: continue below this line while `
+      + "you find wrong labels.",
       {className: "line", id: "likely"}));
 }
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from utils.review import errors_page
 from utils.review.detection import PERCENTAGES, bootstrap_intervals, detection_metrics
-from utils.review.estimate import ENOUGH_AGREEMENT, ENOUGH_PER_CLASS, Estimate
+from utils.review.estimate import NEEDS, Estimate
 from utils.review.run import Run, agreement
 
 DISTRIBUTION, CURVE, METRICS = "score_distribution.png", "score_curve.png", "metrics.json"
@@ -45,9 +45,7 @@ def print_report(output: Path, run: Run, metrics: dict, estimated: Estimate | No
     if estimated:
         print(f"estimated number of wrong labels: {estimated} of {samples}; {agree}")
     else:
-        print(f"{agree}; an estimate of the number of wrong labels needs {100 * ENOUGH_AGREEMENT:g} % "
-              f"and {ENOUGH_PER_CLASS} images per class; a longer training, a wider network or "
-              "more images would rank better, too")
+        print(f"{agree}; an estimate of the number of wrong labels needs {NEEDS}")
     if (output / REVIEW).exists():
         print(f"to review them, open in a browser: {output / REVIEW}")
     if (output / errors_page.PAGE).exists():

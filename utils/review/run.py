@@ -93,8 +93,7 @@ def load_run(folder: Path, rank_by: str | None = None) -> Run:
     choice = Choice(DEFAULT, "the default where the true labels are known") if rank_by is None \
         else Choice(rank_by, "")
     if rank_by == AUTO or (rank_by is None and dataset.true_labels is None):
-        epochs = statistics.margin.shape[1] if statistics else int(per_checkpoint.epochs.max())
-        choice = choose_ranking(epochs, dynamics="consensus" in by_name)
+        choice = choose_ranking(dynamics="consensus" in by_name)
     if choice.name not in by_name:
         hint = nearest(choice.name, [AUTO, *by_name])
         raise UserError(f"expected --rank_by to be {AUTO} or one of the rankings of this run "

@@ -1,12 +1,9 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 
 from utils.review import estimate as module
 from utils.review.estimate import PRIOR, Estimate, count_wrong_labels, estimate
-from utils.review.run import agreement, load_run
 
 
 def softmax(logits):
@@ -93,48 +90,34 @@ def test_certain_probabilities_and_missing_classes():
     assert count_wrong_labels(np.ones((20, 1)), np.zeros((20, 1), int)) == 0
 
 
-@pytest.fixture
-def known_run(run):
-    """Run and function that gives it 300 samples per class, with chosen wrong ones of 900."""
-    loaded = load_run(run)
-
-    def make(wrong, out_of_fold=True):
-        labels = np.resize([0, 1, 2], 900)[:, None]
-        likeliest = labels[:, 0].copy()
-        likeliest[:wrong] = (likeliest[:wrong] + 1) % 3
-        probability = (0.97 * np.eye(3)[likeliest] + 0.01).astype(np.float32)
-        dataset = replace(loaded.dataset, labels=labels, images=np.zeros((900, 3, 32, 32), np.uint8),
-                          true_labels=None)
-        return replace(loaded, dataset=dataset, out_of_fold=probability if out_of_fold else None,
-                       per_checkpoint=replace(loaded.per_checkpoint, probability=probability))
-    return make
+def make(wrong, samples=900, classes=3):
+    """Sure probabilities and labels, of which the first `wrong` are."""
+    labels = np.resize(np.arange(classes), samples)[:, None]
+    likeliest = labels[:, 0].copy()
+    likeliest[:wrong] = (likeliest[:wrong] + 1) % classes
+    return 0.97 * np.eye(classes, dtype=np.float32)[likeliest] + 0.03 / classes, labels
 
 
 @pytest.mark.parametrize(("wrong", "least", "most"), [
-    (90, pytest.approx(56, abs=6), pytest.approx(144, abs=12)), (18, 0, pytest.approx(29, abs=4))])
-def test_estimate_out_of_fold_is_a_number_and_a_range(known_run, wrong, least, most):
-    found = estimate(known_run(wrong))
-    assert found == Estimate(pytest.approx(wrong, rel=0.1), least, most)
+    (90, pytest.approx(56, abs=6), pytest.approx(144, abs=12)), (18, 0, pytest.approx(29, abs=4)),
+    (0, 0, 9)])
+def test_estimate_is_a_number_and_a_range(wrong, least, most):
+    found = estimate(*make(wrong))
+    assert found == Estimate(pytest.approx(wrong, rel=0.1, abs=1), least, most)
     assert str(found.likely) in str(found) and str(found.most) in str(found)
 
 
-def test_networks_that_were_trained_on_the_samples_give_the_least_number(known_run):
-    found = estimate(known_run(90, out_of_fold=False))
-    assert found == Estimate(None, pytest.approx(90, rel=0.1), None)
-    assert str(found.least) in str(found)
-    # Of clean labels as many could be counted.
-    assert estimate(known_run(45, out_of_fold=False)) == Estimate(None, 0, None)
+def test_nothing_is_estimated_by_networks_that_were_trained_on_the_samples():
+    assert estimate(None, make(90)[1]) is None
 
 
-def test_nothing_is_estimated_from_few_images_or_by_networks_that_know_little(known_run, monkeypatch):
-    assert agreement(known_run(360)) == 0.6 and estimate(known_run(360))
-    assert estimate(known_run(361)) is None
-    monkeypatch.setattr(module, "ENOUGH_PER_CLASS", 300)
-    assert estimate(known_run(90))
-    monkeypatch.setattr(module, "ENOUGH_PER_CLASS", 301)
-    assert estimate(known_run(90)) is None
+@pytest.mark.parametrize(("enough", "too_little"), [
+    (make(360), make(361)), (make(90), make(90, samples=299)),
+    (make(90, 2000, 20), make(90, 2100, 21))], ids=["agreement", "images per class", "classes"])
+def test_nothing_is_estimated_from_too_little(enough, too_little):
+    assert estimate(*enough) and estimate(*too_little) is None
 
 
-def test_estimate_is_at_most_the_number_of_samples(known_run, monkeypatch):
+def test_estimate_is_at_most_the_number_of_samples(monkeypatch):
     monkeypatch.setattr(module, "ENOUGH_AGREEMENT", 0)
-    assert estimate(known_run(800)).most <= 900
+    assert estimate(*make(800)).most <= 900

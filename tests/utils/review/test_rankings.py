@@ -81,5 +81,5 @@ def test_ranking_is_one_entry(monkeypatch):
 
 @pytest.mark.parametrize(("dynamics", "expected"), [(True, "consensus"), (False, "self_confidence")])
 def test_choice_suits_the_statistics(dynamics, expected):
-    choice = choose_ranking(5, dynamics)
+    choice = choose_ranking(dynamics)
     assert choice.name == expected and choice.name in RANKINGS and choice.reason

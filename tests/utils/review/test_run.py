@@ -15,7 +15,7 @@ def test_ranking_is_chosen_where_the_true_labels_are_unknown(run):
     (run / "y_train.npy").unlink()
     unknown = load_run(run)
     for chosen in (asked, unknown):
-        assert (chosen.rank_by, chosen.reason) == ("consensus", choose_ranking(3, True).reason)
+        assert (chosen.rank_by, chosen.reason) == ("consensus", choose_ranking(True).reason)
         assert np.array_equal(chosen.score, chosen.rankings["consensus"])
     named = load_run(run, "margin")
     assert (named.rank_by, named.reason) == ("margin", "")
