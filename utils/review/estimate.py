@@ -9,8 +9,8 @@ FACTOR = 1.6
 FLOOR = 0.04
 LEAST_MOST = 0.01  # share of the samples that the upper end is at least
 ENOUGH_AGREEMENT, ENOUGH_PER_CLASS, MOST_CLASSES = 0.6, 100, 20
-NEEDS = (f"--backbone, an agreement of {100 * ENOUGH_AGREEMENT:g} %, {ENOUGH_PER_CLASS} images per class "
-         f"and at most {MOST_CLASSES} classes")
+NEEDS = (f"--backbone, an agreement of {100 * ENOUGH_AGREEMENT:g} %, {ENOUGH_PER_CLASS} images per "
+         f"class and at most {MOST_CLASSES} classes")
 PRIOR = 10.0
 # Probabilities that are enough to fit to; of larger sets, samples are drawn.
 LARGEST = 5_000_000
