@@ -52,7 +52,7 @@ def test_head_is_what_features_are_trained_with_and_everything_follows(finished,
     np.testing.assert_allclose(influence, error_norm**2 * (LENGTH**2 + 1), rtol=1e-5)
     mislabel_analysis.main(["--run", str(finished), "--rank_by", "auto"])
     metrics = json.loads((finished / "report" / "metrics.json").read_text())
-    assert metrics["ranked_by"] == "tracin" and "out_of_fold" in metrics["scores"]
+    assert metrics["ranked_by"] == "consensus" and "out_of_fold" in metrics["scores"]
     assert metrics["scores"]["out_of_fold"]["auroc"] > 0.9
 
 
