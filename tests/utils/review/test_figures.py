@@ -98,7 +98,7 @@ def test_every_label_of_the_curve_is_inside_the_picture(tmp_path, samples):
     for edge in (pixels[:4], pixels[-4:], pixels[:, :4], pixels[:, -4:]):
         assert edge.min() > 250
     assert all(any(text.startswith(f"{name} ") for text in texts(tmp_path / "a.png"))
-               for name in RANKINGS)
+               for name in names)
 
 
 def test_labels_keep_their_order_and_distance():
