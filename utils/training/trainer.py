@@ -5,28 +5,25 @@ import nnabla as nn
 import nnabla.functions as F
 import nnabla.solvers as S
 import numpy as np
+from nnabla.ext_utils import get_extension_context
 
 from utils.training.engines import NnablaEngine, OnnxRuntimeEngine
 
 
 def augment(image: nn.Variable, seed: int) -> nn.Variable:
-    """The images (B, C, H, W), scaled by 0.8 to 1.2 and mirrored at random."""
-    return F.image_augmentation(image, min_scale=0.8, max_scale=1.2, flip_lr=True, seed=seed)
+    """The images (B, C, H, W), scaled by 0.8 to 1.2 and mirrored at random, always by the CPU.
+
+    A GPU would do it image by image, which takes a quarter of an update; the CPU is done before the
+    GPU has computed the update before, and draws the same for both.
+    """
+    with nn.context_scope(get_extension_context("cpu")):
+        return F.image_augmentation(image, min_scale=0.8, max_scale=1.2, flip_lr=True, seed=seed)
 
 
 def batches(order: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
     """Slices of `order` of length `batch_size`; the last may be shorter."""
     for start in range(0, len(order), batch_size):
         yield order[start:start + batch_size]
-
-
-def set_images(entering: nn.Variable, images: np.ndarray, augmented: nn.Variable | None):
-    """Set what enters a network to images (B, ...), or to their `augmented` version."""
-    if augmented is None:
-        entering.d = images
-    else:
-        augmented.parent.inputs[0].d = images
-        augmented.forward()
 
 
 class Trainer:
@@ -95,22 +92,16 @@ class Trainer:
         """Update the parameters once per batch of `order`; yield its indices, logits, loss and rate.
 
         An update is yielded after the next one has begun: while a GPU computes it, the next batch is
-        read and the previous update is reported.
+        read and augmented, and the previous update is reported.
         """
-        augmented: dict[int, nn.Variable] = {}
         begin_update = self.engine.updater(self.solver, self._decay)
-        samples = ((batch, images[batch], labels[batch]) for batch in batches(order, batch_size))
+        samples = self._samples(order, images, labels, batch_size, seeds)
         following: tuple | None = next(samples)
         finished: tuple | None = None
         update = 0
         while following:
             batch, image, label = following
-            entering = self.engine.image(len(batch))
-            if self._augmentation and len(batch) not in augmented:
-                seed = int(seeds[len(augmented)])
-                augmented[len(batch)] = augment(nn.Variable(entering.shape), seed)
-                entering.data = augmented[len(batch)].data
-            set_images(entering, image, augmented.get(len(batch)))
+            self.engine.image(len(batch)).d = image
             self.solver.set_learning_rate(rate(update))
             result = begin_update(label)
             following = next(samples, None)
@@ -121,6 +112,21 @@ class Trainer:
             update += 1
         if finished:
             yield finished
+
+    def _samples(self, order: np.ndarray, images: np.ndarray, labels: np.ndarray, batch_size: int,
+                 seeds: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """For each batch of `order`, its indices, its images as they enter the network, its labels."""
+        augmented: dict[int, nn.Variable] = {}
+        for batch in batches(order, batch_size):
+            image = images[batch]
+            if self._augmentation:
+                if len(batch) not in augmented:
+                    seed = int(seeds[len(augmented)])
+                    augmented[len(batch)] = augment(nn.Variable(image.shape), seed)
+                augmented[len(batch)].parent.inputs[0].d = image
+                augmented[len(batch)].forward()
+                image = augmented[len(batch)].d
+            yield batch, image, labels[batch]
 
     def _decay(self):
         """Add the decay to the gradients."""
