@@ -86,7 +86,7 @@ def load_run(folder: Path, rank_by: str | None = None) -> Run:
     total = scores.load_total(folder, len(dataset.images))
     per_checkpoint = scores.load_per_checkpoint(folder, total, len(dataset.names), dataset.digest())
     arrays.check_annotations(folder, dataset, per_checkpoint.annotations)
-    statistics = dynamics.load(folder, per_checkpoint.run_sha256)
+    statistics = dynamics.load(folder, per_checkpoint.run_sha256, len(dataset.labels))
     without = out_of_fold.load(folder, per_checkpoint.run_sha256,
                                (len(dataset.labels), len(dataset.names)))
     by_name = rankings(total, per_checkpoint, dataset.labels, statistics, without)

@@ -245,11 +245,14 @@ def load_per_checkpoint(folder: Path, total: np.ndarray, classes: int,
         raise UserError(f"{path} holds the scores of other images or labels than those beside it; "
                         "run calculate_score.py again")
     result = PerCheckpoint(**arrays, run_sha256=run, annotations=annotations)
-    if result.epochs.ndim != 1 or result.epochs.dtype.kind not in "iu":
-        raise UserError(f"expected integers (K,) as epochs in {path}, found {result.epochs.dtype} "
-                        f"{result.epochs.shape}; run calculate_score.py again")
+    if result.epochs.ndim != 1 or result.epochs.dtype.kind not in "iu" or not len(result.epochs):
+        raise UserError(f"expected integers (K,) as epochs in {path}, K at least 1, found "
+                        f"{result.epochs.dtype} {result.epochs.shape}; run calculate_score.py again")
     for name in COLUMNS:
         _check(path, getattr(result, name), (len(total), len(result.epochs)))
+    if (result.influence < 0).any():
+        raise UserError(f"expected self-influence of at least 0 in {path}, found "
+                        f"{result.influence.min():g}; run calculate_score.py again")
     _check(path, np.nan_to_num(result.learning_rate), result.epochs.shape)
     _check(path, result.probability, (len(total), classes))
     if not np.allclose(sum_over_checkpoints(result.influence.T), total, rtol=1e-9, atol=0):

@@ -71,10 +71,10 @@ class TrainingDynamics:
         """Read the first `epoch` epochs from an interrupted run's file; returns whether it has them."""
         self.epochs = epoch
         try:
-            kept = load(folder, run)
+            kept = load(folder, run, len(self.loss))
         except UserError:
             kept = None
-        if kept is None or kept.epochs < epoch or len(kept.loss) != len(self.loss):
+        if kept is None or kept.epochs < epoch:
             return False
         for name in ("loss", "margin", "correct"):
             getattr(self, name)[:, :epoch] = getattr(kept, name)[:, :epoch]
@@ -102,15 +102,16 @@ def check_unused(folder: Path, run: str):
                         "--output, or remove it")
 
 
-def load(folder: Path, run: str) -> TrainingDynamics | None:
+def load(folder: Path, run: str, samples: int) -> TrainingDynamics | None:
     """The statistics of a run, or None if there is no file.
 
     Args:
         folder: ``train.py --output``.
         run: the key of the run that the file must belong to (`checkpoint.run_key`).
+        samples: N.
 
     Raises:
-        UserError: the file is damaged, or of another run.
+        UserError: the file is damaged, of another run, or of other samples.
     """
     path = folder / FILE
     if not path.exists():
@@ -125,9 +126,10 @@ def load(folder: Path, run: str) -> TrainingDynamics | None:
     if recorded != run:
         raise UserError(f"{path} belongs to another training run than the scores; remove it to continue "
                         "without it, or train again")
-    if not (loss.dtype == margin.dtype == np.float16 and correct.dtype == bool and loss.ndim == 2
-            and loss.shape == margin.shape == correct.shape):
-        raise UserError(f"expected float16, float16 and bool of one shape (N, E) in {path}, found "
+    if not (loss.dtype == margin.dtype == np.float16 and correct.dtype == bool
+            and loss.shape == margin.shape == correct.shape
+            and loss.ndim == 2 and len(loss) == samples and loss.size):
+        raise UserError(f"expected float16, float16 and bool ({samples}, E) in {path}, found "
                         f"{loss.dtype} {loss.shape}, {margin.dtype} {margin.shape} and {correct.dtype} "
                         f"{correct.shape}; remove it to continue without it, or train again")
     result = TrainingDynamics(*loss.shape)

@@ -118,6 +118,15 @@ def test_nothing_is_estimated_from_too_little(enough, too_little):
     assert estimate(*enough) and estimate(*too_little) is None
 
 
+@pytest.mark.parametrize("classes", [2, 5])
+def test_nothing_is_estimated_by_networks_that_know_only_that_one_class_is_large(classes):
+    labels = np.where(np.arange(3000) % 5, 0, np.arange(3000) // 5 % classes)[:, None]
+    shares = np.bincount(labels[:, 0], minlength=classes) / 3000
+    probability = np.tile(shares, (3000, 1))
+    assert (probability.argmax(axis=1) == labels[:, 0]).mean() >= 0.8
+    assert estimate(probability, labels) is None
+
+
 def test_estimate_is_at_most_the_number_of_samples(monkeypatch):
     monkeypatch.setattr(module, "ENOUGH_AGREEMENT", 0)
     assert estimate(*make(800)).most <= 900

@@ -5,7 +5,7 @@ import pytest
 from datasets import arrays
 from tests.conftest import refused
 from utils.tracin import scores
-from utils.tracin.scores import CheckpointScores
+from utils.tracin.scores import COLUMNS, CheckpointScores
 from utils.tracin.self_influence import Scores
 
 
@@ -76,6 +76,20 @@ def test_missing_details_and_other_arrays_are_refused(run):
         load(run)
     (run / "per_checkpoint.npz").unlink()
     with refused(str(run / "per_checkpoint.npz"), "calculate_score.py"):
+        load(run)
+
+
+@pytest.mark.parametrize(("change", "facts"), [
+    (lambda name, array: array[:, :0] if name in COLUMNS else array[:0], ["(0,)"]),
+    (lambda name, array: -array if name == "influence" else array, ["at least 0", "-"])],
+    ids=["no checkpoint", "negative"])
+def test_scores_that_no_checkpoint_has_are_refused(run, change, facts):
+    with np.load(run / "per_checkpoint.npz") as file:
+        content = {name: change(name, array) if name in (*COLUMNS, "epochs", "learning_rate") else array
+                   for name, array in file.items()}
+    np.savez(run / "per_checkpoint.npz", **content)
+    np.save(run / "influence_all_epoch.npy", content["influence"].sum(axis=1))
+    with refused(str(run / "per_checkpoint.npz"), *facts):
         load(run)
 
 

@@ -34,12 +34,12 @@ def test_huge_numbers_stay_finite():
 
 def test_saved_epochs_are_read_again(recorded, tmp_path):
     recorded.save(tmp_path, "run")
-    again = dynamics.load(tmp_path, "run")
+    again = dynamics.load(tmp_path, "run", 4)
     assert again.epochs == 2
     for name in ("loss", "margin", "correct"):
         assert np.array_equal(getattr(again, name), getattr(recorded, name)[:, :2])
     assert again.loss.dtype == np.float16 and again.correct.dtype == bool
-    assert dynamics.load(tmp_path / "elsewhere", "run") is None
+    assert dynamics.load(tmp_path / "elsewhere", "run", 4) is None
 
 
 def test_interrupted_run_goes_on_from_any_recorded_epoch(recorded, tmp_path):
@@ -63,9 +63,13 @@ def test_interrupted_run_goes_on_from_any_recorded_epoch(recorded, tmp_path):
      r"float64 \(4, 2\)"),
     (lambda path: np.savez(path, **{**np.load(path), "margin": np.zeros((4, 1), np.float16)}),
      r"float16 \(4, 1\)"),
+    (lambda path: np.savez(path, **{name: array[:3] if array.ndim else array
+                                    for name, array in np.load(path).items()}), r"\(3, 2\)"),
+    (lambda path: np.savez(path, **{name: array[:, :0] if array.ndim else array
+                                    for name, array in np.load(path).items()}), r"\(4, 0\)"),
 ])
 def test_files_that_do_not_fit_are_refused(recorded, tmp_path, damage, value):
     recorded.save(tmp_path, "run")
     damage(tmp_path / "training_dynamics.npz")
     with pytest.raises(UserError, match=value):
-        dynamics.load(tmp_path, "run")
+        dynamics.load(tmp_path, "run", 4)
