@@ -6,16 +6,19 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from utils import mpi
 from utils.errors import UserError, exit_code
 from utils.startup import ROOT, accept_interrupts, open_streams
 
 UNSET = object()
 BROKEN_PIPE, INTERRUPTED = 141, 130  # as shells report SIGPIPE and SIGINT
+FIRST_SPEAKS = 1.0  # seconds that other ranks of an MPI job wait before they print an error
 BOOLEANS = "A flag with [True|False] may stand alone for True, or be negated: --no-flag."
 
 
@@ -302,6 +305,7 @@ def run(main: Callable[[], object], after_interrupt: Callable[[], str] = run_aga
             stream.reconfigure(errors="backslashreplace")
     code: Any = 0
     try:
+        mpi.start()
         main()
     except SystemExit as end:  # after --help and --version
         code = end.code
@@ -318,6 +322,7 @@ def run(main: Callable[[], object], after_interrupt: Callable[[], str] = run_aga
     except ValueError:  # `main` closed it
         pass
     if code:
+        mpi.end(code)
         sys.exit(code)
 
 
@@ -331,6 +336,8 @@ def _report(error: UserError | OSError | MemoryError) -> int:
 
 
 def _fail(message: str, code: int) -> int:
+    if mpi.launched_rank():  # what fails everywhere is said once: the first rank ends the others
+        time.sleep(FIRST_SPEAKS)
     try:
         print(f"{sys.argv[0]}: {message}", file=sys.stderr, flush=True)
     except OSError:  # the code is all that can be said
