@@ -1,5 +1,7 @@
 """One epoch of training and one pass over the test set."""
+import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import nnabla as nn
 import nnabla.functions as F
@@ -13,8 +15,8 @@ from utils.training.engines import NnablaEngine, OnnxRuntimeEngine
 def augment(image: nn.Variable, seed: int) -> nn.Variable:
     """The images (B, C, H, W), scaled by 0.8 to 1.2 and mirrored at random, always by the CPU.
 
-    A GPU would do it image by image, which takes a quarter of an update; the CPU is done before the
-    GPU has computed the update before, and draws the same for both.
+    A GPU would do it image by image, which takes a quarter of an update; the CPU does it while the GPU
+    computes, and draws the same for both.
     """
     with nn.context_scope(get_extension_context("cpu")):
         return F.image_augmentation(image, min_scale=0.8, max_scale=1.2, flip_lr=True, seed=seed)
@@ -91,25 +93,27 @@ class Trainer:
                  ) -> Iterator[tuple[np.ndarray, np.ndarray, float, float]]:
         """Update the parameters once per batch of `order`; yield its indices, logits, loss and rate.
 
-        An update is yielded after the next one has begun: while a GPU computes it, the next batch is
-        read and augmented, and the previous update is reported.
+        An update is yielded after the next one has begun.  A thread reads and augments the batch after
+        that.
         """
         begin_update = self.engine.updater(self.solver, self._decay)
         samples = self._samples(order, images, labels, batch_size, seeds)
-        following: tuple | None = next(samples)
         finished: tuple | None = None
-        update = 0
-        while following:
-            batch, image, label = following
-            self.engine.image(len(batch)).d = image
-            self.solver.set_learning_rate(rate(update))
-            result = begin_update(label)
-            following = next(samples, None)
-            if finished:
-                yield finished
-            # Waits for the GPU.
-            finished = (batch, *result(), self.solver.learning_rate())
-            update += 1
+        with ThreadPoolExecutor(1) as pool:
+            following = pool.submit(next, samples, None)
+            for update in itertools.count():
+                entering = following.result()
+                if entering is None:
+                    break
+                batch, image, label = entering
+                self.engine.image(len(batch)).d = image
+                following = pool.submit(next, samples, None)  # may overwrite `image`
+                self.solver.set_learning_rate(rate(update))
+                result = begin_update(label)
+                if finished:
+                    yield finished
+                # Waits for the GPU.
+                finished = (batch, *result(), self.solver.learning_rate())
         if finished:
             yield finished
 
