@@ -4,7 +4,7 @@
 # make test   ruff, mypy and the tests
 # make bench  how fast training steps and scores are computed, in six minutes
 # make experiment  which ranking finds mislabelled CIFAR-10 images best, with and without a backbone, in
-#             100 minutes; run it again to resume; where there is no network, with DATA=cifar-10-python.tar.gz
+#             80 minutes; run it again to resume; where there is no network, with DATA=cifar-10-python.tar.gz
 # make headline [RUN=folder]  train, score and analyse all of CIFAR-10, in six hours, and draw the README's
 #             figures; run it again to resume; where there is no network, with DATA=...
 # make setup  only make .venv, with Python 3.10, and install what the suite needs
