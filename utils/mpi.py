@@ -6,11 +6,12 @@ that a rank starts itself are no ranks.
 import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from utils.errors import UserError
-from utils.processes import available_cores
+from utils.processes import available_cores, logical_cores
 
 # Number of ranks and own rank, as Open MPI, MPICH (and Intel MPI), MVAPICH and Slurm tell them.
 LAUNCHERS = [("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK"),
@@ -57,6 +58,7 @@ def start():
     global _job
     size = launched()
     if size == 1:
+        _tell_binding(logical_cores())
         return
     try:
         from mpi4py import MPI
@@ -68,8 +70,12 @@ def start():
         raise UserError(f"expected {size} ranks, as the launcher says, found {comm.size} by mpi4py, "
                         "which uses another MPI; start with the mpirun that belongs to it")
     here = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    _job = Job(comm.rank, size, here.rank, here.size, _share(here), comm)
-    if _job.rank:
+    bound = here.allgather(logical_cores())
+    share = max(1, available_cores() // bound.count(bound[here.rank]))
+    _job = Job(comm.rank, size, here.rank, here.size, share, comm)
+    if _job.rank == 0:
+        _tell_binding(set.union(*bound))
+    else:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
@@ -85,10 +91,18 @@ def launched_rank() -> int:
     return max([int(rank) for rank in ranks if rank.isdecimal()], default=0)
 
 
-def _share(here: Any) -> int:
-    """The cores for each rank of a machine: those it is bound to, by as many ranks as share them."""
-    bound = here.allgather(sorted(os.sched_getaffinity(0)))
-    return max(1, available_cores() // bound.count(bound[here.rank]))
+def _tell_binding(bound: set[int]):
+    """Say so if Open MPI binds this machine's ranks to fewer cores than its launcher, their parent.
+
+    That is its default for one or two ranks.
+    """
+    if "OMPI_COMM_WORLD_SIZE" not in os.environ:
+        return
+    with suppress(OSError):  # the parent may belong to another container
+        used, could = (available_cores(logical=cores) for cores in (bound, logical_cores(os.getppid())))
+        if used < could:
+            print(f"note: mpirun bound the ranks of this machine to {used} of its {could} cores; "
+                  "start it with --bind-to none to use them all", flush=True)
 
 
 def wait_for_all():
