@@ -1,4 +1,3 @@
-import importlib.util
 import os
 import re
 import shutil
@@ -17,14 +16,9 @@ import train
 from datasets import arrays
 from models.registry import build_network
 from tests.conftest import ROOT, children, gone, make_dataset, refused
+from tests.mpi import MPIRUN, SECONDS, needs_mpi
 from utils import mpi
 from utils.tracin.scoring import ScoringPlan
-
-MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-LIMIT = 120  # seconds after which a job hangs
-needs_mpi = pytest.mark.skipif(
-    not (MPIRUN and importlib.util.find_spec("mpi4py")),
-    reason="needs mpi4py and mpirun: pip install -r requirements-mpi.txt")
 
 
 def start(*words, **options) -> subprocess.Popen:
@@ -40,7 +34,7 @@ def start(*words, **options) -> subprocess.Popen:
 def end(job: subprocess.Popen) -> tuple[int, str, str]:
     """The exit code and the outputs of a job, which is killed if it hangs."""
     try:
-        said, complaints = job.communicate(timeout=LIMIT)
+        said, complaints = job.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
         ranks = children(job.pid)
         job.kill()
@@ -143,7 +137,7 @@ def rank_of(process: int) -> str:
 def test_killed_rank_ends_the_job_which_can_be_resumed(larger_run, tmp_path):
     flags = ["--layers", "all", "--engine", "nnabla"]
     words = scoring(larger_run / "run", tmp_path / "scores", *flags)
-    job, deadline = start("-n", 2, sys.executable, *words), time.monotonic() + LIMIT
+    job, deadline = start("-n", 2, sys.executable, *words), time.monotonic() + SECONDS
     first = tmp_path / "scores" / "000001_scores.npz"
     while not first.exists() and job.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -219,7 +213,7 @@ def test_missing_mpi4py_is_told_once_instead_of_running_twice(without_mpi4py, ru
 @pytest.mark.parametrize("environment", [{}, {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}])
 def test_one_process_does_not_need_mpi4py(without_mpi4py, run, tmp_path, environment):
     subprocess.run([sys.executable, *scoring(run, tmp_path / "new", "--epochs", "1")], check=True,
-                   env={**os.environ, **without_mpi4py, **environment}, timeout=LIMIT)
+                   env={**os.environ, **without_mpi4py, **environment}, timeout=SECONDS)
     assert np.array_equal(np.load(tmp_path / "new" / "influence_all_epoch.npy"),
                           np.load(run / "000001_influence.npy"))
 

@@ -352,7 +352,8 @@ def _fail(message: str, code: int) -> int:
     if mpi.launched_rank():  # what fails everywhere is said once: the first rank ends the others
         time.sleep(FIRST_SPEAKS)
     try:
-        print(f"{sys.argv[0]}: {message}", file=sys.stderr, flush=True)
+        if mpi.speaks():
+            print(f"{sys.argv[0]}: {message}", file=sys.stderr, flush=True)
     except OSError:  # the code is all that can be said
         _discard(sys.stderr)
     return code

@@ -1,5 +1,5 @@
 """Tasks spread over processes or, in an MPI job, over its ranks."""
-import socket
+import platform
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from utils.errors import RunError, UserError, exit_code
 from utils.files import spot_check
-from utils.mpi import job, wait_for_all
+from utils.mpi import job, other_files, wait_for_all
 from utils.processes import begin, call, run_in_processes
 
 Plan = TypeVar("Plan")
@@ -41,7 +41,7 @@ def _run_on_ranks(make: Callable[[Plan], Callable[..., Result]], plan: Plan, tas
     if not tasks:
         return
     waiting, ended = deque(tasks), SimpleQueue[tuple[tuple, Any]]()
-    checked = make, plan, {path: spot_check(path) for path in files}, socket.gethostname()
+    checked = make, plan, {path: spot_check(path) for path in files}, platform.node()
     _tell_ranks(go_on=True)
     executor = MPICommExecutor(job().comm, initializer=begin, initargs=(_make_checked, checked))
     pool = executor.__enter__()
@@ -76,11 +76,9 @@ def _run_on_ranks(make: Callable[[Plan], Callable[..., Result]], plan: Plan, tas
 def _make_checked(checked: tuple[Callable, object, Mapping[Path, str], str]) -> Callable:
     """Make a rank's function if it sees the first one's files."""
     make, plan, seen, host = checked
-    for path, content in seen.items():
-        found = spot_check(path)
-        if found != content:
-            raise UserError(f"expected {path} as on {host}, found {'another' if found else 'none'}; "
-                            "give a folder that all machines share")
+    problem = other_files(seen, host)
+    if problem:
+        raise UserError(problem)
     return make(plan)
 
 
@@ -90,7 +88,7 @@ def _call_named(*task: object) -> object:
         return call(*task)
     except UserError as error:
         kind = RunError if exit_code(error) == RunError.code else UserError
-        raise kind(f"rank {job().rank} on {socket.gethostname()}: {error}") from None
+        raise kind(f"rank {job().rank} on {platform.node()}: {error}") from None
 
 
 def lead(main: Callable[[], object]):

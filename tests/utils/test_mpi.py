@@ -4,17 +4,21 @@ import pytest
 
 from utils import mpi
 
+# Environment, number of ranks, own rank, and whether it speaks where there is no mpi4py.
 ENVIRONMENTS = [
-    ({}, 1, 0),
-    ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}, 4, 3),  # Open MPI's mpirun
-    ({"PMI_SIZE": "4", "PMI_RANK": "3"}, 4, 3),  # those of MPICH and Intel
-    ({"MV2_COMM_WORLD_SIZE": "4", "MV2_COMM_WORLD_RANK": "3"}, 4, 3),
-    ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}, 4, 3),  # srun
-    ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, 1, 0),  # a batch script: one process starts the others
-    ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, 1, 0),  # srun -n1
+    ({}, 1, 0, True),
+    ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}, 4, 3,
+     False),  # Open MPI's mpirun
+    ({"PMI_SIZE": "4", "PMI_RANK": "3", "MPI_LOCALRANKID": "0"}, 4, 3, True),  # those of MPICH and Intel
+    ({"MV2_COMM_WORLD_SIZE": "4", "MV2_COMM_WORLD_RANK": "3"}, 4, 3, True),
+    ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "3"}, 4, 3,
+     False),  # srun
+    # A batch script: one process, which starts others.
+    ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, 1, 0, True),
+    ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, 1, 0, True),  # srun -n1
     ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "OMPI_COMM_WORLD_SIZE": "4",
-      "OMPI_COMM_WORLD_RANK": "3"}, 4, 3),  # mpirun in an interactive step
-    ({"PMI_SIZE": "damaged", "PMI_RANK": ""}, 1, 0),
+      "OMPI_COMM_WORLD_RANK": "3"}, 4, 3, True),  # mpirun in an interactive step
+    ({"PMI_SIZE": "damaged", "PMI_RANK": ""}, 1, 0, True),
 ]
 
 
@@ -25,11 +29,12 @@ def no_launcher(monkeypatch):
             monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.parametrize(("environment", "size", "rank"), ENVIRONMENTS)
-def test_launchers_are_known_by_their_environment(no_launcher, monkeypatch, environment, size, rank):
+@pytest.mark.parametrize(("environment", "size", "rank", "speaks"), ENVIRONMENTS)
+def test_launchers_are_known_by_their_environment(no_launcher, monkeypatch, environment, size, rank,
+                                                  speaks):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert (mpi.launched(), mpi.launched_rank()) == (size, rank)
+    assert (mpi.launched(), mpi.launched_rank(), mpi.speaks()) == (size, rank, speaks)
 
 
 @pytest.mark.parametrize(("own", "parents", "size", "told"), [
