@@ -5,12 +5,12 @@ import pytest
 
 import train
 from tests.conftest import refused
-from utils.training import settings
+from utils import mpi
 
 
 @pytest.fixture(autouse=True)
 def _three_cores(monkeypatch):
-    monkeypatch.setattr(settings, "available_cores", lambda: 3)
+    monkeypatch.setattr(mpi, "available_cores", lambda: 3)
 
 
 def chosen(run, *flags, context="cpu"):
