@@ -125,8 +125,8 @@ def train_and_evaluate(chosen: TrainSettings):
     trainer.share()
     done = len(log.history)
     if first:
-        print(f"{settings.model} on {where} by {settings.engine}, {f'{ranks.size} ranks, ' if ranks else ''}"
-              f"--workers {settings.workers}: {flags.describe(dataset)}, augmentation "
+        print(f"{settings.model} on {where} by {settings.engine}, --workers {settings.workers}"
+              f"{f', {ranks.size} ranks' if ranks else ''}: {flags.describe(dataset)}, augmentation "
               f"{'on' if settings.data.augmentation else 'off'}, batch {settings.train_batch_size}, "
               f"{done} of {settings.train_epochs} epochs done", flush=True)
     for epoch in range(done, settings.train_epochs):

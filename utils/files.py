@@ -15,6 +15,8 @@ import numpy as np
 
 from utils.errors import RunError, UserError
 
+SPOTS, SPOT_BYTES = 256, 1 << 16  # of `spot_check`
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -117,6 +119,24 @@ def sha256(path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+    return digest.hexdigest()
+
+
+def spot_check(path: Path) -> str:
+    """SHA-256 of a file's size and of evenly spread blocks, at most 16 MiB; empty if it cannot be read.
+
+    It tells whether two machines see the same file, in less time than hashing the file whole.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest.update(str(size).encode())
+            for number in range(SPOTS):
+                file.seek(max(0, size - SPOT_BYTES) * number // (SPOTS - 1))
+                digest.update(file.read(SPOT_BYTES))
+    except OSError:
+        return ""
     return digest.hexdigest()
 
 

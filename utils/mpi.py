@@ -3,14 +3,10 @@
 Without a launcher there is one rank, and mpi4py is not needed.  `utils.cli.run` calls `start`; processes
 that a rank starts itself are no ranks.
 """
-import hashlib
 import os
-import platform
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
@@ -20,8 +16,6 @@ from utils.processes import available_cores
 LAUNCHERS = [("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK"),
              ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"), ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")]
 POLL_SECONDS = 0.01  # MPI's own waiting would keep a core busy
-# What ranks compare of a file: all of it up to BLOCKS * BLOCK bytes, else so many blocks, evenly spread.
-BLOCKS, BLOCK = 256, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -109,42 +103,3 @@ def end(code: int):
     """End all ranks at once, with an exit code."""
     if job().size > 1:
         job().comm.Abort(code)
-
-
-def check_same_files(paths: Iterable[Path]):
-    """Check that every rank sees the files that the first one sees: their sizes and some blocks of them.
-
-    Args:
-        paths: what the first rank passes counts; those that it does not find are left out.
-
-    Raises:
-        UserError: a rank sees another file, or none; raised on all ranks.
-    """
-    comm = job().comm
-    if comm is None:
-        return
-    expected = {path: found for path in paths if (found := _fingerprint(path))} if not job().rank else {}
-    problem = ""
-    for path, fingerprint in comm.bcast(expected).items():
-        if not problem and (found := _fingerprint(path)) != fingerprint:
-            problem = f"{'another file' if found else 'none'} at {path.absolute()}"
-    for rank, (host, found_there) in enumerate(comm.allgather((platform.node(), problem))):
-        if found_there:
-            raise UserError(f"expected every rank to see the files of rank 0, found {found_there} on "
-                            f"{host} (rank {rank}); give folders that all machines share")
-
-
-def _fingerprint(path: Path) -> tuple[int, str] | None:
-    """Size and digest of a file's blocks; None if it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            last = max(0, size - BLOCK)
-            step = max(BLOCK, last // (BLOCKS - 1))
-            for start in [*range(0, last, step), last]:
-                file.seek(start)
-                digest.update(file.read(BLOCK))
-    except OSError:
-        return None
-    return size, digest.hexdigest()

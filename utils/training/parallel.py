@@ -7,6 +7,7 @@ end.  The first rank reads and writes the data, and the others map what it wrote
 import hashlib
 import platform
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import nnabla as nn
@@ -15,7 +16,8 @@ import numpy as np
 from datasets import arrays
 from datasets.arrays import Dataset
 from utils import mpi
-from utils.errors import RunError
+from utils.errors import RunError, UserError
+from utils.files import spot_check
 from utils.training.checkpoint import Description
 from utils.training.settings import RunSettings, TrainSettings
 
@@ -159,8 +161,10 @@ def hand_out(settings: RunSettings, description: Description):
     """
     mpi.wait_for_all()
     if mpi.job().size > 1:
-        mpi.job().comm.bcast((settings, description))
-        mpi.check_same_files([settings.output / name for name in DATA_FILES])
+        paths = [settings.output / name for name in DATA_FILES]
+        seen = {path: spot_check(path) for path in paths if path.exists()}
+        mpi.job().comm.bcast((settings, description, seen, platform.node()))
+        _check_files(seen, platform.node())
 
 
 def receive(own: TrainSettings) -> tuple[RunSettings, Dataset, Description]:
@@ -176,8 +180,21 @@ def receive(own: TrainSettings) -> tuple[RunSettings, Dataset, Description]:
         UserError: this rank or another sees other files than the first, or none.
     """
     mpi.wait_for_all()
-    settings, description = mpi.job().comm.bcast(None)
-    mpi.check_same_files([])
+    settings, description, seen, host = mpi.job().comm.bcast(None)
+    _check_files(seen, host)
     settings = replace(settings, context=own.context, device_id=own.device_id, engine=own.engine,
                        workers=own.workers)
     return settings, arrays.load(settings.output, test=True), description
+
+
+def _check_files(seen: dict[Path, str], host: str):
+    """Check that this rank sees what the first one, on `host`, has seen; all ranks raise the same."""
+    problem, there = "", mpi.job()
+    for path, content in seen.items():
+        found = spot_check(path)
+        if found != content and not problem:
+            problem = (f"expected {path} as on {host}, found {'another' if found else 'none'} on "
+                       f"{platform.node()} (rank {there.rank}); give a folder that all machines share")
+    found_by_all = [one for one in there.comm.allgather(problem) if one]
+    if found_by_all:
+        raise UserError(found_by_all[0])
