@@ -93,7 +93,7 @@ class Ranks:
         if variables:
             flat = _flatten(variables).astype(np.float64)
             self._sum(flat)
-            _assign(variables, flat / self.size)
+            _assign(variables, (flat / self.size).astype(np.float32))  # NNabla would keep more digits
 
     def broadcast(self, variables: list[nn.Variable]):
         """Give variables the values that they have on the first rank."""
