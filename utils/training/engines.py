@@ -22,8 +22,9 @@ from utils.training.dynamics import loss_and_margin
 HALF_LOSS_SCALE = 2.0**15
 
 Result = tuple[np.ndarray, float]  # logits (B, C) and mean loss of a batch
-# Makes the gradients of a rank's part of a batch those of the batch; takes and returns their logits.
-Average = Callable[[np.ndarray], np.ndarray]
+# Changes the gradients of a rank's part of a batch, in the order of the scope, to those of the batch in
+# place; takes the logits of the part, (b, C), and returns those of the batch.
+Average = Callable[[list[np.ndarray], np.ndarray], np.ndarray]
 
 
 class Update(Protocol):
@@ -79,6 +80,7 @@ class NnablaEngine:
         self._loss_scale = HALF_LOSS_SCALE if half else 1.0
         self._graphs: dict[tuple[int, bool], Graph] = {}
         self.classes = self._graph(1, test=True).logits.shape[1]  # creates the parameters
+        self._trained = list(nn.get_parameters().values())
 
     def _graph(self, batch_size: int, test: bool) -> Graph:
         key = batch_size, test
@@ -108,7 +110,8 @@ class NnablaEngine:
                 if graph:
                     graph.loss.backward(grad=scale, clear_buffer=scale == 1)
                 if average:
-                    whole[:] = [average(graph.logits.d if graph else no_logits(self.classes))]
+                    whole[:] = [average([parameter.g for parameter in self._trained],
+                                        graph.logits.d if graph else no_logits(self.classes))]
             if graph:
                 graph.label.d = labels
                 graph.loss.forward(clear_no_need_grad=True)
@@ -208,7 +211,7 @@ class OnnxRuntimeEngine:
             if len(labels):
                 logits, loss = self._gradients(self.image(len(labels)).d, labels)
             if average:
-                logits = average(logits)
+                logits = average(self._gradients.gradients, logits)
             decay()
             solver.update()
             return lambda: (logits, loss)

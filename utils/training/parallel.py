@@ -47,7 +47,7 @@ class Ranks:
         """This rank's part of a batch, which is empty if there are too few samples."""
         return np.array_split(batch, self.size)[self.rank]
 
-    def average_gradients(self, parameters: list[nn.Variable], logits: np.ndarray,
+    def average_gradients(self, gradients: list[np.ndarray], logits: np.ndarray,
                           batch_size: int) -> np.ndarray:
         r"""Replace the gradients of the ranks' parts by those of the batch, in one all-reduce.
 
@@ -56,14 +56,14 @@ class Ranks:
         .. math:: g = \sum_r \frac{B_r}{B} g_r .
 
         Args:
-            parameters: their ``.g`` is replaced; without samples it does not count.
+            gradients: those of this rank, to be changed in place; without samples they do not count.
             logits: of this rank's part, (B_r, C).
             batch_size: B.
 
         Returns:
             The logits of the batch, float32 (B, C).
         """
-        ends = np.cumsum([parameter.size for parameter in parameters])
+        ends = np.cumsum([gradient.size for gradient in gradients])
         total, classes = int(ends[-1]), logits.shape[1]
         size = total + batch_size * classes
         if len(self._buffer) < size:
@@ -71,17 +71,16 @@ class Ranks:
         buffer = self._buffer[:size]
         slices = np.split(buffer[:total], ends[:-1])
         if len(logits):
-            for parameter, own in zip(parameters, slices, strict=True):
-                # In half precision the gradients can be of that type.
-                np.multiply(parameter.g.ravel(), len(logits) / batch_size, out=own, dtype=np.float32)
+            for gradient, own in zip(gradients, slices, strict=True):
+                np.multiply(gradient.ravel(), np.float32(len(logits) / batch_size), out=own)
         else:
             buffer[:total] = 0
         whole = buffer[total:].reshape(batch_size, classes)
         whole[...] = 0  # a number plus zeros is the number, to the bit
         whole[self.part(np.arange(batch_size))] = logits
         self._sum(buffer)
-        for parameter, sum_ in zip(parameters, slices, strict=True):
-            parameter.g = sum_.reshape(parameter.shape)
+        for gradient, averaged in zip(gradients, slices, strict=True):
+            gradient[...] = averaged.reshape(gradient.shape)
         return whole.copy()
 
     def average(self, variables: list[nn.Variable]):

@@ -46,7 +46,6 @@ class Trainer:
         self._augmentation = augmentation
         self._seed = seed
         self._ranks = ranks
-        self._trained = list(nn.get_parameters().values())
         self.solver = S.Momentum(momentum=0.9)
         self.solver.set_parameters(nn.get_parameters())
         # Another solver, because one decays all of its parameters.
@@ -141,8 +140,8 @@ class Trainer:
         ranks = self._ranks
         if not ranks:
             return begin_update(label)
-        result = begin_update(label, lambda logits: ranks.average_gradients(
-            self._trained, logits, len(labels)))
+        result = begin_update(label, lambda gradients, logits: ranks.average_gradients(
+            gradients, logits, len(labels)))
 
         def wait() -> Result:
             logits, _ = result()
