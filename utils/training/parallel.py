@@ -72,7 +72,7 @@ class Ranks:
         slices = np.split(buffer[:total], ends[:-1])
         if len(logits):
             for gradient, own in zip(gradients, slices, strict=True):
-                np.multiply(gradient.ravel(), np.float32(len(logits) / batch_size), out=own)
+                np.multiply(gradient.ravel(), len(logits) / batch_size, out=own, dtype=np.float32)
         else:
             buffer[:total] = 0
         whole = buffer[total:].reshape(batch_size, classes)
