@@ -117,7 +117,8 @@ def training(updates: int) -> dict[str, dict]:
     for name, (model, nmaps) in MODEL_CASES.items():
         count = updates if model != "head" else 20 * updates
         for place, (ranks, threads) in PLACES.items():
-            output = run(ranks, "-m", "tests.benchmarks.mpi", "--here", model, nmaps or 0, threads, count)
+            output = run(ranks, "-m", "tests.benchmarks.mpi", "--here", model, nmaps or 0, threads,
+                         count)
             one = json.loads(output.splitlines()[-1])
             print(f"| {name} | {place} | {BATCH / one['update']:,.0f} | {one['update'] * 1e3:.1f} | "
                   f"{one['wait'] * 1e3:.2f} | {one['average'] * 1e3:.2f} | "
@@ -164,10 +165,10 @@ def project(per_image: float, size: int, ranks: int, samples: int,
 def projection(found: dict[str, dict]):
     """Print what an epoch would take by up to 256 ranks."""
     network = Network()
-    print("\nA projection, not a measurement: time of an epoch = compute / R + all-reduce(R), a core per "
-          f"rank, batch {BATCH}, all-reduce in a ring: 2 (R-1)/R bytes/bandwidth + 2 (R-1) latency, at "
-          f"{network.bandwidth * 8 / 1e9:g} Gbit/s and {network.latency * 1e6:g} us; compute per image as "
-          f"measured with 2 ranks, though parts of fewer than {BATCH // 2} images are slower")
+    print("\nA projection, not a measurement: time of an epoch = compute / R + all-reduce(R), a core "
+          f"per rank, batch {BATCH}, ring all-reduce: 2 (R-1)/R bytes/bandwidth + 2 (R-1) latency, at "
+          f"{network.bandwidth * 8 / 1e9:g} Gbit/s and {network.latency * 1e6:g} us; compute per image "
+          f"as measured with 2 ranks, though parts of fewer than {BATCH // 2} images are slower")
     for name, one in found.items():
         per_image = 2 * (one["update"] - one["wait"] - one["average"]) / BATCH
         print(f"\n| {name}, {one['bytes'] / 1e6:.2f} MB: ranks | " + " | ".join(
