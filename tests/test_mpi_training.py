@@ -110,11 +110,29 @@ def train_half(kind: str, ranks: parallel.Ranks | None) -> np.ndarray:
     return parameters()["affine/affine/W"]
 
 
+def augmented(ranks: parallel.Ranks | None) -> np.ndarray:
+    """What enters the network of an image that all samples are, (N, 3, 32, 32), in the second epoch."""
+    nn.clear_parameters()
+    images = np.broadcast_to(make_dataset().images[:1], (16, 3, 32, 32))
+
+    @Network
+    def network(x, test=False):
+        return PF.affine(x, 2, name="affine"), x
+    trainer, entered = Trainer(ENGINES["nnabla"].make(network, 1, False), True, 0, ranks=ranks), []
+    size = 8 // ranks.size if ranks else 8
+
+    def rate(update):
+        entered.append(trainer.engine.image(size).d.copy())
+        return 1e-6
+    trainer.train_epoch(1, images, np.zeros((16, 1), int), 8, rate, lambda *numbers: None)
+    return np.concatenate(entered)
+
+
 def everything(ranks: parallel.Ranks | None) -> dict[str, np.ndarray]:
     found = {f"{engine}/{name}": value for engine in ENGINES
              for name, value in train_head(engine, ranks).items()}
     return found | {"evaluated": evaluate(ranks), "predicted": predict(ranks),
-                    "half": train_half("half", ranks)}
+                    "half": train_half("half", ranks), "augmented": augmented(ranks)}
 
 
 def averages(ranks: parallel.Ranks) -> dict[str, np.ndarray]:
@@ -179,6 +197,13 @@ def test_test_pass_and_predictions_out_of_fold_have_the_bits_of_one_rank(found):
         assert np.array_equal(found[0][name], found[1][name]), name
         assert np.array_equal(found[0][name], found[2][name]), name
     assert found[2]["predicted"].std(axis=0).max() > 0.001
+
+
+def test_each_rank_augments_its_own_images(found):
+    first, second, alone = (ranks["augmented"] for ranks in found)
+    assert len(first) == len(second) == 8 and len(alone) == 16
+    images = np.concatenate([first, second, alone]).reshape(32, -1)
+    assert len(np.unique(images, axis=0)) == 32
 
 
 def test_overflow_on_one_rank_is_one_of_all(found):

@@ -68,6 +68,14 @@ def test_change_of_a_resumed_run_is_told(run):
     assert (engine, workers) == ("onnxruntime", 3) and "nnabla" in told
 
 
+def test_other_number_of_ranks_is_told(run):
+    record(run, workers=3, ranks=2)
+    engine, workers, told = chosen(run)
+    assert (engine, workers) == ("onnxruntime", 3) and {"1", "2"} <= set(told)
+    record(run, workers=3, ranks=None)  # of an earlier version
+    assert chosen(run) == ("onnxruntime", 3, "")
+
+
 @pytest.mark.parametrize(("engine", "context", "remedies"), [
     ("onnxruntime", "cudnn", ["-c cpu", "--engine nnabla"]),
     ("\x1b[2Jnew", "cpu", ["--engine onnxruntime"])])
