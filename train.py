@@ -122,20 +122,21 @@ def train_and_evaluate(chosen: TrainSettings):
         save_data(settings, dataset, description)
         parallel.hand_out(settings, description)
     log, record = start_or_resume(settings, trainer, dataset, run_key(description))
-    trainer.share()
     done = len(log.history)
     if first:
         print(f"{settings.model} on {where} by {settings.engine}, --workers {settings.workers}"
               f"{f', {ranks.size} ranks' if ranks else ''}: {flags.describe(dataset)}, augmentation "
               f"{'on' if settings.data.augmentation else 'off'}, batch {settings.train_batch_size}, "
               f"{done} of {settings.train_epochs} epochs done", flush=True)
+    trainer.share()
     for epoch in range(done, settings.train_epochs):
         rate = train_epoch(settings, trainer, dataset, log, record, epoch)
-        if record and ((epoch + 1) % settings.model_save_interval == 0
-                       or epoch + 1 == settings.train_epochs):
-            record.save(settings.output, run_key(description))
-            save_checkpoint(settings.model_save_path, trainer.solver, replace(
-                description, epoch=epoch + 1, learning_rate=rate, history=log.history))
+        if (epoch + 1) % settings.model_save_interval == 0 or epoch + 1 == settings.train_epochs:
+            if record:
+                record.save(settings.output, run_key(description))
+                save_checkpoint(settings.model_save_path, trainer.solver, replace(
+                    description, epoch=epoch + 1, learning_rate=rate, history=log.history))
+            mpi.wait_for_all()
     probability = predict_out_of_fold(settings, network, dataset, ranks)
     if not first:
         return

@@ -76,7 +76,7 @@ class Ranks:
         else:
             buffer[:total] = 0
         whole = buffer[total:].reshape(batch_size, classes)
-        whole[...] = 0  # a number plus zeros is the number, to the bit
+        whole[...] = 0  # a number plus zeros is that number
         whole[self.part(np.arange(batch_size))] = logits
         self._sum(buffer)
         for gradient, averaged in zip(gradients, slices, strict=True):
@@ -97,6 +97,7 @@ class Ranks:
     def broadcast(self, variables: list[nn.Variable]):
         """Give variables the values that they have on the first rank."""
         flat = _flatten(variables)
+        mpi.wait_for_all()
         self._comm.Bcast(flat)
         _assign(variables, flat)
 
