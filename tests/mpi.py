@@ -19,11 +19,10 @@ needs_mpi = pytest.mark.skipif(bool(MISSING), reason=f"needs {' and '.join(MISSI
 SECONDS = 120
 
 
-def mpirun(ranks: int, *words: object, folder: Path = ROOT,
-           seconds: float = SECONDS) -> subprocess.CompletedProcess:
-    """Run Python with these words by so many ranks, for at most so many seconds."""
+def mpirun(ranks: int, *words: object, folder: Path = ROOT) -> subprocess.CompletedProcess:
+    """Run Python with these words by so many ranks, and wait."""
     environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
                    "PYTHONPATH": str(ROOT)}
     options = ["--bind-to", "none", "--oversubscribe", "-n", str(ranks)]
     return subprocess.run([str(MPIRUN), *options, sys.executable, *map(str, words)], cwd=folder,
-                          env=environment, capture_output=True, text=True, timeout=seconds, check=False)
+                          env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)

@@ -100,7 +100,7 @@ def train_here(model: str, nmaps: int | None, threads: int, updates: int):
 def run(ranks: int, *words: object) -> str:
     """The output of Python, by so many ranks of a job or without MPI."""
     if ranks > 1:
-        done = mpirun(ranks, *words, seconds=3600)
+        done = mpirun(ranks, *words)
     else:
         done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True,
                               check=False)
