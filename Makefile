@@ -64,7 +64,7 @@ headline: .venv/installed
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/tested: requirements-test.txt .venv/installed
+.venv/tested: requirements-test.txt requirements-mpi.txt .venv/installed
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	@touch $@
 

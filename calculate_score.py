@@ -16,9 +16,10 @@ from models.registry import Network, build_network
 from utils import cli
 from utils.cli import Parser
 from utils.context import current_context, set_context
+from utils.errors import UserError
 from utils.files import check_folder
 from utils.graph.functions import fingerprint
-from utils.processes import available_cores
+from utils.mpi import job
 from utils.tracin import explanations, scores
 from utils.tracin.chosen import check_chosen, choose
 from utils.tracin.engines import ENGINES, choose_engine
@@ -50,8 +51,9 @@ def main(argv: Sequence[str] | None = None):
     inputs = inputs_of(model, dataset, settings)
     plan = make_plan(settings, build_network(model, classes, nmaps, shape=inputs.shape[1:]), samples)
     checkpoints = check_parameters(checkpoints, plan.network)
+    ranks = f", {job().size} ranks" if job().size > 1 else ""
     print(f"{model} on {device}: {'all layers' if plan.layers == 'all' else 'last layer'} by "
-          f"{plan.engine}, --workers {plan.workers}, {len(checkpoints)} "
+          f"{plan.engine}, --workers {plan.workers}{ranks}, {len(checkpoints)} "
           f"checkpoint{'s' if len(checkpoints) > 1 else ''}, {samples:,} samples"
           f"{unfinished(available[-1])}", flush=True)
     keys = content_keys(plan, checkpoints, dataset.digest())
@@ -90,12 +92,16 @@ def unfinished(last: Checkpoint) -> str:
 def make_plan(settings: ScoreSettings, network: Network, samples: int) -> ScoringPlan:
     """The flags, with their defaults resolved for the current context."""
     context = current_context()
+    engine = choose_engine(settings.engine, settings.layers, context)
+    several = job().size > 1 and ENGINES[engine].parallel == "processes"
+    if several and (settings.workers or 1) > 1:
+        raise UserError(f"expected --workers 1 with --engine {engine} in an MPI job, whose ranks are "
+                        f"the processes, found {settings.workers}; leave the flag out")
+    usual = job().cores if context == "cpu" and not several else 1
     return ScoringPlan(
-        network, *set_files(settings.input, network), settings.layers,
-        choose_engine(settings.engine, settings.layers, context),
+        network, *set_files(settings.input, network), settings.layers, engine,
         settings.batch_size or min(SAMPLES_PER_PASS[context, settings.layers], samples),
-        settings.workers or (available_cores() if context == "cpu" else 1),
-        context, settings.device_id, settings.type_config)
+        settings.workers or usual, context, settings.device_id, settings.type_config)
 
 
 def content_keys(plan: ScoringPlan, checkpoints: list[Checkpoint], digest: str) -> list[str]:
@@ -163,4 +169,4 @@ def report_kept(settings: ScoreSettings, results: list[CheckpointScores]):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, led=True)

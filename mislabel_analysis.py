@@ -242,4 +242,4 @@ def write_figures(settings: Settings, run: Run):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, led=True)

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from utils import mpi
 from utils.errors import UserError, exit_code
 from utils.startup import ROOT, accept_interrupts, open_streams
+from utils.tasks import lead
 
 UNSET = object()
 BROKEN_PIPE, INTERRUPTED = 141, 130  # as shells report SIGPIPE and SIGINT
@@ -188,8 +190,9 @@ def add_context_flags(parser: Parser):
     device.add_argument("-c", "--context", choices=["cpu", "cudnn"],
                         help="where to compute (default: cudnn if a GPU works, else cpu; the line that "
                              "names the network says which)")
-    device.add_argument("-d", "--device-id", type=number(int, 0), default=0,
-                        help="number of the GPU (default: %(default)s)")
+    device.add_argument("-d", "--device-id", type=number(int, 0),
+                        help="number of the GPU (default: 0; in an MPI job each rank's number among "
+                             "those on its machine)")
     device.add_argument("-t", "--type-config", choices=["float", "half"], default="float",
                         help="precision (default: %(default)s; half needs a GPU)")
 
@@ -289,7 +292,7 @@ def run_again() -> str:
     return f"to resume: {typed_command()}"
 
 
-def run(main: Callable[[], object], after_interrupt: Callable[[], str] = run_again):
+def run(main: Callable[[], object], after_interrupt: Callable[[], str] = run_again, led: bool = False):
     """Run `main` and exit: 0, or 2 after a wrong call or bad input, 1 after a failure, 130 after Ctrl-C.
 
     When nobody reads the output any more (``... | head``), the exit is 141, without a message.
@@ -297,6 +300,8 @@ def run(main: Callable[[], object], after_interrupt: Callable[[], str] = run_aga
     Args:
         main: a script's main function.
         after_interrupt: returns what the user can do after an interrupt.
+        led: in an MPI job, whether the first rank alone calls `main`, and the others compute its tasks
+            (`utils.tasks`); otherwise all call it.
     """
     open_streams()
     accept_interrupts()
@@ -306,7 +311,10 @@ def run(main: Callable[[], object], after_interrupt: Callable[[], str] = run_aga
     code: Any = 0
     try:
         mpi.start()
-        main()
+        if led:
+            lead(main)
+        else:
+            main()
     except SystemExit as end:  # after --help and --version
         code = end.code
     # OSError: a full disk or a folder without permission that no other function turned into an error.
@@ -314,6 +322,11 @@ def run(main: Callable[[], object], after_interrupt: Callable[[], str] = run_aga
         code = _report(error)
     except KeyboardInterrupt:
         code = _fail(f"interrupted; {after_interrupt()}", INTERRUPTED)
+    except Exception:
+        if mpi.job().size == 1:
+            raise
+        traceback.print_exc()  # not raised: the other ranks would wait for this one
+        code = 1
     try:
         sys.stdout.flush()
     except OSError as error:  # else the interpreter would complain, at its end
@@ -339,7 +352,8 @@ def _fail(message: str, code: int) -> int:
     if mpi.launched_rank():  # what fails everywhere is said once: the first rank ends the others
         time.sleep(FIRST_SPEAKS)
     try:
-        print(f"{sys.argv[0]}: {message}", file=sys.stderr, flush=True)
+        if mpi.speaks():
+            print(f"{sys.argv[0]}: {message}", file=sys.stderr, flush=True)
     except OSError:  # the code is all that can be said
         _discard(sys.stderr)
     return code

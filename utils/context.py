@@ -1,4 +1,5 @@
 """Where NNabla computes, and what to do when its memory is too small."""
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,18 +8,19 @@ from nnabla.ext_utils import get_extension_context
 
 from utils.cuda import cudnn_problem
 from utils.errors import RunError, UserError
+from utils.mpi import job
 
 # The words of NNabla, CUDA, cuBLAS and cuDNN, ONNX Runtime, C++ and Python's threads.
 OUT_OF_MEMORY = ("memory error in", "out of memory", "alloc_failed", "allocate memory", "bad_alloc",
                  "start new thread")
 
 
-def set_context(context: str | None, device_id: int, type_config: str) -> str:
+def set_context(context: str | None, device_id: int | None, type_config: str) -> str:
     """Make a context NNabla's default.
 
     Args:
         context: ``cpu``, ``cudnn``, or None for ``cudnn`` if it works here, else ``cpu``.
-        device_id: number of the GPU.
+        device_id: number of the GPU; None for 0 or, in an MPI job, this rank's number on its machine.
         type_config: ``float`` or ``half``.
 
     Returns:
@@ -27,9 +29,14 @@ def set_context(context: str | None, device_id: int, type_config: str) -> str:
     Raises:
         UserError: ``cudnn`` does not work here, or a flag that needs a GPU meets the CPU.
     """
+    given, device_id = device_id, job().local_rank if device_id is None else device_id
     problem = cudnn_problem(device_id) if context != "cpu" else None
+    if problem and given is None and device_id and not cudnn_problem(0):  # too few GPUs, not none
+        raise UserError(f"expected a GPU for each of the {job().local_size} ranks on "
+                        f"{platform.node()}: {problem}; start fewer, or give --device-id 0 where "
+                        "they shall share it or each sees its own alone")
     for asked, flag in [(context == "cudnn", "-c cudnn"), (type_config == "half", "--type-config half"),
-                        (context is None and device_id > 0, f"--device-id {device_id}")]:
+                        (context is None and given, f"--device-id {given}")]:
         if asked and (problem or context == "cpu"):
             raise UserError(f"{flag} needs a GPU: {problem or 'found -c cpu'}; or leave {flag} out")
     if context is None:

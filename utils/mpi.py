@@ -4,17 +4,26 @@ Without a launcher there is one rank, and mpi4py is not needed.  `utils.cli.run`
 that a rank starts itself are no ranks.
 """
 import os
+import platform
 import sys
 import time
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.processes import available_cores
+from utils.files import spot_check
+from utils.processes import available_cores, logical_cores
 
-# Number of ranks and own rank, as Open MPI, MPICH (and Intel MPI), MVAPICH and Slurm tell them.
-LAUNCHERS = [("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK"),
-             ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"), ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")]
+# Number of ranks, own rank and own rank on the machine, as Open MPI, MPICH (and Intel MPI), MVAPICH and
+# Slurm's srun tell them.
+LAUNCHERS = [("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+             ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"),
+             ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
+             ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID")]
 POLL_SECONDS = 0.01  # MPI's own waiting would keep a core busy
 
 
@@ -57,38 +66,78 @@ def start():
     global _job
     size = launched()
     if size == 1:
+        _tell_binding(logical_cores())
         return
     try:
-        from mpi4py import MPI
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of another MPI, which is an error below
+            from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # RuntimeError: it finds no MPI library
         raise UserError(f"expected mpi4py, because a launcher started {size} processes, found "
                         f"{error}; pip install -r requirements-mpi.txt, or start one process") from error
     comm = MPI.COMM_WORLD
     if comm.size != size:
+        vendor, version = MPI.get_vendor()
         raise UserError(f"expected {size} ranks, as the launcher says, found {comm.size} by mpi4py, "
-                        "which uses another MPI; start with the mpirun that belongs to it")
+                        f"which uses {vendor} {'.'.join(map(str, version))}; start them with its mpirun")
     here = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    _job = Job(comm.rank, size, here.rank, here.size, _share(here), comm)
-    if _job.rank:
+    bound = here.allgather(logical_cores())
+    share = max(1, available_cores() // bound.count(bound[here.rank]))
+    _job = Job(comm.rank, size, here.rank, here.size, share, comm)
+    if _job.rank == 0:
+        _tell_binding(set.union(*bound))
+    else:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def launched() -> int:
     """The number of ranks that a launcher started, by its environment; 1 if there is none."""
-    sizes = [os.environ.get(size, "") for size, _ in LAUNCHERS]
-    return max([int(size) for size in sizes if size.isdecimal()], default=1)
+    return max([1, *_told(0)])
 
 
 def launched_rank() -> int:
     """This process's rank by the launcher's environment, even without mpi4py."""
-    ranks = [os.environ.get(rank, "") for _, rank in LAUNCHERS]
-    return max([int(rank) for rank in ranks if rank.isdecimal()], default=0)
+    return max([0, *_told(1)])
 
 
-def _share(here: Any) -> int:
-    """The cores for each rank of a machine: those it is bound to, by as many ranks as share them."""
-    bound = here.allgather(sorted(os.sched_getaffinity(0)))
-    return max(1, available_cores() // bound.count(bound[here.rank]))
+def speaks() -> bool:
+    """Whether this process may print errors: without mpi4py one rank of a machine speaks for all."""
+    return job().size > 1 or not any(_told(2))
+
+
+def _told(column: int) -> list[int]:
+    """The numbers that launchers put in the environment, in a column of ``LAUNCHERS``."""
+    values = [os.environ.get(names[column], "") for names in LAUNCHERS]
+    return [int(value) for value in values if value.isdecimal()]
+
+
+def _tell_binding(bound: set[int]):
+    """Say so if Open MPI binds this machine's ranks to fewer cores than its launcher, their parent.
+
+    That is its default for one or two ranks.
+    """
+    if "OMPI_COMM_WORLD_SIZE" not in os.environ:
+        return
+    with suppress(OSError):  # the parent may belong to another container
+        used, could = (available_cores(logical=cores) for cores in (bound, logical_cores(os.getppid())))
+        if used < could:
+            print(f"note: mpirun bound the ranks of this machine to {used} of its {could} cores; "
+                  "start it with --bind-to none to use them all", flush=True)
+
+
+def other_files(seen: Mapping[Path, str], host: str) -> str:
+    """What to do about the first file that this rank does not see as another does; empty if none.
+
+    Args:
+        seen: the files and their `spot_check` on the other rank.
+        host: the other rank's machine.
+    """
+    for path, content in seen.items():
+        found = spot_check(path)
+        if found != content:
+            return (f"expected {path} as on {host}, found {'another' if found else 'none'} on "
+                    f"{platform.node()}; give a folder that all machines share")
+    return ""
 
 
 def wait_for_all():

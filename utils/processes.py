@@ -18,16 +18,21 @@ Result = TypeVar("Result")
 _state: dict[str, Any] = {}
 
 
-def available_cores(root: Path = Path("/")) -> int:
+def logical_cores(process: int = 0) -> set[int]:
+    """The logical cores that a process, by default this one, may use by its affinity."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(process)
+    return set(range(os.cpu_count() or 1))
+
+
+def available_cores(root: Path = Path("/"), logical: set[int] | None = None) -> int:
     """The physical cores that this process may use, by its affinity and its control groups.
 
     Args:
         root: the folder with ``proc`` and ``sys``, where the system has them.
+        logical: the logical cores; None for `logical_cores`.
     """
-    if hasattr(os, "sched_getaffinity"):
-        logical = os.sched_getaffinity(0)
-    else:
-        logical = set(range(os.cpu_count() or 1))
+    logical = logical_cores() if logical is None else logical
     topology = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     # Hyperthreads of a core have the same siblings.
     cores = {_read(root / topology.format(number)).strip() or number for number in logical}
@@ -69,8 +74,8 @@ def _read(path: Path) -> str:
         return ""
 
 
-def run_tasks(make: Callable[[Plan], Callable[..., Result]], plan: Plan, tasks: list[tuple],
-              workers: int) -> Generator[tuple[tuple, Result], None, None]:
+def run_in_processes(make: Callable[[Plan], Callable[..., Result]], plan: Plan, tasks: list[tuple],
+                     workers: int) -> Generator[tuple[tuple, Result], None, None]:
     """Yield every task with its result, in the order in which they end.
 
     Args:

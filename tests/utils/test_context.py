@@ -1,8 +1,10 @@
 import nnabla.ext_utils
 import pytest
 
+from tests.conftest import refused
 from utils import context
 from utils.errors import RunError, UserError
+from utils.mpi import Job
 
 
 def test_cpu_is_chosen_where_there_is_no_gpu(monkeypatch):
@@ -31,6 +33,33 @@ def test_gpu_is_used_where_it_works(monkeypatch, asked):
                         lambda name, **options: made.append((name, options)) or cpu)
     assert context.set_context(asked, 1, "half").startswith("cudnn")
     assert made == [("cudnn", {"device_id": "1", "type_config": "half"})]
+
+
+@pytest.mark.parametrize(("given", "rank", "used"), [
+    (None, 0, 0), (None, 2, 2), (0, 2, 0), (1, 2, 1)])
+def test_each_rank_of_a_machine_has_its_gpu(monkeypatch, given, rank, used):
+    tried, cpu = [], nnabla.ext_utils.get_extension_context("cpu")
+    monkeypatch.setattr(context, "job", lambda: Job(rank + 5, 9, rank, 4))
+    monkeypatch.setattr(context, "cudnn_problem", lambda device_id: tried.append(device_id))
+    monkeypatch.setattr(context, "get_extension_context",
+                        lambda name, **options: tried.append(int(options["device_id"])) or cpu)
+    assert str(used) in context.set_context(None, given, "float")
+    assert tried == [used, used]
+
+
+@pytest.mark.parametrize("asked", ["cudnn", None])
+def test_more_ranks_than_gpus_are_refused(monkeypatch, asked):
+    """Otherwise some ranks would compute on the CPU."""
+    monkeypatch.setattr(context, "job", lambda: Job(2, 3, 2, 3))
+    monkeypatch.setattr(context, "cudnn_problem", lambda device_id: "too few" if device_id > 1 else None)
+    with refused("3 ranks", "too few", "--device-id 0"):
+        context.set_context(asked, None, "float")
+    monkeypatch.setattr(context, "cudnn_problem", lambda device_id: "none")
+    if asked:
+        with refused("-c cudnn", "none"):
+            context.set_context(asked, None, "float")
+    else:
+        assert context.set_context(asked, None, "float").startswith("cpu")
 
 
 @pytest.mark.parametrize("error", [

@@ -16,6 +16,7 @@ from utils.files import (
     save_array,
     save_json,
     save_text,
+    spot_check,
     whole_file,
     whole_folder,
 )
@@ -164,3 +165,22 @@ def test_bad_tables_are_told_in_one_line(tmp_path):
             read_table(path, ("a", "b"), "mend it")
     with refused(f"{tmp_path}/nowhere.csv"):
         read_table(tmp_path / "nowhere.csv", ("a", "b"), "mend it")
+
+
+@pytest.mark.parametrize("size", [1, 70_000, 16 << 20])
+def test_spot_check_tells_other_files(tmp_path, size):
+    """Wherever they differ, up to 16 MiB; larger ones that differ in length or at the ends."""
+    path = tmp_path / "file"
+    assert spot_check(path) == ""
+    content, found = bytearray(size), set()
+    for place in (None, 0, size // 2, size - 1):
+        changed = bytearray(content)
+        if place is not None:
+            changed[place] ^= 1
+        path.write_bytes(changed)
+        found.add(spot_check(path))
+    path.write_bytes(content + b"\0")
+    found.add(spot_check(path))
+    assert len(found) == len({None, 0, size // 2, size - 1}) + 1
+    path.write_bytes(content)
+    assert spot_check(path) in found

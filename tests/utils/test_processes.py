@@ -10,12 +10,12 @@ import pytest
 from tests.conftest import ROOT, children, gone, refused
 from tests.utils.tasks import LONG, Task
 from utils.errors import RunError
-from utils.processes import available_cores, run_tasks
+from utils.processes import available_cores, run_in_processes
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_task_has_its_result(workers):
-    results = dict(run_tasks(Task, None, [(number,) for number in range(20)], workers))
+    results = dict(run_in_processes(Task, None, [(number,) for number in range(20)], workers))
     assert {task: square for task, (square, _) in results.items()} == \
         {(number,): number * number for number in range(20)}
     processes = {process for _, process in results.values()}
@@ -23,8 +23,8 @@ def test_every_task_has_its_result(workers):
 
 
 def test_one_task_is_not_worth_a_process():
-    assert list(run_tasks(Task, None, [(3,)], 5)) == [((3,), (9, os.getpid()))]
-    assert list(run_tasks(Task, "unusable", [], 5)) == []
+    assert list(run_in_processes(Task, None, [(3,)], 5)) == [((3,), (9, os.getpid()))]
+    assert list(run_in_processes(Task, "unusable", [], 5)) == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -32,14 +32,14 @@ def test_one_task_is_not_worth_a_process():
                                                 ("unusable", "refused: setup")])
 def test_what_a_task_refuses_is_passed_on(setup, message, workers):
     with refused(message):
-        list(run_tasks(Task, setup, [(1,), (2,), (3,)], workers))
+        list(run_in_processes(Task, setup, [(1,), (2,), (3,)], workers))
     assert not children(os.getpid())
 
 
 @pytest.mark.parametrize("who", ["task", "consumer"])
 def test_tasks_that_are_left_are_not_computed_for_nothing(tmp_path, who):
     tasks = [(number + (10 if who == "consumer" else 0), tmp_path) for number in range(60)]
-    results = run_tasks(Task, "slow", tasks, 2)
+    results = run_in_processes(Task, "slow", tasks, 2)
     if who == "task":
         with refused("refused: 2"):
             list(results)
@@ -53,7 +53,7 @@ def test_tasks_that_are_left_are_not_computed_for_nothing(tmp_path, who):
 def test_death_of_a_worker_is_told_after_what_was_done():
     results = []
     with refused("--workers", "--batch_size", error=RunError):
-        for (number,), _ in run_tasks(Task, "die", [(0,), (1,), (2,), (3,)], 2):
+        for (number,), _ in run_in_processes(Task, "die", [(0,), (1,), (2,), (3,)], 2):
             results.append(number)
     assert 2 not in results
     assert not children(os.getpid())
@@ -65,8 +65,8 @@ def test_death_of_a_worker_is_told_after_what_was_done():
 def test_workers_end_with_their_parent(tmp_path, number, send):
     """The parent is killed or interrupted; the workers end too, though they have long tasks left."""
     code = ("from pathlib import Path; from tests.utils.tasks import Task; "
-            "from utils.processes import run_tasks\n"
-            f"list(run_tasks(Task, 'wait', [(n, Path({str(tmp_path)!r})) for n in range(4)], 2))")
+            "from utils.processes import run_in_processes\n"
+            f"list(run_in_processes(Task, 'wait', [(n, Path({str(tmp_path)!r})) for n in range(4)], 2))")
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL,
                               start_new_session=True)
     while len(list(tmp_path.iterdir())) < 2 and parent.poll() is None:

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from utils.files import load_array
-from utils.processes import run_tasks
+from utils.tasks import run_tasks
 from utils.tracin import explanations
 from utils.tracin.explanations import SIGNS, STRONGEST, UNFINISHED, Explanations, Unfinished
 from utils.tracin.influence import SAMPLES_PER_PRODUCT, Gradients, Influence, Pairs
@@ -134,10 +134,12 @@ def explain(plan: ExplainingPlan, path: Path, origins: dict[str, str], key: str)
     numbers = {task: number for number, task in enumerate(tasks) if not unfinished.done[number]}
     if unfinished.done.any():
         print(f"resuming: {int(unfinished.done.sum())} of {len(tasks)} parts are kept", flush=True)
+    files = [plan.scoring.images, plan.scoring.labels, plan.images, plan.labels]
     saved = time.monotonic()
     with (tqdm(total=sum(stop - start for _, _, start, stop in numbers), unit="sample", leave=False,
                disable=None) as bar,
-          closing(run_tasks(SliceExplainer, plan, list(numbers), plan.scoring.processes)) as ended):
+          closing(run_tasks(SliceExplainer, plan, list(numbers), plan.scoring.processes, files))
+          as ended):
         try:
             for task, found in ended:
                 first, last, start, stop = task

@@ -12,7 +12,8 @@ from models.registry import Network
 from utils.context import memory_for, set_context
 from utils.errors import UserError
 from utils.files import load_array
-from utils.processes import run_tasks
+from utils.mpi import job
+from utils.tasks import run_tasks
 from utils.tracin.engines import ENGINES, AnyEngine
 from utils.tracin.scores import CheckpointScores
 from utils.tracin.self_influence import Scores
@@ -53,13 +54,14 @@ class ScoringPlan:
     batch_size: int
     workers: int
     context: str
-    device_id: int
+    device_id: int | None
     type_config: str
 
     @property
     def processes(self) -> int:
-        """The number of processes that share the slices."""
-        return self.workers if ENGINES[self.engine].parallel == "processes" else 1
+        """The number of processes that share the slices: in an MPI job, of ranks."""
+        own = self.workers if ENGINES[self.engine].parallel == "processes" else 1
+        return max(own, job().size)
 
     @property
     def threads(self) -> int:
@@ -179,7 +181,8 @@ def score_missing(plan: ScoringPlan, checkpoints: list[Checkpoint], results: lis
     begin = saved = time.monotonic()
     unsaved: set[CheckpointScores] = set()
     with (tqdm(total=total, unit="sample", leave=False, disable=None) as bar,
-          closing(run_tasks(SliceScorer, plan, tasks, plan.processes)) as ended):
+          closing(run_tasks(SliceScorer, plan, tasks, plan.processes, [plan.images, plan.labels]))
+          as ended):
         try:
             for (checkpoint, start, stop), scores in ended:
                 result = by_epoch[checkpoint.epoch]

@@ -47,7 +47,7 @@ def add_scoring_flags(parser: Parser):
     add_engine_flags(scoring, ENGINES, "library that computes the features (default: the first of "
                      f"{', '.join(ENGINES)} that supports --layers and --context)",
                      "processes, or threads of onnxruntime (default: one per core on the CPU, 1 on a "
-                     "GPU)")
+                     "GPU); in an MPI job threads of each rank")
     scoring.add_argument("-s", "--seed", type=number(int, 0, 2**31 - 1), default=0,
                          help="accepted for compatibility with train.py; nothing here is random")
     add_context_flags(parser)
@@ -81,8 +81,8 @@ class ScoreSettings:
 
     Attributes:
         model_given: whether `model` was on the command line; otherwise it is the default.
-        engine, epochs, batch_size, workers, context: None for the defaults, which depend on the
-            checkpoints, the data and the device.
+        engine, epochs, batch_size, workers, context, device_id: None for the defaults, which depend on
+            the checkpoints, the data, the device and the rank.
         explain: number of training samples to explain, 0 for the default, None for none.
         explain_test: indices of test samples to explain, or ``errors``; None for none.
     """
@@ -101,7 +101,7 @@ class ScoreSettings:
     explain: int | None
     explain_test: tuple[int | str, ...] | None
     context: str | None
-    device_id: int
+    device_id: int | None
     type_config: str
 
     @classmethod

@@ -9,7 +9,7 @@ from datasets import arrays
 from models.registry import build_network
 from tests.conftest import make_dataset, refused
 from utils.errors import RunError
-from utils.processes import run_tasks
+from utils.tasks import run_tasks
 from utils.tracin import scoring
 from utils.tracin.engines import OnnxRuntimeEngine
 from utils.tracin.scores import CheckpointScores
@@ -96,8 +96,8 @@ def test_what_was_done_when_a_process_died_is_kept(scored, monkeypatch):
     score_missing(plan, [checkpoint], [expected], lambda result, left: result.remove())
     calls = []
 
-    def dies_after_two(make, plan, tasks, workers):
-        for number, ended in enumerate(run_tasks(make, plan, tasks, workers)):
+    def dies_after_two(*args):
+        for number, ended in enumerate(run_tasks(*args)):
             if number == 2:
                 raise RunError("a worker process died")
             yield ended
@@ -107,9 +107,9 @@ def test_what_was_done_when_a_process_died_is_kept(scored, monkeypatch):
     assert not calls
     assert results().missing() == 88 and results().missing(0, 512) == 0
 
-    def counting(make, plan, tasks, workers):
+    def counting(make, plan, tasks, *more):
         calls.extend(tasks)
-        return run_tasks(make, plan, tasks, workers)
+        return run_tasks(make, plan, tasks, *more)
     monkeypatch.setattr(scoring, "run_tasks", counting)
     score_missing(plan, [checkpoint], [results()], lambda result, left: calls.append(result.epoch))
     assert [task if task == 7 else task[1:] for task in calls] == [(512, 600), 7]
