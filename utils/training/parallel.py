@@ -188,13 +188,8 @@ def receive(own: TrainSettings) -> tuple[RunSettings, Dataset, Description]:
 
 
 def _check_files(seen: dict[Path, str], host: str):
-    """Check that this rank sees what the first one, on `host`, has seen; all ranks raise the same."""
-    problem, there = "", mpi.job()
-    for path, content in seen.items():
-        found = spot_check(path)
-        if found != content and not problem:
-            problem = (f"expected {path} as on {host}, found {'another' if found else 'none'} on "
-                       f"{platform.node()} (rank {there.rank}); give a folder that all machines share")
-    found_by_all = [one for one in there.comm.allgather(problem) if one]
-    if found_by_all:
-        raise UserError(found_by_all[0])
+    """Check that every rank sees what the first one, on `host`, has seen; all raise the same error."""
+    problems = mpi.job().comm.allgather(mpi.other_files(seen, host))
+    for rank, problem in enumerate(problems):
+        if problem:
+            raise UserError(f"rank {rank}: {problem}")

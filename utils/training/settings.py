@@ -221,7 +221,8 @@ class TrainSettings:
         backbone: a name or a path, None for a network on images or on the features of --input.
         image_size: None for the default.
         train_batch_size, val_batch_size: None for the defaults, which depend on the data.
-        engine, workers: None for the defaults, which depend on the device (`for_device`).
+        engine, workers, device_id: None for the defaults, which depend on the device (`for_device`) and
+            on the rank.
         data: the settings of the data.
         resumed: the checkpoint to resume from, or None.
     """
@@ -241,7 +242,7 @@ class TrainSettings:
     engine: str | None
     workers: int | None
     context: str | None
-    device_id: int
+    device_id: int | None
     type_config: str
     output: Path
     monitor_path: Path
