@@ -16,14 +16,14 @@ import numpy as np
 from datasets import flags
 from datasets.arrays import Dataset
 from models.registry import MODELS, Network, build_network
-from utils import cli
+from utils import cli, mpi
 from utils.backbone.extraction import PARTIAL
 from utils.cli import Parser
 from utils.context import current_context, memory_for, set_context
 from utils.errors import UserError
 from utils.files import check_folder
 from utils.tracin.engines import noise_logits
-from utils.training import cross_validation, dynamics, out_of_fold
+from utils.training import cross_validation, dynamics, out_of_fold, parallel
 from utils.training.checkpoint import (
     check_unused,
     load_checkpoint,
@@ -98,49 +98,75 @@ def main(argv=None):
 
 
 def train_and_evaluate(chosen: TrainSettings):
-    """Write the data, then train from the start or from a checkpoint, and save checkpoints."""
+    """Write the data, then train from the start or from a checkpoint, and save checkpoints.
+
+    With MPI all ranks train; the first one reads the images and writes all files.
+    """
+    ranks, first = parallel.ranks(), mpi.job().rank == 0
     rng = np.random.default_rng(chosen.seed)
     where = set_context(chosen.context, chosen.device_id, chosen.type_config)
     chosen = chosen.for_device(current_context())
     if chosen.changes():
         print(chosen.changes(), flush=True)
-    dataset = flags.load_data(chosen.data, rng, partial(noise_logits, chosen.data.dataset))
-    settings = chosen.for_dataset(dataset)
-    dataset = with_features(settings, dataset)
-    description = settings.describe(dataset)
+    if first:
+        dataset = flags.load_data(chosen.data, rng, partial(noise_logits, chosen.data.dataset))
+        settings = chosen.for_dataset(dataset)
+        dataset = with_features(settings, dataset)
+        description = settings.describe(dataset)
+    else:
+        settings, dataset, description = parallel.receive(chosen)
     network = build_network(settings.model, len(dataset.names), settings.nmaps, rng,
                             dataset.inputs.shape[1:])
-    trainer = make_trainer(settings, network, dataset.inputs)
-    save_data(settings, dataset, description)
+    trainer = make_trainer(settings, network, dataset.inputs, ranks)
+    if first:
+        save_data(settings, dataset, description)
+        parallel.hand_out(settings, description)
     log, record = start_or_resume(settings, trainer, dataset, run_key(description))
     done = len(log.history)
-    print(f"{settings.model} on {where} by {settings.engine}, --workers {settings.workers}: "
-          f"{flags.describe(dataset)}, augmentation {'on' if settings.data.augmentation else 'off'}, "
-          f"batch {settings.train_batch_size}, {done} of {settings.train_epochs} epochs done",
-          flush=True)
+    if first:
+        print(f"{settings.model} on {where} by {settings.engine}, --workers {settings.workers}"
+              f"{f', {ranks.size} ranks' if ranks else ''}: {flags.describe(dataset)}, augmentation "
+              f"{'on' if settings.data.augmentation else 'off'}, batch {settings.train_batch_size}, "
+              f"{done} of {settings.train_epochs} epochs done", flush=True)
+    trainer.share()
     for epoch in range(done, settings.train_epochs):
         rate = train_epoch(settings, trainer, dataset, log, record, epoch)
         if (epoch + 1) % settings.model_save_interval == 0 or epoch + 1 == settings.train_epochs:
-            record.save(settings.output, run_key(description))
-            save_checkpoint(settings.model_save_path, trainer.solver, replace(
-                description, epoch=epoch + 1, learning_rate=rate, history=log.history))
-    if MODELS[settings.model].on_features:
-        probability = cross_validation.predict(
-            partial(make_trainer, settings, network), dataset, epochs=settings.train_epochs,
-            batch_size=settings.train_batch_size, base_rate=settings.learning_rate, seed=settings.seed)
+            if record:
+                record.save(settings.output, run_key(description))
+                save_checkpoint(settings.model_save_path, trainer.solver, replace(
+                    description, epoch=epoch + 1, learning_rate=rate, history=log.history))
+            mpi.wait_for_all()
+    probability = predict_out_of_fold(settings, network, dataset, ranks)
+    if not first:
+        return
+    if probability is not None:
         out_of_fold.save(settings.output, run_key(description), probability)
     save_networks(settings.model_save_path, settings.model, network)
     print(f"trained: the data are in {settings.output}, the checkpoints in "
           f"{settings.model_save_path}\nnext: {scoring_command(settings)}", flush=True)
 
 
-def make_trainer(settings: RunSettings, network: Network, inputs: np.ndarray) -> Trainer:
+def predict_out_of_fold(settings: RunSettings, network: Network, dataset: Dataset,
+                        ranks: parallel.Ranks | None) -> np.ndarray | None:
+    """The probabilities by heads trained without the sample, (N, C); None for a network on images."""
+    if not MODELS[settings.model].on_features:
+        return None
+    return cross_validation.predict(
+        partial(make_trainer, settings, network), dataset, epochs=settings.train_epochs,
+        batch_size=settings.train_batch_size, base_rate=settings.learning_rate, seed=settings.seed,
+        ranks=ranks)
+
+
+def make_trainer(settings: RunSettings, network: Network, inputs: np.ndarray,
+                 ranks: parallel.Ranks | None = None) -> Trainer:
     """A trainer of a network with new parameters in the current scope, for the inputs (N, ...)."""
     engine = ENGINES[settings.engine].make(network, settings.workers, settings.type_config == "half")
     prepare = MODELS[settings.model].prepare
     if prepare:
         prepare(inputs)
-    return Trainer(engine, settings.data.augmentation, settings.seed, settings.weight_decay)
+    return Trainer(engine, settings.data.augmentation, settings.seed, settings.weight_decay,
+                   ranks)
 
 
 def scoring_command(settings: TrainSettings) -> str:
@@ -152,13 +178,17 @@ def scoring_command(settings: TrainSettings) -> str:
 
 
 def start_or_resume(settings: RunSettings, trainer: Trainer, dataset: Dataset,
-                    run: str) -> tuple[TrainingLog, TrainingDynamics]:
-    """The log and the statistics of the epochs so far; `trainer` continues after them."""
-    history: list[dict] = []
+                    run: str) -> tuple[TrainingLog, TrainingDynamics | None]:
+    """The log and the statistics of the epochs so far; `trainer` continues after them.
+
+    Only the first rank restores the checkpoint and has statistics, and its log alone writes.
+    """
+    history = settings.resumed.description.history if settings.resumed else []
+    if mpi.job().rank:
+        return TrainingLog(None, settings.train_epochs, history), None
     record = TrainingDynamics(len(dataset.images), settings.train_epochs)
     if settings.resumed:
         load_checkpoint(settings.resumed, trainer.solver)
-        history = settings.resumed.description.history
         if not record.resume(settings.output, run, len(history)):
             print(f"{settings.output / dynamics.FILE} lacks the first {len(history)} epochs: no "
                   "ranking by training statistics will be available", flush=True)
@@ -169,7 +199,7 @@ def start_or_resume(settings: RunSettings, trainer: Trainer, dataset: Dataset,
 
 
 def train_epoch(settings: RunSettings, trainer: Trainer, dataset: Dataset, log: TrainingLog,
-                record: TrainingDynamics, epoch: int) -> float:
+                record: TrainingDynamics | None, epoch: int) -> float:
     """Train and test once, and log it; returns the learning rate of the last update."""
     batch_size, test_batch_size = settings.train_batch_size, settings.val_batch_size
     test = flags.held_out(dataset)
@@ -186,7 +216,8 @@ def train_epoch(settings: RunSettings, trainer: Trainer, dataset: Dataset, log: 
 
     def observe(batch: np.ndarray, logits: np.ndarray):
         check_finite(None if np.isfinite(logits).all() else "the logits of training")
-        record.record(epoch, batch, *loss_and_margin(logits, dataset.labels[batch]))
+        if record:
+            record.record(epoch, batch, *loss_and_margin(logits, dataset.labels[batch]))
 
     with log.epoch(len(dataset.images), len(test.images)) as progress:
         with memory_for("--train_batch_size", batch_size, "start over"):

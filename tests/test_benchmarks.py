@@ -6,6 +6,7 @@ import pytest
 
 from tests.analyses import analyse
 from tests.benchmarks import experiment, headline
+from tests.benchmarks.mpi import Network, project
 from tests.benchmarks.tables import (
     ALL_LAYERS,
     TIMES,
@@ -106,3 +107,11 @@ def test_features_are_linked_whole_after_an_interrupt(tmp_path):
         (run / name).unlink()
     experiment.copy_features(tmp_path, run)
     assert {path.name for path in run.iterdir()} == names
+
+
+def test_projection_adds_computing_and_all_reduces():
+    network = Network(bandwidth=1e6, latency=1e-3)
+    computing, reducing = project(0.01, 8_000_000, 4, 1000, network)
+    assert computing == pytest.approx(0.01 * 1000 / 4)
+    assert reducing == pytest.approx(2 * (2 * 3 / 4 * 8 + 2 * 3 * 1e-3))  # two updates of 500 images
+    assert project(0.01, 8_000_000, 1, 1000, network) == (pytest.approx(10), 0)

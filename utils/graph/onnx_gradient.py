@@ -318,6 +318,9 @@ class BatchGradients:
         network: the network, whose parameters are created in the current scope.
         threads: they share every operation.
 
+    Attributes:
+        gradients: the memory of ``.g`` of the trained parameters, in the order of the scope.
+
     Raises:
         Unsupported: the network has a function without a rule, which the message names, or logits of
             another shape.
@@ -353,9 +356,11 @@ class BatchGradients:
             if gradient:
                 RULES[function.info.type_name].backward(steps, function, gradient)
         self._classes = logits.shape[1]
-        self._trained = list(steps.parameters)
+        self._trained = [variable for variable in nn.get_parameters().values()
+                         if variable in steps.parameters]
         self._normalizations = list(steps.statistics)
-        self._outputs = [loss, known[logits], *steps.parameters.values(),
+        self._outputs = [loss, known[logits],
+                         *(steps.parameters[variable] for variable in self._trained),
                          *(name for pair in steps.statistics.values() for name in pair)]
         self._session = make_session(nodes.model(dict.fromkeys(self._outputs)), threads)
         self.bind()
@@ -368,7 +373,7 @@ class BatchGradients:
         """
         self._feeds = {name: variable.data.cast(np.float32).reshape(shape)
                        for name, (variable, shape) in self._inputs.items()}
-        self._gradients = [variable.grad.data for variable in self._trained]
+        self.gradients = [variable.grad.data for variable in self._trained]
         self._running = [tuple(variable.data.data for variable in function.inputs[3:5])
                          for function in self._normalizations]
 
@@ -392,9 +397,9 @@ class BatchGradients:
             if NAN_IN_POOLING not in str(error):
                 raise
             return np.full((len(images), self._classes), np.nan, np.float32), np.nan
-        for gradient, value in zip(self._gradients, values, strict=False):
+        for gradient, value in zip(self.gradients, values, strict=False):
             gradient[...] = value.reshape(gradient.shape)
-        statistics = values[len(self._gradients):]
+        statistics = values[len(self.gradients):]
         for function, (mean, variance), found_mean, found_variance in zip(
                 self._normalizations, self._running, statistics[::2], statistics[1::2], strict=True):
             decay = np.float32(function.info.args["decay_rate"])

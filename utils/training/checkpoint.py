@@ -57,9 +57,10 @@ class Description:
             earlier versions put it, because images may move during a run: their digest identifies them.
         backbone_path: ``train.py --backbone`` likewise; the features are part of the data's digest.
         engine: what computed the last epochs, a name in ``engines.ENGINES``; ``nnabla`` where earlier
-            versions recorded none.  Neither it nor `workers` is in `arguments`, because they may change
-            during a run.
+            versions recorded none.  It, `workers` and `ranks` are not in `arguments`, because they may
+            change during a run.
         workers: by how many threads, or None if unknown.
+        ranks: by how many processes of an MPI job, 1 without MPI.
         parameters_sha256, states_sha256: digests of the checkpoint's files, once they are written.
 
     Raises:
@@ -81,6 +82,7 @@ class Description:
     backbone_path: str | None = None
     engine: str = "nnabla"
     workers: int | None = None
+    ranks: int = 1
     parameters_sha256: str = ""
     states_sha256: str = ""
 
@@ -103,6 +105,7 @@ class Description:
             "backbone_path": self.backbone_path is None or isinstance(self.backbone_path, str),
             "engine": isinstance(self.engine, str) and len(self.engine) <= LONGEST_NAME,
             "workers": self.workers is None or _is_integer(self.workers, 1),
+            "ranks": _is_integer(self.ranks, 1),
             "parameters_sha256": isinstance(self.parameters_sha256, str),
             "states_sha256": isinstance(self.states_sha256, str)}
         wrong = [name for name, is_valid in valid.items() if not is_valid]
@@ -116,7 +119,7 @@ class Description:
         Raises:
             ValueError: it is not a description.
         """
-        later = {"annotations": {}, "engine": "nnabla"}
+        later = {"annotations": {}, "engine": "nnabla", "ranks": 1}
         found = {**later, **content} if isinstance(content, dict) else {}
         values: dict[str, Any] = {own.name: found.get(own.name) for own in fields(cls)}
         return cls(**values)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from datasets.arrays import Dataset
 from utils.errors import UserError
 from utils.training.learning_rate import learning_rate
+from utils.training.parallel import Ranks
 from utils.training.trainer import Trainer, batches
 
 FOLDS = 5
@@ -42,16 +43,18 @@ def draw_folds(labels: np.ndarray, seed: int, folds: int = FOLDS) -> np.ndarray:
 
 
 def predict(make_trainer: Callable[[np.ndarray], Trainer], dataset: Dataset, *, epochs: int,
-            batch_size: int, base_rate: float, seed: int) -> np.ndarray:
+            batch_size: int, base_rate: float, seed: int, ranks: Ranks | None = None) -> np.ndarray:
     """Train a network without each fold and let it predict the fold, with a progress bar.
 
-    Each network has a parameter scope of its own, which is empty again afterwards.
+    Each network has a parameter scope of its own, which is empty again afterwards.  With several ranks
+    each trains every R-th network alone, to the bits of one rank.
 
     Args:
         make_trainer: ``make_trainer(inputs)`` returns a trainer with new parameters in the current scope
             for a training set, which may decide some of them: its inputs (M, ...).
         dataset: N samples of C classes.
         epochs, batch_size, base_rate, seed: as in the training of the run.
+        ranks: those that call this together, None without MPI.
 
     Returns:
         The softmax of the logits after the last epoch, float32 (N, C).
@@ -61,9 +64,10 @@ def predict(make_trainer: Callable[[np.ndarray], Trainer], dataset: Dataset, *, 
     """
     inputs, labels = dataset.inputs, dataset.labels
     fold, result = draw_folds(labels, seed), np.zeros((len(labels), len(dataset.names)), np.float32)
-    with tqdm(total=min(FOLDS, len(labels)) * epochs, unit="epoch", desc="out of fold", leave=False,
-              disable=None) as bar:
-        for number in np.unique(fold):
+    own = np.unique(fold)[ranks.rank::ranks.size] if ranks else np.unique(fold)
+    with tqdm(total=len(own) * epochs, unit="epoch", desc="out of fold", leave=False,
+              disable=True if ranks and ranks.rank else None) as bar:
+        for number in own:
             left_out, kept = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
             with nn.parameter_scope(SCOPE):
                 seen = inputs[kept]
@@ -72,6 +76,8 @@ def predict(make_trainer: Callable[[np.ndarray], Trainer], dataset: Dataset, *, 
                        base_rate, bar.update)
                 result[left_out] = _predict(trainer, inputs[left_out], labels[left_out])
                 nn.clear_parameters()
+    if ranks:
+        ranks.sum_arrays(result)  # zeros where another rank predicts
     if not np.isfinite(result).all():
         raise UserError("expected finite probabilities out of fold, found NaN or infinity; lower "
                         f"--learning_rate {base_rate:g}")

@@ -4,6 +4,7 @@ Either way NNabla has the parameters, the solver and the augmentation.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import nnabla as nn
 import nnabla.functions as F
@@ -21,6 +22,25 @@ from utils.training.dynamics import loss_and_margin
 HALF_LOSS_SCALE = 2.0**15
 
 Result = tuple[np.ndarray, float]  # logits (B, C) and mean loss of a batch
+# Changes the gradients of a rank's part of a batch, in the order of the scope, to those of the batch in
+# place; takes the logits of the part, (b, C), and returns those of the batch.
+Average = Callable[[list[np.ndarray], np.ndarray], np.ndarray]
+
+
+class Update(Protocol):
+    """Begins an update by the images in an engine's `image`.
+
+    Args:
+        labels: of the images, integers (B, 1).
+        average: is called once the gradients are there, before any use of them; then there may be no
+            images at all, for an update by the gradients that it sets.
+
+    Returns:
+        A function that waits for the update, and returns the logits and the loss from before it: with
+        `average`, the logits that it returned, and the loss of the images alone.
+    """
+
+    def __call__(self, labels: np.ndarray, average: Average | None = None) -> Callable[[], Result]: ...
 
 
 @dataclass(frozen=True)
@@ -50,13 +70,17 @@ class NnablaEngine:
         network: its parameters are created in the current scope.
         threads: ignored; NNabla has no such setting.
         half: compute in half precision; the loss is scaled, because most gradients would underflow.
+
+    Attributes:
+        classes: C.
     """
 
     def __init__(self, network: Network, threads: int = 1, half: bool = False):
         self.network = network
         self._loss_scale = HALF_LOSS_SCALE if half else 1.0
         self._graphs: dict[tuple[int, bool], Graph] = {}
-        self._graph(1, test=True)  # creates the parameters
+        self.classes = self._graph(1, test=True).logits.shape[1]  # creates the parameters
+        self._trained = list(nn.get_parameters().values())
 
     def _graph(self, batch_size: int, test: bool) -> Graph:
         key = batch_size, test
@@ -68,26 +92,36 @@ class NnablaEngine:
         """The images of the next update of this batch size, (B, ...): to be filled."""
         return self._graph(batch_size, test=False).image
 
-    def updater(self, solver, decay: Callable[[], None] = lambda: None,
-                ) -> Callable[[np.ndarray], Callable[[], Result]]:
+    def updater(self, solver, decay: Callable[[], None] = lambda: None) -> Update:
         """The function that updates the parameters with `solver`; an epoch makes its own.
 
         Args:
             solver: has the parameters.
             decay: is called before each update, to change the gradients.
-
-        Returns:
-            ``update(labels)``, labels integers (B, 1), begins an update by the images in `image` and
-            returns a function that waits for it, and returns the logits and the loss from before it.
         """
         scale = self._loss_scale
 
-        def update(labels: np.ndarray) -> Callable[[], Result]:
+        def update(labels: np.ndarray, average: Average | None = None) -> Callable[[], Result]:
             nonlocal scale
-            graph = self._graph(len(labels), test=False)
-            graph.label.d = labels
-            scale = _update(graph, solver, scale, decay)
-            return lambda: (graph.logits.d.copy(), float(graph.loss.d))
+            graph = self._graph(len(labels), test=False) if len(labels) else None
+            whole: list[np.ndarray] = []
+
+            def back(scale: float):
+                if graph:
+                    graph.loss.backward(grad=scale, clear_buffer=scale == 1)
+                if average:
+                    whole[:] = [average([parameter.g for parameter in self._trained],
+                                        graph.logits.d if graph else no_logits(self.classes))]
+            if graph:
+                graph.label.d = labels
+                graph.loss.forward(clear_no_need_grad=True)
+            scale = _update(back, solver, scale, decay)
+
+            def wait() -> Result:
+                if not graph:
+                    return whole[0], 0.0
+                return whole[0] if whole else graph.logits.d.copy(), float(graph.loss.d)
+            return wait
         return update
 
     def evaluator(self) -> Callable[[np.ndarray, np.ndarray], Result]:
@@ -104,18 +138,26 @@ class NnablaEngine:
         return evaluate
 
 
-def _update(graph: Graph, solver, scale: float, decay: Callable[[], None]) -> float:
+def no_logits(classes: int) -> np.ndarray:
+    """The logits of no images, (0, C)."""
+    return np.zeros((0, classes), np.float32)
+
+
+def _update(back: Callable[[float], None], solver, scale: float, decay: Callable[[], None]) -> float:
     """Update the parameters once, from the gradients of `scale` times the loss, and `decay`.
 
     If they overflow, the scale is halved until they do not, so that no sample is skipped.
 
+    Args:
+        back: ``back(scale)`` computes the gradients.
+        solver, scale, decay: as above.
+
     Returns:
         The scale that worked.
     """
-    graph.loss.forward(clear_no_need_grad=True)
     while True:
         solver.zero_grad()
-        graph.loss.backward(grad=scale, clear_buffer=scale == 1)
+        back(scale)
         if scale == 1 or not solver.check_inf_or_nan_grad():
             break
         scale /= 2
@@ -147,6 +189,7 @@ class OnnxRuntimeEngine:
         self.network = network
         self._one = network.input(1)
         self._logits, _ = network(self._one, test=True)  # creates the parameters
+        self.classes = self._logits.shape[1]
         try:
             to_onnx(self._one, self._logits)
             self._gradients = BatchGradients(network, threads)
@@ -160,15 +203,18 @@ class OnnxRuntimeEngine:
             self._images[batch_size] = self.network.input(batch_size)
         return self._images[batch_size]
 
-    def updater(self, solver, decay: Callable[[], None] = lambda: None,
-                ) -> Callable[[np.ndarray], Callable[[], Result]]:
+    def updater(self, solver, decay: Callable[[], None] = lambda: None) -> Update:
         self._gradients.bind()  # a checkpoint may have been loaded
 
-        def update(labels: np.ndarray) -> Callable[[], Result]:
-            result = self._gradients(self.image(len(labels)).d, labels)
+        def update(labels: np.ndarray, average: Average | None = None) -> Callable[[], Result]:
+            logits, loss = no_logits(self.classes), 0.0
+            if len(labels):
+                logits, loss = self._gradients(self.image(len(labels)).d, labels)
+            if average:
+                logits = average(self._gradients.gradients, logits)
             decay()
             solver.update()
-            return lambda: result
+            return lambda: (logits, loss)
         return update
 
     def evaluator(self) -> Callable[[np.ndarray, np.ndarray], Result]:

@@ -22,7 +22,7 @@ class TrainingLog:
     """Monitor series of a run, such as ``Training-loss.series.txt``, with an entry per completed epoch.
 
     Args:
-        folder: the folder of the series.
+        folder: the folder of the series; None for neither series nor progress bars.
         epochs: epochs in the whole run.
         history: a dictionary per epoch completed so far, with the keys of ``NAMES``; a resumed run
             rewrites its series from it, so that nothing is lost or repeated.
@@ -30,11 +30,12 @@ class TrainingLog:
         shorter: what would shorten a training of hours, in words.
     """
 
-    def __init__(self, folder: Path, epochs: int, history: list[dict], tested: str = "test",
+    def __init__(self, folder: Path | None, epochs: int, history: list[dict], tested: str = "test",
                  shorter: str = ""):
-        monitor = Monitor(str(folder))
+        monitor = Monitor(str(folder)) if folder else None
         self._series = {key: MonitorSeries(name, monitor, verbose=False)
-                        for key, name in NAMES.items()}
+                        for key, name in NAMES.items() if monitor}
+        self._no_bar = None if monitor else True  # None: only on a terminal
         self._epochs = epochs
         self.history: list[dict] = []
         for record in history:
@@ -60,7 +61,7 @@ class TrainingLog:
         self._begin = time.monotonic()
         ends: list[float] = []
         seen: list[int] = []
-        with tqdm(total=samples, unit="image", leave=False, disable=None,
+        with tqdm(total=samples, unit="image", leave=False, disable=self._no_bar,
                   desc=f"epoch {len(self.history) + 1}/{self._epochs}") as bar:
             def progress(count: int, loss: float, error: float, rate: float):
                 bar.set_postfix(loss=f"{loss:.4f}", error=f"{error:.4f}", rate=f"{rate:.4g}",

@@ -14,7 +14,7 @@ from utils.backbone.pretrained import PRETRAINED
 from utils.cli import Parser, add_context_flags, add_engine_flags, number, take_recorded
 from utils.errors import UserError
 from utils.files import load_array
-from utils.processes import available_cores
+from utils.mpi import job
 from utils.training.checkpoint import (
     DescribedCheckpoint,
     Description,
@@ -75,7 +75,8 @@ def add_training_flags(parser: Parser):
     add_engine_flags(training, ENGINES, "library that computes (default: that of the run to resume, "
                      f"else the first of {', '.join(ENGINES)} that supports --context and "
                      "--type-config)", "threads of onnxruntime; another number may round otherwise "
-                     "(default: that of the run to resume, at most one per core, else one per core)")
+                     "(default: that of the run to resume, at most one per core, else one per core, "
+                     "with MPI of the rank's share)")
     add_context_flags(parser)
     parser.add_run_flag({"output": ".", "monitor_path": ".", "model_save_path": "."},
                         "one folder for all files of the run: --output, --monitor-path and "
@@ -220,7 +221,8 @@ class TrainSettings:
         backbone: a name or a path, None for a network on images or on the features of --input.
         image_size: None for the default.
         train_batch_size, val_batch_size: None for the defaults, which depend on the data.
-        engine, workers: None for the defaults, which depend on the device (`for_device`).
+        engine, workers, device_id: None for the defaults, which depend on the device (`for_device`) and
+            on the rank.
         data: the settings of the data.
         resumed: the checkpoint to resume from, or None.
     """
@@ -240,7 +242,7 @@ class TrainSettings:
     engine: str | None
     workers: int | None
     context: str | None
-    device_id: int
+    device_id: int | None
     type_config: str
     output: Path
     monitor_path: Path
@@ -270,7 +272,7 @@ class TrainSettings:
                                 f"--context {context}, which it does not support; give "
                                 f"{'-c cpu, or ' if known else ''}--engine {name} to change it")
             name = began.engine
-        most = available_cores() if ENGINES[name].parallel else 1
+        most = job().cores if ENGINES[name].parallel else 1
         if self.workers and self.workers > 1 and not ENGINES[name].parallel:
             remedy = " or give --engine onnxruntime" if began and not self.engine else ""
             raise UserError(f"expected --workers 1 with --engine {name}, which has no threads"
@@ -285,6 +287,9 @@ class TrainSettings:
         if began and began.engine != self.engine:
             return (f"resuming with --engine {self.engine} a run of {began.engine!a}: the result will "
                     "differ in rounding from that of one engine")
+        if began and began.ranks != job().size:
+            return (f"resuming with {job().size} ranks a run of {began.ranks}: the result will differ "
+                    "from that of as many ranks throughout")
         if began and began.workers and began.workers != self.workers:
             return (f"resuming with --workers {self.workers} a run of --workers {began.workers}: the "
                     "result may differ in rounding")
@@ -294,10 +299,14 @@ class TrainSettings:
         """These settings with batch sizes for a dataset.
 
         Raises:
-            UserError: a batch size is larger than the number of its samples.
+            UserError: a batch size is larger than the number of its samples, or smaller than the number
+                of ranks.
         """
         samples, test_samples = len(dataset.images), len(flags.held_out(dataset).images)
         train_size = self.train_batch_size or default_batch(samples)
+        if train_size < job().size:
+            raise UserError(f"expected --train_batch_size of at least {job().size}, a sample per rank, "
+                            f"found {train_size}; start fewer ranks, or give a larger one")
         test_size = self.val_batch_size or min(TEST_BATCH, test_samples)
         for name, size, largest in [("train_batch_size", train_size, samples),
                                     ("val_batch_size", test_size, test_samples)]:
@@ -346,4 +355,4 @@ class RunSettings(TrainSettings):
                            learning_rate=0.0, seed=self.seed, data_sha256=dataset.digest(),
                            arguments=arguments, history=[], annotations=dataset.annotations(),
                            dataset_path=path, backbone_path=own_backbone, engine=self.engine,
-                           workers=self.workers)
+                           workers=self.workers, ranks=job().size)

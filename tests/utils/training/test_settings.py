@@ -5,12 +5,12 @@ import pytest
 
 import train
 from tests.conftest import refused
-from utils.training import settings
+from utils import mpi
 
 
 @pytest.fixture(autouse=True)
 def _three_cores(monkeypatch):
-    monkeypatch.setattr(settings, "available_cores", lambda: 3)
+    monkeypatch.setattr(mpi, "available_cores", lambda: 3)
 
 
 def chosen(run, *flags, context="cpu"):
@@ -66,6 +66,14 @@ def test_change_of_a_resumed_run_is_told(run):
     record(run, engine="nnabla", workers=1)
     engine, workers, told = chosen(run, "--engine", "onnxruntime")
     assert (engine, workers) == ("onnxruntime", 3) and "nnabla" in told
+
+
+def test_other_number_of_ranks_is_told(run):
+    record(run, workers=3, ranks=2)
+    engine, workers, told = chosen(run)
+    assert (engine, workers) == ("onnxruntime", 3) and {"1", "2"} <= set(told)
+    record(run, workers=3, ranks=None)  # of an earlier version
+    assert chosen(run) == ("onnxruntime", 3, "")
 
 
 @pytest.mark.parametrize(("engine", "context", "remedies"), [
