@@ -111,7 +111,7 @@ def train_and_evaluate(chosen: TrainSettings):
     network = build_network(settings.model, len(dataset.names), settings.nmaps, rng,
                             dataset.inputs.shape[1:])
     trainer = make_trainer(settings, network, dataset.inputs)
-    save_data(settings, dataset, description)
+    dataset = save_data(settings, dataset, description)
     log, record = start_or_resume(settings, trainer, dataset, run_key(description))
     done = len(log.history)
     print(f"{settings.model} on {where} by {settings.engine}, --workers {settings.workers}: "

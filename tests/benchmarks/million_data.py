@@ -46,7 +46,7 @@ def write_archive(path: Path, samples: int):
 
 
 def measure(*command: object, until: bytes | None = None) -> str:
-    """Run a script of the suite, to its end or until it prints something; how long and how large it was."""
+    """What a script of the suite took, to its end or until it printed something."""
     begin = time.monotonic()
     process = subprocess.Popen([sys.executable, "-u", *map(str, command)], stdout=subprocess.PIPE)
     for line in process.stdout:
@@ -94,7 +94,7 @@ def main(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument("script", choices=scripts)
     parser.add_argument("--samples", type=number(int, CLASSES), nargs="+", default=SAMPLES)
-    parser.add_argument("--folder", type=Path, help="for the data, removed afterwards (default: temporary)")
+    parser.add_argument("--folder", type=Path, help="for the data, which are removed afterwards")
     args = parser.parse_args(argv)
     for samples in args.samples:
         folder = Path(tempfile.mkdtemp(dir=args.folder))
