@@ -83,7 +83,7 @@ class Split:
 
     def feature_digest(self) -> str | None:
         """SHA-256 of the features with their images, None without features; computed once likewise."""
-        return self._digests[1]
+        return None if self.features is None else self._digests[1]
 
     @functools.cached_property
     def _digests(self) -> tuple[str, str | None]:

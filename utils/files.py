@@ -110,13 +110,12 @@ def save_npz(path: Path, arrays: Iterable[tuple[str, object]], compressed: bool 
 
 
 def _write_array(file: IO[bytes], array: np.ndarray):
-    """Write an .npy as numpy.save does, but arrays of any strides fast, in pieces."""
+    """Write an .npy as numpy.save does, but always by rows, and arrays of any strides fast."""
     if not array.ndim:
         np.lib.format.write_array(file, array, allow_pickle=False)
         return
-    header = np.lib.format.header_data_from_array_1_0(array)
-    np.lib.format.write_array_header_1_0(file, header)
-    array = array.T if header["fortran_order"] else array
+    np.lib.format.write_array_header_1_0(file, {
+        **np.lib.format.header_data_from_array_1_0(array), "fortran_order": False})
     for rows in slices(array, doing="writing"):
         file.write(np.ascontiguousarray(array[rows]).data)
 
@@ -204,7 +203,7 @@ def read_member(file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     start = info.header_offset + LOCAL_HEADER.size + sum(lengths)
     content, checksum = np.memmap(raw, np.uint8, "r", start, (info.file_size,)), 0
     for part in slices(content, doing="checking"):
-        checksum = zlib.crc32(content[part], checksum)
+        checksum = zlib.crc32(content[part].data, checksum)
     if checksum != info.CRC:
         raise zipfile.BadZipFile(f"the checksum of {name} is wrong")
     return np.memmap(raw, kind, "r", start + begin, shape, "F" if is_fortran else "C")
