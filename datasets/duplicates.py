@@ -3,7 +3,7 @@ import hashlib
 
 import numpy as np
 
-from utils.files import release, slices
+from utils.files import slices
 
 GRID = 8  # pixels a side that images are reduced to, to find near-duplicates
 FLAT = 4  # levels of gray: images of less contrast resemble none
