@@ -18,6 +18,7 @@ from utils.errors import RunError
 from utils.files import release
 from utils.processes import available_cores
 
+IMAGES_PER_TASK = 16  # at most
 WAITING = 10_000  # tasks for the cores at a time: each takes a kilobyte of memory
 UNKNOWN_RANGE = ("I", "F")  # Pillow's modes of 32 bits
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
@@ -169,14 +170,24 @@ def decode(read: Callable[[Any], np.ndarray], sources: Sequence | np.ndarray, si
 
 def on_all_cores(work: Callable[[int], object], count: int, images: int = 1):
     """Call `work` with 0 to `count` - 1, each for so many images, on all cores, with a progress bar."""
+    cores = available_cores()
+    # Small images take less time than a task; large ones should still show progress.
+    step = max(1, min(IMAGES_PER_TASK, count // (100 * cores)))
+
+    def work_on(start: int):
+        for number in range(start, min(start + step, count)):
+            work(number)
+
     # Pillow releases the GIL while it decodes and resizes.
-    with (warnings.catch_warnings(), ThreadPoolExecutor(available_cores()) as pool,
+    with (warnings.catch_warnings(), ThreadPoolExecutor(cores) as pool,
           tqdm(total=count, unit="image", unit_scale=images, leave=False, disable=None) as bar):
         warnings.simplefilter("ignore")  # about files that are readable nevertheless
         try:
-            for start in range(0, count, WAITING):
-                for _ in pool.map(work, range(start, min(start + WAITING, count))):
-                    bar.update()
+            starts = range(0, count, step)
+            for first in range(0, len(starts), WAITING):
+                some = starts[first:first + WAITING]
+                for start, _ in zip(some, pool.map(work_on, some), strict=True):
+                    bar.update(min(step, count - start))
         except BaseException:  # an interrupt
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -57,8 +57,9 @@ def list_images(path: Path) -> Listing:
 
 def _list_folder(path: Path) -> Listing:
     found = folders.find(path)
+    prefix = f"{path.as_posix().rstrip('/')}/"  # all are inside; relative_to would take much longer
     return Listing(found.files, found.classes,
-                   [file.relative_to(path).as_posix() for file in found.files],
+                   [file.as_posix().removeprefix(prefix) for file in found.files],
                    found.held_out if any(found.held_out) else None, tuple(found.expected),
                    {folder.relative_to(path).as_posix(): why for folder, why in found.unread.items()},
                    found.tops)
