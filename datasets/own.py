@@ -16,6 +16,7 @@ from utils.files import slices, take_rows
 
 EARLIER_VAL_FRACTION = 0.2  # the default of runs that recorded none
 SKIPPED_SHOWN, CLASSES_SHOWN = 10, 20
+MOVED = 1000  # images at a time
 DARK = 64  # 14-bit values in 16 bits become 63 at most
 
 
@@ -80,8 +81,8 @@ def _divide(images: np.ndarray, train: np.ndarray, test: np.ndarray) -> tuple[np
     if images.base is not None or not len(train) or train[-1] - train[0] < len(train):
         return take_rows(images, train), take_rows(images, test)
     held_out = images[test]
-    for start in range(0, len(train), 1000):
-        some = train[start:start + 1000]
+    for start in range(0, len(train), MOVED):
+        some = train[start:start + MOVED]
         images[start:start + len(some)] = images[some]
     return images[:len(train)], held_out
 

@@ -155,20 +155,19 @@ def save_total(folder: Path, checkpoints: list[CheckpointScores], learning_rates
         RunError: a file cannot be written.
         UserError: the file of a checkpoint's scores has changed.
     """
-    total = sum_over_checkpoints(checkpoint["influence"] for checkpoint in checkpoints)
-    probability = sum_over_checkpoints(checkpoint["probability"] for checkpoint in checkpoints)
-
     def arrays() -> Iterator[tuple[str, object]]:  # one at a time, to save memory
         yield "epochs", [checkpoint.epoch for checkpoint in checkpoints]
         yield "learning_rate", np.array(learning_rates, float)
         for name in COLUMNS:
             yield name, np.stack([checkpoint[name] for checkpoint in checkpoints], axis=1)
-        yield "probability", probability / len(checkpoints)
+        probability = sum_over_checkpoints(checkpoint["probability"] for checkpoint in checkpoints)
+        probability /= len(checkpoints)
+        yield "probability", probability
         yield "data_sha256", digest
         yield "run_sha256", run
         yield "annotations", json.dumps(annotations)
     save_npz(folder / PER_CHECKPOINT, arrays())
-    save_array(folder / TOTAL, total)
+    save_array(folder / TOTAL, sum_over_checkpoints(checkpoint["influence"] for checkpoint in checkpoints))
 
 
 def check_unused(folder: Path, digest: str, run: str):
