@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import load_array, open_npz, read_member, save_array, save_npz
+from utils.files import load_array, open_npz, read_member, release, save_array, save_npz
 from utils.tracin.self_influence import Scores, sum_over_checkpoints
 
 TOTAL = "influence_all_epoch.npy"
@@ -167,7 +167,8 @@ def save_total(folder: Path, checkpoints: list[CheckpointScores], learning_rates
         yield "run_sha256", run
         yield "annotations", json.dumps(annotations)
     save_npz(folder / PER_CHECKPOINT, arrays())
-    save_array(folder / TOTAL, sum_over_checkpoints(checkpoint["influence"] for checkpoint in checkpoints))
+    total = sum_over_checkpoints(checkpoint["influence"] for checkpoint in checkpoints)
+    save_array(folder / TOTAL, total)
 
 
 def check_unused(folder: Path, digest: str, run: str):
@@ -250,6 +251,8 @@ def load_per_checkpoint(folder: Path, total: np.ndarray, classes: int,
     if not np.allclose(sum_over_checkpoints(result.influence.T), total, rtol=1e-9, atol=0):
         raise UserError(f"expected the sums over the checkpoints of {path} in {folder / TOTAL}, found "
                         "others; run calculate_score.py again")
+    for array in arrays.values():
+        release(array)
     return result
 
 
