@@ -50,7 +50,9 @@ def test_interrupted_run_goes_on_from_any_recorded_epoch(recorded, tmp_path):
     assert resumed.epochs == 1 and not resumed.correct[:, 1:].any()
     for folder, run, epoch in [(tmp_path, "other", 1), (tmp_path, "run", 3),
                                   (tmp_path / "elsewhere", "run", 1)]:
-        assert not TrainingDynamics(4, 3).resume(folder, run, epoch)
+        resumed = TrainingDynamics(4, 3)
+        assert not resumed.resume(folder, run, epoch)
+        assert np.isnan(resumed.loss[:, :epoch]).all() and np.isnan(resumed.margin[:, :epoch]).all()
     assert not TrainingDynamics(5, 3).resume(tmp_path, "run", 1)
 
 
