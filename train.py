@@ -119,7 +119,7 @@ def train_and_evaluate(chosen: TrainSettings):
                             dataset.inputs.shape[1:])
     trainer = make_trainer(settings, network, dataset.inputs, ranks)
     if first:
-        save_data(settings, dataset, description)
+        dataset = save_data(settings, dataset, description)
         parallel.hand_out(settings, description)
     log, record = start_or_resume(settings, trainer, dataset, run_key(description))
     done = len(log.history)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from datasets import cifar, digits
-from datasets.arrays import SIDE, Dataset, Originals, Source
-from datasets.images import resize
+from datasets.arrays import SIDE, Dataset, Originals, Source, Split
+from datasets.images import convert
 from datasets.label_noise import asymmetric_labels, hardest_labels, next_class, shuffle_labels
 from datasets.own import load_own
 from utils.errors import UserError
@@ -68,11 +68,14 @@ def load_source(name: str, path: Path | None, val_fraction: float | None, strict
             raise UserError(f"expected no --data with --dataset {name}, which reads no files, "
                             f"found {path}; leave --data out")
         source = DATASETS[name].load(path)
-        train, test = (replace(split, images=resize(split.images, size), originals=Originals(
-            split.images.transpose(0, 2, 3, 1), np.arange(len(split.images))))
-                       for split in (source.train, source.test))
-        return replace(source, train=train, test=test)
+        return replace(source, train=_resized(source.train, size), test=_resized(source.test, size))
     return load_own(Path(name), val_fraction, strict, rng, size)
+
+
+def _resized(split: Split, size: int) -> Split:
+    pixels = split.images.transpose(0, 2, 3, 1)
+    return replace(split, images=convert(pixels, size),
+                   originals=Originals(pixels, np.arange(len(pixels))))
 
 
 def make_dataset(source: Source, subset: int | None, shuffle_rate: float, rng: np.random.Generator,

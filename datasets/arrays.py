@@ -11,7 +11,7 @@ import numpy as np
 
 from datasets.names import is_line
 from utils.errors import UserError
-from utils.files import load_array, release, save_array, save_text
+from utils.files import are_same, load_array, save_array, save_text, slices, take_rows
 
 SIDE = 32
 IMAGE_SHAPE = (3, SIDE, SIDE)
@@ -68,9 +68,10 @@ class Split:
         return self.images if self.features is None else self.features
 
     def take(self: AnySplit, kept: np.ndarray) -> AnySplit:
-        """The samples with these indices, (M,), in their order."""
+        """The samples with these indices, (M,), in their order; images are a view where possible."""
         originals = self.originals and replace(self.originals, indices=self.originals.indices[kept])
-        return replace(self, images=self.images[kept], labels=self.labels[kept], originals=originals,
+        return replace(self, images=take_rows(self.images, kept), labels=self.labels[kept],
+                       originals=originals,
                        features=None if self.features is None else self.features[kept])
 
     def digest(self) -> str:
@@ -78,18 +79,30 @@ class Split:
 
         It is computed once: the arrays must not change afterwards.
         """
-        return self._digest
+        return self._digests[0]
+
+    def feature_digest(self) -> str | None:
+        """SHA-256 of the features with their images, None without features; computed once likewise."""
+        return None if self.features is None else self._digests[1]
 
     @functools.cached_property
-    def _digest(self) -> str:
+    def _digests(self) -> tuple[str, str | None]:
         digest = hashlib.sha256(repr((self.images.shape, self.labels.shape)).encode())
-        for start in range(0, len(self.images), 1000):
-            digest.update(np.ascontiguousarray(self.images[start:start + 1000]).data)
-            release(self.images)
-        digest.update(np.ascontiguousarray(self.labels, "<i8").data)
+        features = None
         if self.features is not None:
-            digest.update(_digest_features(self.features).encode())
-        return digest.hexdigest()
+            features = hashlib.sha256(repr(self.features.shape).encode())
+            for rows in slices(self.features, doing="hashing"):
+                features.update(np.ascontiguousarray(self.features[rows], "<f4").data)
+        alone = features.hexdigest() if features else None
+        for rows in slices(self.images, doing="hashing"):  # once for both: they may not fit in memory
+            images = np.ascontiguousarray(self.images[rows], "u1").data
+            digest.update(images)
+            if features:
+                features.update(images)
+        digest.update(np.ascontiguousarray(self.labels, "<i8").data)
+        if alone:
+            digest.update(alone.encode())
+        return digest.hexdigest(), features.hexdigest() if features else None
 
 
 @dataclass(frozen=True)
@@ -162,6 +175,11 @@ class Dataset(Split):
         folder = self.source.parent if kind == ".csv" else self.source
         return None if kind == ".npz" else [folder / path for path in self.paths]
 
+    @functools.cached_property
+    def tests_on_training_images(self) -> bool:
+        """Whether the test set has the images of the training set; the arrays must not change."""
+        return self.test is not None and are_same(self.images, self.test.images)
+
     def without_noise(self) -> "Dataset":
         """The same data to train on the true labels.
 
@@ -186,28 +204,19 @@ class Dataset(Split):
     def feature_digests(self) -> dict[str, str]:
         """SHA-256 of the features of the training and the test set with their images, by file name."""
         parts = {TRAIN_FEATURES: self, TEST_FEATURES: self.test}
-        return {name: _digest_features(part.features, part.images) for name, part in parts.items()
-                if part and part.features is not None}
-
-
-def _digest_features(features: np.ndarray, images: np.ndarray | None = None) -> str:
-    digest = hashlib.sha256(repr(features.shape).encode())
-    for array, kind in ((features, "<f4"), (images, "u1")):
-        if array is not None:
-            for start in range(0, len(array), 1000):
-                digest.update(np.ascontiguousarray(array[start:start + 1000], kind).data)
-            release(array)
-    return digest.hexdigest()
+        found = {name: part and part.feature_digest() for name, part in parts.items()}
+        return {name: digest for name, digest in found.items() if digest}
 
 
 def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
-    """Write the files of a run, unless the data were read from them.
+    """Write the files of a run, unless they hold the same already.
 
     Raises:
         RunError: a file cannot be written.
         UserError: a file would overwrite the data of another run.
     """
-    other = _holds_other(folder, dataset.digest())
+    kept = _load_kept(folder)
+    other = kept is not None and not _is_same(folder, kept, dataset)
     if read_from and read_from.resolve() == folder.resolve():
         if other:
             raise UserError("other labels (--shuffle_label False, --corrections), or images where there "
@@ -220,17 +229,18 @@ def save(folder: Path, dataset: Dataset, read_from: Path | None = None):
         raise _other_run(folder)
     extracted = dataset.features is not None and _is_in(folder / TRAIN_FEATURES, dataset.features)
     _check_not_foreign(folder, () if extracted else (TRAIN_FEATURES, TEST_FEATURES, FEATURES_RECORD))
-    save_array(folder / TRAIN_IMAGES, dataset.images)
+    if kept is None:
+        save_array(folder / TRAIN_IMAGES, dataset.images)
     if dataset.true_labels is None:
         (folder / TRUE_LABELS).unlink(missing_ok=True)
     else:
         save_array(folder / TRUE_LABELS, dataset.true_labels)
     save_array(folder / TRAIN_LABELS, dataset.labels)
-    _save_features(folder / TRAIN_FEATURES, dataset.features)
+    _save_unless_there(folder / TRAIN_FEATURES, dataset.features)
     if dataset.test:
-        save_array(folder / TEST_IMAGES, dataset.test.images)
+        _save_unless_there(folder / TEST_IMAGES, dataset.test.images)
         save_array(folder / TEST_LABELS, dataset.test.labels)
-        _save_features(folder / TEST_FEATURES, dataset.test.features)
+        _save_unless_there(folder / TEST_FEATURES, dataset.test.features)
     _save_lines(folder / NAMES_FILE, dataset.names)
     _save_source(folder, dataset.source)
     for name, lines in [(PATHS_FILE, dataset.paths), (SKIPPED_FILE, dataset.skipped)]:
@@ -246,17 +256,50 @@ def check_unused(folder: Path, dataset: Dataset):
     Raises:
         UserError: it does.
     """
-    if _holds_other(folder, replace(dataset, features=None).digest(), with_features=False):
+    kept = _load_kept(folder)
+    if kept and not _is_same(folder, *(replace(one, features=None) for one in (kept, dataset))):
         raise _other_run(folder)
     _check_not_foreign(folder)
 
 
-def _holds_other(folder: Path, digest: str, with_features: bool = True) -> bool:
+def mapped(folder: Path, dataset: Dataset) -> Dataset:
+    """A dataset that `save` has written to a folder, its images memory-mapped there."""
+    images, test = load_array(folder / TRAIN_IMAGES), dataset.test
+    if test and test.images is dataset.images:
+        test = replace(test, images=images)
+    elif test:
+        test = replace(test, images=load_array(folder / TEST_IMAGES))
+    return replace(dataset, images=images, test=test)
+
+
+def _load_kept(folder: Path) -> Dataset | None:
     try:
-        kept = load(folder)
+        return load(folder)
     except UserError:  # none there, or left incomplete by a killed run
+        return None
+
+
+def _is_same(folder: Path, kept: Dataset, dataset: Dataset) -> bool:
+    """Whether the training set that a folder keeps is that of a dataset: whether their digests are."""
+    if (kept.features is None) != (dataset.features is None):
         return False
-    return (kept if with_features else replace(kept, features=None)).digest() != digest
+    return (np.array_equal(kept.labels, dataset.labels)
+            and (dataset.features is None or _holds(folder / TRAIN_FEATURES, dataset.features))
+            and _holds(folder / TRAIN_IMAGES, dataset.images))
+
+
+def _holds(path: Path, array: np.ndarray) -> bool:
+    """Whether a file holds an array, which may be mapped from it."""
+    try:
+        kept = load_array(path)
+    except UserError:
+        return False
+    return kept.dtype == array.dtype and kept.shape == array.shape and (
+        _is_in(path, array) or are_same(kept, array))
+
+
+def _is_in(path: Path, array: np.ndarray) -> bool:
+    return isinstance(array, np.memmap) and Path(str(array.filename)) == path.resolve()
 
 
 def _other_run(folder: Path) -> UserError:
@@ -264,14 +307,9 @@ def _other_run(folder: Path) -> UserError:
                      "give another --output, or remove them")
 
 
-def _save_features(path: Path, features: np.ndarray | None):
-    if features is not None and not _is_in(path, features):
-        save_array(path, features)
-
-
-def _is_in(path: Path, features: np.ndarray) -> bool:
-    """Whether features are those in a file."""
-    return isinstance(features, np.memmap) and Path(str(features.filename)) == path.resolve()
+def _save_unless_there(path: Path, array: np.ndarray | None):
+    if array is not None and not _holds(path, array):
+        save_array(path, array)
 
 
 def _save_source(folder: Path, source: Path | None):

@@ -80,7 +80,7 @@ class Corrections:
         labels, kept = self.new_labels(dataset)
         result = replace(dataset, labels=labels).take(kept)
         test = dataset.test
-        if test and np.array_equal(test.images, dataset.images):
+        if test and dataset.tests_on_training_images:
             true_labels = result.labels if result.true_labels is None else result.true_labels
             test = replace(test.take(kept), labels=true_labels)
         return replace(result, test=test)

@@ -1,10 +1,9 @@
 """Images that are in a training set more than once, exactly or nearly."""
 import hashlib
-from collections.abc import Iterator
 
 import numpy as np
 
-from utils.files import release
+from utils.files import slices
 
 GRID = 8  # pixels a side that images are reduced to, to find near-duplicates
 FLAT = 4  # levels of gray: images of less contrast resemble none
@@ -18,10 +17,10 @@ def image_digests(images: np.ndarray) -> np.ndarray:
         images: uint8 (N, 3, S, S); where memory-mapped, few are in memory at a time.
     """
     digests = np.empty(len(images), np.uint64)
-    for start in range(0, len(images), 1000):
-        for index, image in enumerate(np.ascontiguousarray(images[start:start + 1000]), start):
-            digests[index] = int.from_bytes(hashlib.sha256(image.data).digest()[:8], "big")
-        release(images)
+    for rows in slices(images, doing="hashing images"):
+        content = b"".join(hashlib.sha256(image.data).digest()[:8]
+                           for image in np.ascontiguousarray(images[rows]))
+        digests[rows] = np.frombuffer(content, ">u8")
     return digests
 
 
@@ -90,24 +89,20 @@ def most_alike(images: np.ndarray, labels: np.ndarray,
     Returns:
         Its index, integers (M,), and the correlation, float32 (M,), -1 where there is no other label.
     """
-    own = np.concatenate([np.zeros((0, 3 * GRID**2), np.float32),
-                          *(_reduced(images[part]) for part in _parts(chosen))])
+    own = np.zeros((len(chosen), 3 * GRID**2), np.float32)
+    for rows in slices(own, doing="looking for near-duplicates"):
+        own[rows] = _reduced(images[chosen[rows]])
     best, correlation = np.full(len(chosen), -1), np.full(len(chosen), -1, np.float32)
-    for part in _parts(np.arange(len(images))):
-        others = _reduced(images[part[0]:part[-1] + 1])
+    for rows in slices(images, doing="looking for near-duplicates"):
+        others = _reduced(images[rows])
         mirrored = others.reshape(-1, 3, GRID, GRID)[..., ::-1].reshape(others.shape)
         both = np.maximum(own @ others.T, own @ mirrored.T)
-        both[labels[chosen] == labels[part, 0]] = -1
+        both[labels[chosen] == labels[rows, 0]] = -1
         largest = both.argmax(axis=1)
         values = both[np.arange(len(chosen)), largest]
         better = values > correlation
-        best[better], correlation[better] = part[largest[better]], values[better]
-        release(images)
+        best[better], correlation[better] = rows.start + largest[better], values[better]
     return best, correlation
-
-
-def _parts(indices: np.ndarray) -> Iterator[np.ndarray]:
-    return (indices[start:start + 1000] for start in range(0, len(indices), 1000))
 
 
 def _reduced(images: np.ndarray) -> np.ndarray:
@@ -118,6 +113,9 @@ def _reduced(images: np.ndarray) -> np.ndarray:
     """
     block = images.shape[-1] // GRID
     images = images[..., :GRID * block, :GRID * block]
-    small = images.reshape(len(images), 3, GRID, block, GRID, block).mean(axis=(3, 5), dtype=np.float32)
+    # Rows first: many times faster than both at once, and sums of integers are exact.
+    rows = images.reshape(-1, block, GRID * block).sum(axis=1, dtype=np.uint32)
+    small = rows.reshape(len(images), 3, GRID, GRID, block).sum(axis=4, dtype=np.uint32)
+    small = small.astype(np.float32) / np.float32(block**2)
     small = (small - small.mean(axis=(2, 3), keepdims=True)).reshape(len(images), -1)
     return small / np.maximum(np.linalg.norm(small, axis=1), FLAT * small.shape[1]**0.5)[:, None]

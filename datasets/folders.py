@@ -10,8 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tqdm import tqdm
+
 from datasets.names import is_line
 from utils.errors import UserError
+from utils.files import PATIENCE
 
 # What file managers, network storages and operating systems make, in any case, beside names that start
 # with a dot.  Whole names only: a class may be called "#1" or "@home".
@@ -173,10 +176,10 @@ def _add_classes(path: Path, part: Path, held: bool, found: Found):
                         f"{f', or remove {part.name!a}' if held else ''}")
     if beside:
         more = f" and {len(beside) - 1} more" if len(beside) > 1 else ""
-        print(f"left out, beside the class folders of {_shown(part)}: {beside[0].name!a}{more}",
+        print(f"left out, beside the class folders of {_shown(part)}: {beside[0]!a}{more}",
               flush=True)
     found.expected += [folder.name for folder in folders if not held]
-    for folder in folders:
+    for folder in tqdm(folders, "listing", unit="folder", delay=PATIENCE, leave=False, disable=None):
         files = _walk(folder, found)
         if not files:
             raise UserError(f"expected images in every class folder of {_shown(part)}, found none in "
@@ -193,7 +196,7 @@ def _walk(top: Path, found: Found) -> list[Path]:
     Raises:
         UserError: it cannot be read.
     """
-    files: list[Path] = []
+    files: list[str] = []
 
     def not_read(error: OSError):
         if Path(error.filename) == top:
@@ -205,12 +208,13 @@ def _walk(top: Path, found: Found) -> list[Path]:
         inside[:] = [name for name in inside if not is_system(name)]
         found.unread |= {Path(folder, name): ValueError("links to folders are not followed")
                          for name in inside if os.path.islink(os.path.join(folder, name))}
-        files += [Path(folder, name) for name in names if not is_system(name)]
-    return sorted(files)
+        files += [os.path.join(folder, name) for name in names if not is_system(name)]
+    # In the order of paths, which compare name by name, but faster.
+    return [Path(file) for file in sorted(files, key=lambda file: file.replace(os.sep, "\0"))]
 
 
-def _entries(path: Path, system: Counter[str] | None = None) -> tuple[list[Path], list[Path]]:
-    """The folders and the files in a folder, by name, without the system's, which `system` counts."""
+def _entries(path: Path, system: Counter[str] | None = None) -> tuple[list[Path], list[str]]:
+    """The folders and the names of the files in a folder; `system` counts the system's, left out."""
     folders, files = [], []
     try:
         with os.scandir(path) as entries:
@@ -221,7 +225,7 @@ def _entries(path: Path, system: Counter[str] | None = None) -> tuple[list[Path]
                 elif _is_folder(entry):
                     folders.append(path / entry.name)
                 else:
-                    files.append(path / entry.name)
+                    files.append(entry.name)
     except OSError as error:
         raise _unreadable(path, error) from error
     return sorted(folders), sorted(files)

@@ -4,6 +4,7 @@ import functools
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from tqdm import tqdm
 
 from datasets.arrays import SIDE
 from utils.errors import RunError
+from utils.files import release
 from utils.processes import available_cores
 
+IMAGES_PER_TASK = 16  # at most
+WAITING = 10_000  # tasks for the cores at a time: each takes a kilobyte of memory
 UNKNOWN_RANGE = ("I", "F")  # Pillow's modes of 32 bits
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
 
@@ -64,11 +68,15 @@ def from_pixels(pixels: np.ndarray, size: int) -> np.ndarray:
     return to_array(Image.fromarray(np.ascontiguousarray(pixels)), size)
 
 
-def resize(images: np.ndarray, size: int) -> np.ndarray:
-    """Images, uint8 (N, 3, S, S) RGB, as (N, 3, size, size), resized as by `to_array`."""
-    if images.shape[2:] == (size, size):
-        return images
-    return decode(lambda image: from_pixels(image.transpose(1, 2, 0), size), images, size)[0]
+def convert(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Images, uint8 (N, 3, size, size), of pixels, uint8 (N, H, W) or (N, H, W, 3), as by `to_array`.
+
+    They are a view where the pixels have the size already.
+    """
+    if pixels.shape[1:3] != (size, size):
+        return decode(partial(from_pixels, size=size), pixels, size)[0]
+    return pixels.transpose(0, 3, 1, 2) if pixels.ndim == 4 else \
+        np.broadcast_to(pixels[:, None], (len(pixels), 3, size, size))
 
 
 def read_image(path: Path, size: int = SIDE, stretched: list[Path] | None = None) -> np.ndarray:
@@ -146,6 +154,8 @@ def decode(read: Callable[[Any], np.ndarray], sources: Sequence | np.ndarray, si
             images[number] = read(sources[number])
         except Exception as error:  # untrusted files raise almost anything
             errors[number] = error
+        if number % 1000 == 0:
+            release(sources)
 
     on_all_cores(read_one, len(sources))
     for number, error in errors.items():
@@ -160,13 +170,24 @@ def decode(read: Callable[[Any], np.ndarray], sources: Sequence | np.ndarray, si
 
 def on_all_cores(work: Callable[[int], object], count: int, images: int = 1):
     """Call `work` with 0 to `count` - 1, each for so many images, on all cores, with a progress bar."""
+    cores = available_cores()
+    # Small images take less time than a task; large ones should still show progress.
+    step = max(1, min(IMAGES_PER_TASK, count // (100 * cores)))
+
+    def work_on(start: int):
+        for number in range(start, min(start + step, count)):
+            work(number)
+
     # Pillow releases the GIL while it decodes and resizes.
-    with warnings.catch_warnings(), ThreadPoolExecutor(available_cores()) as pool:
+    with (warnings.catch_warnings(), ThreadPoolExecutor(cores) as pool,
+          tqdm(total=count, unit="image", unit_scale=images, leave=False, disable=None) as bar):
         warnings.simplefilter("ignore")  # about files that are readable nevertheless
         try:
-            for _ in tqdm(pool.map(work, range(count)), total=count, unit="image", unit_scale=images,
-                          leave=False, disable=None):
-                pass
+            starts = range(0, count, step)
+            for first in range(0, len(starts), WAITING):
+                some = starts[first:first + WAITING]
+                for start, _ in zip(some, pool.map(work_on, some), strict=True):
+                    bar.update(min(step, count - start))
         except BaseException:  # an interrupt
             pool.shutdown(wait=False, cancel_futures=True)
             raise

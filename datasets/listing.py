@@ -12,7 +12,7 @@ import numpy as np
 from datasets import folders
 from datasets.names import is_missing
 from utils.errors import UserError
-from utils.files import open_npz, read_table
+from utils.files import open_npz, read_member, read_table
 
 BACKSLASHES = "; folders are separated by / here, but there is no file at that path either"
 
@@ -57,8 +57,9 @@ def list_images(path: Path) -> Listing:
 
 def _list_folder(path: Path) -> Listing:
     found = folders.find(path)
+    prefix = f"{path.as_posix().rstrip('/')}/"  # all are inside; relative_to would take much longer
     return Listing(found.files, found.classes,
-                   [file.relative_to(path).as_posix() for file in found.files],
+                   [file.as_posix().removeprefix(prefix) for file in found.files],
                    found.held_out if any(found.held_out) else None, tuple(found.expected),
                    {folder.relative_to(path).as_posix(): why for folder, why in found.unread.items()},
                    found.tops)
@@ -104,7 +105,7 @@ def _list_arrays(path: Path) -> Listing:
     try:
         with open_npz(path) as file:
             found = ", ".join(map(ascii, file.files)) or "none"
-            arrays = [file[name] for name in ("x", "y") if name in file.files]
+            arrays = [read_member(file, name) for name in ("x", "y") if name in file.files]
     except Exception as error:  # a damaged archive raises almost anything
         raise UserError(f"cannot read the arrays x and y in {path}: {error}; {advice}") from error
     if len(arrays) != 2:
@@ -119,4 +120,5 @@ def _list_arrays(path: Path) -> Listing:
                         f"{y.dtype} {y.shape}; save it so")
     if x.ndim == 4 and x.shape[3] != 3:
         x = x.transpose(0, 2, 3, 1)
-    return Listing(x, [str(label) for label in y.reshape(-1)])
+    names = {label: str(label) for label in np.unique(y).tolist()}  # one text for many samples
+    return Listing(x, [names[label] for label in y.reshape(-1).tolist()])

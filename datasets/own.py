@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from datasets.arrays import SIDE, SKIPPED_FILE, Originals, Source, Split
-from datasets.images import decode, from_pixels, read_image
+from datasets.images import convert, decode, read_image
 from datasets.label_noise import next_class
 from datasets.listing import Listing, list_images
 from datasets.names import alike, is_line, is_missing, natural, same
 from utils.errors import UserError
+from utils.files import slices, take_rows
 
 EARLIER_VAL_FRACTION = 0.2  # the default of runs that recorded none
 SKIPPED_SHOWN, CLASSES_SHOWN = 10, 20
+MOVED = 1000  # images at a time
 DARK = 64  # 14-bit values in 16 bits become 63 at most
 
 
@@ -46,17 +48,16 @@ def load_own(path: Path, val_fraction: float | None, strict: bool, rng: np.rando
     print(f"reading {len(listing.sources):,} samples of {_count(listing.classes)}", flush=True)
     images, errors = _decode(listing, size)
     skipped = _report(listing, errors, strict)
-    kept = np.array([number for number in range(len(images)) if number not in errors], int)
+    kept = np.delete(np.arange(len(images)), np.array(list(errors), int))
     _warn_if_dark(listing, images, kept)
     names = _class_names(path, listing, kept)
     numbers = {name: number for number, name in enumerate(names)}
     labels = np.array([numbers[listing.classes[number]] for number in kept], np.int64)
     fraction = EARLIER_VAL_FRACTION if val_fraction is None else val_fraction
     held_out = np.array(listing.held_out)[kept] if listing.held_out else draw(labels, fraction, rng)
-    all_labels = np.zeros((len(images), 1), np.int64)
-    all_labels[kept, 0] = labels
-    everything = Split(images, all_labels, Originals(listing.sources, np.arange(len(images))))
-    train, test = (everything.take(kept[chosen]) for chosen in (~held_out, held_out))
+    parts = zip(_divide(images, kept[~held_out], kept[held_out]), (~held_out, held_out), strict=True)
+    train, test = (Split(some, labels[chosen, None], Originals(listing.sources, kept[chosen]))
+                   for some, chosen in parts)
     if fraction == 0 and not listing.held_out:
         test = train
         print("none are held out: all are ranked, and the test error is that of the training images "
@@ -69,6 +70,21 @@ def load_own(path: Path, val_fraction: float | None, strict: bool, rng: np.rando
               f"{_parts(listing) if listing.held_out else ' (--val_fraction 0 ranks all)'}", flush=True)
     paths = [listing.paths[number] if listing.paths else f"x[{number}]" for number in kept[~held_out]]
     return Source(train, test, names, next_class(len(names)), paths, skipped, trusted=False, path=path)
+
+
+def _divide(images: np.ndarray, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The images of a training and a test set, by their numbers in ascending order.
+
+    Decoded images, which must not be used afterwards, are moved to their places: together with a copy
+    they would take twice the memory.
+    """
+    if images.base is not None or not len(train) or train[-1] - train[0] < len(train):
+        return take_rows(images, train), take_rows(images, test)
+    held_out = images[test]
+    for start in range(0, len(train), MOVED):
+        some = train[start:start + MOVED]
+        images[start:start + len(some)] = images[some]
+    return images[:len(train)], held_out
 
 
 def draw(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
@@ -99,7 +115,7 @@ def _parts(listing: Listing) -> str:
 def _decode(listing: Listing, size: int) -> tuple[np.ndarray, dict[int, Exception]]:
     """The images (N, 3, size, size), and why some could not be read, by number."""
     if listing.paths is None:
-        return decode(partial(from_pixels, size=size), listing.sources, size)
+        return convert(np.asarray(listing.sources), size), {}
     stretched: list[Path] = []
     images, errors = decode(partial(read_image, size=size, stretched=stretched), listing.sources, size)
     if stretched:
@@ -112,8 +128,10 @@ def _decode(listing: Listing, size: int) -> tuple[np.ndarray, dict[int, Exceptio
 
 
 def _warn_if_dark(listing: Listing, images: np.ndarray, kept: np.ndarray):
-    dark = [number for number in kept if images[number].max() < DARK]
-    if dark:
+    brightest = np.concatenate([images[rows].max(axis=(1, 2, 3))
+                                for rows in slices(images, doing="checking")])
+    dark = kept[brightest[kept] < DARK]
+    if len(dark):
         first = ascii(listing.paths[dark[0]]) if listing.paths else f"image {dark[0]}"
         print(f"warning: {len(dark):,} of {len(kept):,} images are almost black, with no value above "
               f"{DARK - 1} of 255, the first {first}; if they hold 10, 12 or 14 bits in files of 16, "

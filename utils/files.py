@@ -3,19 +3,27 @@ import csv
 import errno
 import hashlib
 import json
+import math
 import mmap
 import os
 import shutil
+import struct
 import zipfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from utils.errors import RunError, UserError
 
 SPOTS, SPOT_BYTES = 256, 1 << 16  # of `spot_check`
+PIECE = 2**22  # bytes of a large array that are in memory at a time, about
+PATIENCE = 2  # seconds without a progress bar
+LOCAL_HEADER = struct.Struct("<26xHH")  # of a file in a .zip
 
 
 @contextmanager
@@ -88,9 +96,29 @@ def check_folder(path: Path):
 
 
 def save_array(path: Path, array: np.ndarray):
-    """Write `array` as an .npy file."""
-    with whole_file(path) as temporary:
-        np.save(temporary, array, allow_pickle=False)
+    """Write `array`, (N, ...), as an .npy file."""
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        _write_array(file, array)
+
+
+def save_npz(path: Path, arrays: Iterable[tuple[str, object]], compressed: bool = False):
+    """Write arrays by name as an .npz, one at a time, which numpy.savez would need all at once."""
+    kind = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+    with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w", kind) as archive:
+        for name, array in arrays:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                _write_array(file, np.asanyarray(array))
+
+
+def _write_array(file: IO[bytes], array: np.ndarray):
+    """Write an .npy as numpy.save does, but always by rows, and arrays of any strides fast."""
+    if not array.ndim:
+        np.lib.format.write_array(file, array, allow_pickle=False)
+        return
+    np.lib.format.write_array_header_1_0(file, {
+        **np.lib.format.header_data_from_array_1_0(array), "fortran_order": False})
+    for rows in slices(array, doing="writing"):
+        file.write(np.ascontiguousarray(array[rows]).data)
 
 
 def save_bytes(path: Path, content: bytes | memoryview):
@@ -171,6 +199,35 @@ def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
             yield arrays
 
 
+def read_member(file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """An array of an untrusted .npz: memory-mapped, read-only, unless it is compressed.
+
+    Raises:
+        Exception: as for `open_npz`.
+    """
+    info = file.zip.getinfo(f"{name}.npy")
+    if info.compress_type != zipfile.ZIP_STORED:
+        return file[name]
+    with file.zip.open(info) as member:
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0,
+                       (2, 0): np.lib.format.read_array_header_2_0}[np.lib.format.read_magic(member)]
+        shape, is_fortran, kind = read_header(member)
+        begin = member.tell()
+    if kind.hasobject or begin + kind.itemsize * math.prod(shape) != info.file_size or not shape:
+        return file[name]
+    raw: Any = file.zip.fp
+    raw.seek(info.header_offset)
+    # A name and an extra field follow, whose lengths may differ from those in the list of contents.
+    lengths = LOCAL_HEADER.unpack(raw.read(LOCAL_HEADER.size))
+    start = info.header_offset + LOCAL_HEADER.size + sum(lengths)
+    content, checksum = np.memmap(raw, np.uint8, "r", start, (info.file_size,)), 0
+    for part in slices(content, doing="checking"):
+        checksum = zlib.crc32(content[part].data, checksum)
+    if checksum != info.CRC:
+        raise zipfile.BadZipFile(f"the checksum of {name} is wrong")
+    return np.memmap(raw, kind, "r", start + begin, shape, "F" if is_fortran else "C")
+
+
 def text_cell(text: str) -> str:
     """Untrusted text as a cell of a CSV, with a ' before text that a spreadsheet would run."""
     try:
@@ -228,7 +285,52 @@ def read_table(path: Path, columns: Sequence[str], advice: str) -> list[tuple[in
     return [(line, dict(zip(found, cells, strict=False))) for line, cells in rows[1:]]
 
 
-def release(array: np.ndarray):
-    """Release the pages of a memory-mapped array that have been read, which count as memory in use."""
-    if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        array.base.madvise(mmap.MADV_DONTNEED)
+def release(array: object):
+    """Release the pages of a memory-mapped array that have been read, which count as memory in use.
+
+    Anything else is left as it is.
+    """
+    base: object = array
+    while isinstance(base, np.ndarray):  # a view of a view
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
+def slices(*arrays: np.ndarray, doing: str) -> Iterator[slice]:
+    """Slices of the rows of large arrays of one length N, a few megabytes of the first at a time.
+
+    After each, its pages are released where memory-mapped.  A progress bar appears after a while.
+
+    Args:
+        arrays: (N, ...) each.
+        doing: what is done with them, for the progress bar.
+    """
+    array = arrays[0]
+    step = max(1, PIECE * len(array) // max(1, array.nbytes))
+    with tqdm(total=array.nbytes, desc=doing, unit="B", unit_scale=True, delay=PATIENCE, leave=False,
+              disable=None) as bar:
+        for start in range(0, len(array), step):
+            stop = min(start + step, len(array))
+            yield slice(start, stop)
+            for one in arrays:
+                release(one)
+            bar.update(array.nbytes // len(array) * (stop - start))
+
+
+def are_same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two large arrays have the same shape and values."""
+    return one is other or (one.shape == other.shape and all(
+        np.array_equal(one[rows], other[rows]) for rows in slices(one, other, doing="comparing")))
+
+
+def take_rows(array: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Rows of a large array, (M, ...): a view where the indices, (M,), are consecutive, else a copy."""
+    first = int(indices[0]) if len(indices) else 0
+    if np.array_equal(indices, np.arange(first, first + len(indices))):
+        return np.asarray(array)[first:first + len(indices)]
+    result = np.empty((len(indices), *array.shape[1:]), array.dtype)
+    for rows in slices(result, doing="copying"):
+        result[rows] = array[indices[rows]]
+        release(array)
+    return result

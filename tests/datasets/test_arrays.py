@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from datasets import arrays
+from datasets.arrays import Split
 from tests.conftest import make_dataset, refused
 from utils.errors import UserError
 
@@ -125,16 +126,48 @@ def test_labels_without_a_second_axis_are_read_too(dataset_folder):
 
 
 def test_digest_is_that_of_every_image_and_label():
-    dataset = make_dataset(1100)
+    dataset = make_dataset(1500)
     digests = [dataset.digest()]
-    for array, place in [(dataset.images, (1099, 2, 31, 31)), (dataset.images, (0, 0, 0, 0)),
-                         (dataset.labels, (1099, 0))]:
+    for array, place in [(dataset.images, (1499, 2, 31, 31)), (dataset.images, (0, 0, 0, 0)),
+                         (dataset.labels, (1499, 0))]:
         array[place] += 1
         digests.append(replace(dataset).digest())
     assert len(set(digests)) == 4
-    expected = hashlib.sha256(b"((1100, 3, 32, 32), (1100, 1))" + dataset.images.tobytes()
+    expected = hashlib.sha256(b"((1500, 3, 32, 32), (1500, 1))" + dataset.images.tobytes()
                               + dataset.labels.astype("<i8").tobytes())
     assert digests[-1] == expected.hexdigest()
+    features = np.random.default_rng(0).random((1500, 1024), np.float32)
+    own = hashlib.sha256(b"(1500, 1024)" + features.tobytes())
+    expected.update(own.hexdigest().encode())
+    own.update(dataset.images.tobytes())
+    dataset = replace(dataset, features=features)
+    assert dataset.digest() == expected.hexdigest()
+    assert dataset.feature_digests() == {"features_train.npy": own.hexdigest()}
+
+
+def test_files_that_hold_the_same_are_not_written_again(dataset_folder):
+    def written():
+        return {name: (dataset_folder / name).stat().st_ino for name in ("x_train.npy", "x_val.npy")}
+    before, dataset = written(), make_dataset()
+    for one in (dataset, arrays.load(dataset_folder, test=True)):
+        arrays.save(dataset_folder, one)
+        assert written() == before
+    test = replace(dataset.test, images=dataset.images[12:24])
+    arrays.save(dataset_folder, replace(dataset, test=test))
+    kept = {name for name, file in written().items() if file == before[name]}
+    assert kept == {"x_train.npy"}
+    assert np.array_equal(np.load(dataset_folder / "x_val.npy"), dataset.images[12:24])
+
+
+def test_saved_images_are_mapped(tmp_path):
+    dataset = make_dataset()
+    for test in (dataset.test, dataset):
+        one = replace(dataset, test=Split(test.images, test.labels))
+        arrays.save(tmp_path / str(len(test.images)), one)
+        found = arrays.mapped(tmp_path / str(len(test.images)), one)
+        assert isinstance(found.images, np.memmap) and isinstance(found.test.images, np.memmap)
+        assert found.digest() == one.digest() and np.array_equal(found.test.images, test.images)
+        assert (found.test.images is found.images) == (test is dataset)
 
 
 def test_paths_are_kept_and_must_fit(tmp_path):

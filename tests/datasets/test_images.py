@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from datasets.images import decode, read_image, to_array, to_rgb
+from datasets.images import decode, on_all_cores, read_image, to_array, to_rgb
 from utils.errors import RunError
 
 
@@ -161,6 +161,14 @@ def test_postscript_is_not_run(tmp_path, monkeypatch):
     (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
     with pytest.raises(UnidentifiedImageError):
         read_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("count", [0, 1, 999, 10_000])
+def test_work_is_shared_in_tasks_of_which_few_wait(monkeypatch, count):
+    monkeypatch.setattr("datasets.images.WAITING", 7)
+    done = []
+    on_all_cores(done.append, count)
+    assert sorted(done) == list(range(count))
 
 
 def test_all_cores_decode_at_a_time(monkeypatch):

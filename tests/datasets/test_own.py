@@ -135,12 +135,34 @@ def test_table_of_paths_and_labels(folder):
         assert dict(rows)[path] == source.names[label]
 
 
+def test_images_move_with_their_paths_past_skipped_files_and_the_test_set(folder, monkeypatch):
+    monkeypatch.setattr("datasets.own.MOVED", 4)
+    for name in ("10/3.png", "cat/0.png", "dog/9.png"):
+        (folder / name).write_text("no image")
+    source = load(folder)
+    assert len(source.paths) == 21
+    for path, level in zip(source.paths, levels(source.train), strict=True):
+        name, number = path.removesuffix(".png").split("/")
+        assert level == 50 * ["cat", "dog", "10"].index(name) + int(number)
+    assert len({*levels(source.train), *levels(source.test)}) == 27
+
+
+def test_damaged_arrays_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.zeros((20, 32, 32, 3), np.uint8), y=np.resize([0, 1], 20))
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[5000] ^= 1
+    (tmp_path / "a.npz").write_bytes(content)
+    with refused(f"{tmp_path}/a.npz"):
+        load(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("shape", ["nhwc", "nchw", "nhw"])
-def test_arrays(tmp_path, shape):
+def test_arrays(tmp_path, shape, save):
     x = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)
     y = np.resize([7, -1], (20, 1))
     saved = {"nhwc": x, "nchw": x.transpose(0, 3, 1, 2), "nhw": x[..., 0]}[shape]
-    np.savez_compressed(tmp_path / "a.npz", x=saved, y=y)
+    save(tmp_path / "a.npz", x=saved, y=y)
     source = load(tmp_path / "a.npz")
     assert source.names == ["-1", "7"] and source.paths[:2] == ["x[0]", "x[1]"]
     assert (source.train.labels.sum(), source.test.labels.sum()) == (8, 2)

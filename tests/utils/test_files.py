@@ -1,6 +1,7 @@
 import mmap
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,20 @@ import pytest
 from tests.conftest import refused
 from utils.errors import UserError
 from utils.files import (
+    are_same,
     check_folder,
     load_array,
+    open_npz,
+    read_member,
     read_table,
     release,
     save_array,
     save_json,
+    save_npz,
     save_text,
+    slices,
     spot_check,
+    take_rows,
     whole_file,
     whole_folder,
 )
@@ -137,13 +144,77 @@ def test_released_pages_are_no_memory_in_use(tmp_path):
     def resident():
         return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
     np.save(tmp_path / "large.npy", np.ones(2**25, np.uint8))
-    array = load_array(tmp_path / "large.npy")
-    assert array.sum() == 2**25
-    before = resident()
-    release(array)
-    assert before - resident() > 2**24
-    assert array.sum() == 2**25
+    for array in (load_array(tmp_path / "large.npy"), load_array(tmp_path / "large.npy")[::2].T[5:]):
+        assert array.sum() == len(array)
+        before = resident()
+        release(array)
+        assert before - resident() > 2**24
+        assert array.sum() == len(array)
     release(np.ones(3))  # nothing to do
+
+
+LARGE = np.arange(3 * 2**20, dtype=np.uint64).reshape(-1, 2, 3, 1024)  # several pieces
+
+
+def test_large_arrays_are_handled_in_pieces():
+    pieces = list(slices(LARGE, doing="counting"))
+    assert len(pieces) > 3
+    assert np.array_equal(np.concatenate([LARGE[rows] for rows in pieces]), LARGE)
+    assert list(slices(LARGE[:0], doing="counting")) == []
+    other = LARGE.copy()
+    assert are_same(LARGE, other) and not are_same(LARGE, other[:-1])
+    other[-1, -1, -1, -1] += 1
+    assert not are_same(LARGE, other)
+
+
+def test_consecutive_rows_are_not_copied():
+    chosen = np.delete(np.arange(len(LARGE)), [7, 300])
+    assert np.array_equal(take_rows(LARGE, chosen), LARGE[chosen])
+    assert np.array_equal(take_rows(LARGE, chosen[::-1]), LARGE[chosen[::-1]])
+    view = take_rows(LARGE, np.arange(3, 90))
+    assert np.array_equal(view, LARGE[3:90]) and np.shares_memory(view, LARGE)
+    assert take_rows(LARGE, np.zeros(0, int)).shape == (0, 2, 3, 1024)
+
+
+@pytest.mark.parametrize("array", [
+    LARGE, LARGE.T, LARGE.transpose(0, 3, 1, 2), LARGE[::2, :, 1:, ::-1], LARGE[:0],
+    np.broadcast_to(LARGE[:, :1], (512, 3, 3, 1024)), np.array("text")])
+def test_arrays_of_any_strides_are_written_as_numpy_writes_them(tmp_path, array):
+    expected = np.ascontiguousarray(array)[()] if array.ndim else array
+    np.savez(tmp_path / "expected.npz", a=expected)
+    save_npz(tmp_path / "found.npz", [("a", array)])
+    assert (tmp_path / "found.npz").read_bytes() == (tmp_path / "expected.npz").read_bytes()
+    if array.ndim:
+        np.save(tmp_path / "expected.npy", expected)
+        save_array(tmp_path / "found.npy", array)
+        assert (tmp_path / "found.npy").read_bytes() == (tmp_path / "expected.npy").read_bytes()
+
+
+@pytest.mark.parametrize(("save", "mapped"), [(np.savez, True), (np.savez_compressed, False)])
+def test_members_of_an_archive_are_mapped_where_they_can_be(tmp_path, save, mapped):
+    arrays = {"c": LARGE, "fortran": np.asfortranarray(LARGE[:9, 0, 0]), "none": LARGE[:0],
+              "text": np.array(["a", "bc"]), "number": np.array(3)}
+    save(tmp_path / "a.npz", **arrays)
+    with open_npz(tmp_path / "a.npz") as file:
+        found = {name: read_member(file, name) for name in arrays}
+    for name, array in arrays.items():
+        assert np.array_equal(found[name], array) and found[name].dtype == array.dtype, name
+    assert isinstance(found["c"], np.memmap) == mapped
+
+
+def test_damaged_members_of_an_archive_are_refused(tmp_path):
+    save_npz(tmp_path / "a.npz", [("a", LARGE)])
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "a.npz").write_bytes(content)
+    with open_npz(tmp_path / "a.npz") as file, pytest.raises(zipfile.BadZipFile):
+        read_member(file, "a")
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("a.npy", "w") as file:
+        header = {"descr": "|O", "fortran_order": False, "shape": (1,)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(bytes(8))  # as long as a pointer
+    with open_npz(tmp_path / "a.npz") as file, pytest.raises(ValueError, match="allow_pickle"):
+        read_member(file, "a")
 
 
 def test_rows_of_a_table_have_the_lines_they_start_on(tmp_path):

@@ -1,15 +1,15 @@
 """The score files: written by calculate_score.py, read by mislabel_analysis.py."""
 import hashlib
 import json
-import zipfile
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import load_array, open_npz, save_array, whole_file
+from utils.files import load_array, open_npz, read_member, release, save_array, save_npz
 from utils.tracin.self_influence import Scores, sum_over_checkpoints
 
 TOTAL = "influence_all_epoch.npy"
@@ -73,28 +73,29 @@ class CheckpointScores:
     """
 
     def __init__(self, folder: Path, epoch: int, key: str, samples: int, classes: int):
-        self.epoch, self.size, self._key, self._classes = epoch, samples, key, classes
+        self.epoch, self.size, self._key = epoch, samples, key
+        self._kinds: dict[str, tuple[tuple[int, ...], np.dtype]] = {
+            **dict.fromkeys(COLUMNS, ((samples,), np.dtype(np.float64))),
+            "probability": ((samples, classes), np.dtype(np.float32)), "key": ((), np.array(key).dtype)}
         self._path, self._influence = (folder / name.format(epoch) for name in (CHECKPOINT, EPOCH))
         kept = self._read() if self._path.exists() else None
         self.stale = self._path.exists() and kept is None
         self._todo = np.ones(samples, bool) if kept is None else ~np.isfinite(kept["influence"])
         self._arrays: dict[str, np.ndarray] | None = None
 
-    def _empty(self) -> dict[str, np.ndarray]:
-        arrays = {name: np.full(self.size, np.nan) for name in COLUMNS}
-        return arrays | {"probability": np.full((self.size, self._classes), np.nan, np.float32)}
-
-    def _read(self) -> dict[str, np.ndarray] | None:
-        """The arrays in the file, or None if it is damaged or holds something else."""
-        arrays = {**self._empty(), "key": np.array(self._key)}
+    def _read(self, *names: str) -> dict[str, np.ndarray] | None:
+        """Some arrays of the file, or all, mapped; None if it is damaged or holds something else."""
+        arrays = {}
         try:
             with open_npz(self._path) as file:
-                for name, array in arrays.items():
+                for name in {**dict.fromkeys(names or self._kinds), "key": None}:
+                    shape, kind = self._kinds[name]
                     # Reject zip bombs before decompressing.
-                    if file.zip.getinfo(f"{name}.npy").file_size > array.nbytes + 999:
+                    most = math.prod(shape) * kind.itemsize + 999
+                    if file.zip.getinfo(f"{name}.npy").file_size > most:
                         return None
-                    arrays[name] = file[name]
-                    if (arrays[name].shape, arrays[name].dtype) != (array.shape, array.dtype):
+                    arrays[name] = read_member(file, name)
+                    if (arrays[name].shape, arrays[name].dtype) != (shape, kind):
                         return None
         except Exception:
             return None
@@ -107,9 +108,9 @@ class CheckpointScores:
     def add(self, start: int, stop: int, scores: Scores):
         """Add the scores of samples `start` up to `stop`."""
         if self._arrays is None:
-            self._arrays = self._empty()
             kept = None if self._todo.all() else self._read()
-            self._arrays |= kept or {}
+            self._arrays = {name: np.array(kept[name]) if kept else np.full(shape, np.nan, kind)
+                            for name, (shape, kind) in self._kinds.items() if name != "key"}
             self._todo[:] = ~np.isfinite(self._arrays["influence"])
         for name, array in self._arrays.items():
             array[start:stop] = getattr(scores, name)
@@ -121,7 +122,7 @@ class CheckpointScores:
         Raises:
             RunError: it cannot be written.
         """
-        _save_archive(self._path, {**self._arrays, "key": self._key}.items())
+        save_npz(self._path, {**self._arrays, "key": self._key}.items())
         if not self.missing():
             self._arrays = None
 
@@ -135,12 +136,12 @@ class CheckpointScores:
             path.unlink(missing_ok=True)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """Read one of ``COLUMNS``, (N,), or ``probability``, (N, C), from the saved file.
+        """One of ``COLUMNS``, (N,), or ``probability``, (N, C), of the saved file, memory-mapped.
 
         Raises:
             UserError: the file has changed.
         """
-        arrays = self._read()
+        arrays = self._read(name)
         if arrays is None:
             raise UserError(f"{self._path} was changed or removed while it was needed; run again")
         return arrays[name]
@@ -154,19 +155,19 @@ def save_total(folder: Path, checkpoints: list[CheckpointScores], learning_rates
         RunError: a file cannot be written.
         UserError: the file of a checkpoint's scores has changed.
     """
-    total = sum_over_checkpoints(checkpoint["influence"] for checkpoint in checkpoints)
-    probability = sum_over_checkpoints(checkpoint["probability"] for checkpoint in checkpoints)
-
     def arrays() -> Iterator[tuple[str, object]]:  # one at a time, to save memory
         yield "epochs", [checkpoint.epoch for checkpoint in checkpoints]
         yield "learning_rate", np.array(learning_rates, float)
         for name in COLUMNS:
             yield name, np.stack([checkpoint[name] for checkpoint in checkpoints], axis=1)
-        yield "probability", probability / len(checkpoints)
+        probability = sum_over_checkpoints(checkpoint["probability"] for checkpoint in checkpoints)
+        probability /= len(checkpoints)
+        yield "probability", probability
         yield "data_sha256", digest
         yield "run_sha256", run
         yield "annotations", json.dumps(annotations)
-    _save_archive(folder / PER_CHECKPOINT, arrays())
+    save_npz(folder / PER_CHECKPOINT, arrays())
+    total = sum_over_checkpoints(checkpoint["influence"] for checkpoint in checkpoints)
     save_array(folder / TOTAL, total)
 
 
@@ -189,14 +190,6 @@ def check_unused(folder: Path, digest: str, run: str):
     if other[0] != digest or (run and other[1] and other[1] != run):
         raise UserError(f"{folder} holds the scores of another run; give another --output, or remove "
                         f"{PER_CHECKPOINT} there")
-
-
-def _save_archive(path: Path, arrays: Iterable[tuple[str, object]]):
-    # np.savez would need all arrays at once.
-    with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        for name, array in arrays:
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
 
 
 def load_total(folder: Path, samples: int) -> np.ndarray:
@@ -230,7 +223,7 @@ def load_per_checkpoint(folder: Path, total: np.ndarray, classes: int,
     path = folder / PER_CHECKPOINT
     try:
         with open_npz(path) as file:
-            arrays = {own.name: file[own.name] for own in fields(PerCheckpoint)
+            arrays = {own.name: read_member(file, own.name) for own in fields(PerCheckpoint)
                       if own.type is np.ndarray}
             scored, run = str(file["data_sha256"]), str(file["run_sha256"])
             # Earlier versions did not record them.
@@ -258,6 +251,8 @@ def load_per_checkpoint(folder: Path, total: np.ndarray, classes: int,
     if not np.allclose(sum_over_checkpoints(result.influence.T), total, rtol=1e-9, atol=0):
         raise UserError(f"expected the sums over the checkpoints of {path} in {folder / TOTAL}, found "
                         "others; run calculate_score.py again")
+    for array in arrays.values():
+        release(array)
     return result
 
 

@@ -114,7 +114,9 @@ def last_layer_gain(features: np.ndarray) -> np.ndarray:
 
 def sum_over_checkpoints(parts: Iterable[np.ndarray]) -> np.ndarray:
     """Sum the self-influence (N,), or another score, at each checkpoint; float64 (N,)."""
-    total = np.zeros(())
+    total: np.ndarray | None = None
     for part in parts:  # one at a time, to save memory
-        total = total + part.astype(np.float64)
-    return total
+        if total is None:
+            total = np.zeros(part.shape)
+        total += part
+    return np.zeros(()) if total is None else total

@@ -1,8 +1,6 @@
 """The data of a run: their features, and the files that are kept of them."""
 from dataclasses import replace
 
-import numpy as np
-
 from datasets import arrays, flags
 from datasets.arrays import Dataset
 from datasets.corrections import APPLIED_FILE, carry_forward, save_decisions
@@ -11,6 +9,7 @@ from utils.backbone.choice import load_backbone
 from utils.backbone.extraction import extract
 from utils.context import current_context
 from utils.errors import UserError
+from utils.files import are_same
 from utils.training import dynamics
 from utils.training.checkpoint import Description, newest_description, run_key
 from utils.training.settings import TrainSettings
@@ -54,15 +53,15 @@ def _kept_features(settings: TrainSettings, dataset: Dataset) -> Dataset | None:
     if not settings.resumed or not (settings.output / arrays.TRAIN_FEATURES).exists():
         return None
     kept = arrays.load(settings.output, test=True)
-    same_test = np.array_equal(flags.held_out(kept).images, flags.held_out(dataset).images)
-    if not same_test and np.array_equal(kept.images, dataset.images):
+    same_test = are_same(flags.held_out(kept).images, flags.held_out(dataset).images)
+    if not same_test and are_same(kept.images, dataset.images):
         return None
     arrays.check_features(settings.output, kept, settings.resumed.description.annotations)
     return kept
 
 
-def save_data(settings: TrainSettings, dataset: Dataset, description: Description):
-    """Write the data to the output, unless that would mix two runs."""
+def save_data(settings: TrainSettings, dataset: Dataset, description: Description) -> Dataset:
+    """Write the data to the output, unless that would mix two runs; returns them memory-mapped there."""
     resumed = settings.resumed
     if resumed and resumed.description.data_sha256 != description.data_sha256:
         raise UserError(f"expected the images and labels that {resumed.parameters} was trained on, "
@@ -72,9 +71,9 @@ def save_data(settings: TrainSettings, dataset: Dataset, description: Descriptio
     applied = carry_forward(source, corrections) if source else []
     arrays.save(settings.output, dataset, read_from=source)
     dynamics.check_unused(settings.output, run_key(description))
-    if resumed:
-        return  # the decisions of the run are there; --corrections need not be given again
-    if applied:
+    # A resumed run has its decisions already; --corrections need not be given again.
+    if applied and not resumed:
         save_decisions(settings.output / APPLIED_FILE, applied)
-    else:
+    elif not resumed:
         (settings.output / APPLIED_FILE).unlink(missing_ok=True)  # from an earlier training
+    return arrays.mapped(settings.output, dataset)

@@ -1,11 +1,10 @@
 """Per-sample training statistics for AUM and forgetting."""
-import io
 from pathlib import Path
 
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import open_npz, save_bytes
+from utils.files import open_npz, save_npz
 
 FILE = "training_dynamics.npz"
 LARGEST = float(np.finfo(np.float16).max)
@@ -37,23 +36,30 @@ class TrainingDynamics:
         epochs: E, the number of epochs in the whole run.
 
     Attributes:
-        loss: cross entropy, float16 (N, E), NaN where unknown.
+        loss: cross entropy, float16 (N, E), NaN where unknown; zero after the last recorded epoch.
         margin: logit of the given label minus the largest other logit, float16 (N, E), likewise.
         correct: whether the given label had the largest logit, bool (N, E).
         epochs: number of recorded epochs.
     """
 
     def __init__(self, samples: int, epochs: int):
-        self.loss, self.margin = (np.full((samples, epochs), np.nan, np.float16) for _ in range(2))
-        self.correct = np.zeros((samples, epochs), bool)
+        # By epoch: zeros take memory once they are written to.
+        self.loss, self.margin, self.correct = (np.zeros((epochs, samples), kind).T
+                                                for kind in (np.float16, np.float16, bool))
         self.epochs = 0
+
+    def _extend(self, epochs: int):
+        for array in (self.loss, self.margin):
+            array[:, self.epochs:epochs] = np.nan
+        self.epochs = epochs
 
     def record(self, epoch: int, batch: np.ndarray, loss: np.ndarray, margin: np.ndarray):
         """Record a batch: the indices of its samples, their losses and margins, each (B,)."""
+        if epoch >= self.epochs:
+            self._extend(epoch + 1)
         self.loss[batch, epoch] = np.clip(loss, -LARGEST, LARGEST)
         self.margin[batch, epoch] = np.clip(margin, -LARGEST, LARGEST)
         self.correct[batch, epoch] = margin > 0
-        self.epochs = epoch + 1
 
     def save(self, folder: Path, run: str):
         """Write ``training_dynamics.npz``: the epochs so far and the key of the run.
@@ -61,15 +67,12 @@ class TrainingDynamics:
         Raises:
             RunError: it cannot be written.
         """
-        content = io.BytesIO()
-        np.savez_compressed(content, loss=self.loss[:, :self.epochs],
-                            margin=self.margin[:, :self.epochs],
-                            correct=self.correct[:, :self.epochs], run_sha256=run)
-        save_bytes(folder / FILE, content.getbuffer())
+        arrays = [(name, getattr(self, name)[:, :self.epochs]) for name in ("loss", "margin", "correct")]
+        save_npz(folder / FILE, [*arrays, ("run_sha256", np.array(run))], compressed=True)
 
     def resume(self, folder: Path, run: str, epoch: int) -> bool:
         """Read the first `epoch` epochs from an interrupted run's file; returns whether it has them."""
-        self.epochs = epoch
+        self._extend(epoch)
         try:
             kept = load(folder, run, len(self.loss))
         except UserError:

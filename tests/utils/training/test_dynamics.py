@@ -22,7 +22,7 @@ def test_index_travels_with_the_sample(recorded):
     assert recorded.margin[:, 0].tolist() == [-1.5, -0.5, 0.5, 1.5]
     assert recorded.correct.tolist() == [[False, True, False], [False, True, False],
                                          [True, True, False], [True, True, False]]
-    assert np.isnan(recorded.loss[:, 2]).all()
+    assert recorded.epochs == 2
 
 
 def test_huge_numbers_stay_finite():
@@ -47,10 +47,12 @@ def test_interrupted_run_goes_on_from_any_recorded_epoch(recorded, tmp_path):
     resumed = TrainingDynamics(4, 3)
     assert resumed.resume(tmp_path, "run", 1)
     assert np.array_equal(resumed.loss[:, 0], recorded.loss[:, 0])
-    assert np.isnan(resumed.loss[:, 1:]).all() and not resumed.correct[:, 1:].any()
+    assert resumed.epochs == 1 and not resumed.correct[:, 1:].any()
     for folder, run, epoch in [(tmp_path, "other", 1), (tmp_path, "run", 3),
                                   (tmp_path / "elsewhere", "run", 1)]:
-        assert not TrainingDynamics(4, 3).resume(folder, run, epoch)
+        resumed = TrainingDynamics(4, 3)
+        assert not resumed.resume(folder, run, epoch)
+        assert np.isnan(resumed.loss[:, :epoch]).all() and np.isnan(resumed.margin[:, :epoch]).all()
     assert not TrainingDynamics(5, 3).resume(tmp_path, "run", 1)
 
 
