@@ -4,8 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tqdm import tqdm
+
 from utils.files import release
 
+PART = 1000  # images in memory at a time
 GRID = 8  # pixels a side that images are reduced to, to find near-duplicates
 FLAT = 4  # levels of gray: images of less contrast resemble none
 NEAR = 0.98  # correlation above which two images count as almost the same: tests/benchmarks/README.md
@@ -18,8 +21,8 @@ def image_digests(images: np.ndarray) -> np.ndarray:
         images: uint8 (N, 3, S, S); where memory-mapped, few are in memory at a time.
     """
     digests = np.empty(len(images), np.uint64)
-    for start in range(0, len(images), 1000):
-        for index, image in enumerate(np.ascontiguousarray(images[start:start + 1000]), start):
+    for start in _bar("looking for identical images", len(images)):
+        for index, image in enumerate(np.ascontiguousarray(images[start:start + PART]), start):
             digests[index] = int.from_bytes(hashlib.sha256(image.data).digest()[:8], "big")
         release(images)
     return digests
@@ -90,34 +93,50 @@ def most_alike(images: np.ndarray, labels: np.ndarray,
     Returns:
         Its index, integers (M,), and the correlation, float32 (M,), -1 where there is no other label.
     """
-    own = np.concatenate([np.zeros((0, 3 * GRID**2), np.float32),
-                          *(_reduced(images[part]) for part in _parts(chosen))])
+    own = np.concatenate([np.zeros((2, 0, 3 * GRID**2 // 2), np.float32),
+                          *(_halves(images[part]) for part in _parts(chosen))], axis=1)
     best, correlation = np.full(len(chosen), -1), np.full(len(chosen), -1, np.float32)
-    for part in _parts(np.arange(len(images))):
-        others = _reduced(images[part[0]:part[-1] + 1])
-        mirrored = others.reshape(-1, 3, GRID, GRID)[..., ::-1].reshape(others.shape)
-        both = np.maximum(own @ others.T, own @ mirrored.T)
-        both[labels[chosen] == labels[part, 0]] = -1
-        largest = both.argmax(axis=1)
-        values = both[np.arange(len(chosen)), largest]
+    for start in _bar("looking for near-duplicates", len(images) if len(chosen) else 0):
+        others = _halves(images[start:start + PART])
+        # Mirrored, the second half changes its sign.
+        alike = np.abs(own[1] @ others[1].T)
+        alike += own[0] @ others[0].T
+        alike[labels[chosen] == labels[start:start + PART, 0]] = -1
+        largest = alike.argmax(axis=1)
+        values = alike[np.arange(len(chosen)), largest]
         better = values > correlation
-        best[better], correlation[better] = part[largest[better]], values[better]
+        best[better], correlation[better] = start + largest[better], values[better]
         release(images)
     return best, correlation
 
 
 def _parts(indices: np.ndarray) -> Iterator[np.ndarray]:
-    return (indices[start:start + 1000] for start in range(0, len(indices), 1000))
+    return (indices[start:start + PART] for start in range(0, len(indices), PART))
 
 
-def _reduced(images: np.ndarray) -> np.ndarray:
+def _bar(what: str, images: int) -> Iterator[int]:
+    """Where each part of the images starts, with a progress bar."""
+    with tqdm(total=images, desc=what, unit="image", leave=False, disable=None) as bar:
+        for start in range(0, images, PART):
+            yield start
+            bar.update(min(PART, images - start))
+
+
+def _halves(images: np.ndarray) -> np.ndarray:
     """Images (N, 3, S, S) reduced to `GRID` pixels a side, every channel of mean 0, of length 1 each.
 
     Returns:
-        float32 (N, 3 GRID^2).
+        float32 (2, N, 3 GRID^2 / 2): what stays the same when an image is mirrored, and what changes its
+        sign.
     """
     block = images.shape[-1] // GRID
-    images = images[..., :GRID * block, :GRID * block]
-    small = images.reshape(len(images), 3, GRID, block, GRID, block).mean(axis=(3, 5), dtype=np.float32)
-    small = (small - small.mean(axis=(2, 3), keepdims=True)).reshape(len(images), -1)
-    return small / np.maximum(np.linalg.norm(small, axis=1), FLAT * small.shape[1]**0.5)[:, None]
+    images = images[..., :GRID * block, :GRID * block].reshape(-1, 3, GRID, block, GRID * block)
+    rows = np.zeros((len(images), 3, GRID, GRID * block), np.float32)
+    for row in range(block):  # faster than one sum; whole numbers, which are exact
+        rows += images[:, :, :, row]
+    small = rows @ np.kron(np.eye(GRID, dtype=np.float32), np.ones((block, 1), np.float32)) / block**2
+    small = small - small.mean(axis=(2, 3), keepdims=True)
+    length = np.linalg.norm(small.reshape(len(small), -1), axis=1)
+    small /= np.maximum(length, FLAT * (3 * GRID**2)**0.5).astype(np.float32)[:, None, None, None]
+    left, right = small[..., :GRID // 2], small[..., :GRID // 2 - 1:-1]
+    return np.stack([left + right, left - right]).reshape(2, len(small), -1) * np.float32(0.5**0.5)
