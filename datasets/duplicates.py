@@ -3,12 +3,11 @@ import hashlib
 from collections.abc import Iterator
 
 import numpy as np
-
 from tqdm import tqdm
 
 from utils.files import release
 
-PART = 1000  # images in memory at a time
+PART, FEW = 1000, 20  # images in memory at a time, neighbours and scattered ones, which map more each
 GRID = 8  # pixels a side that images are reduced to, to find near-duplicates
 FLAT = 4  # levels of gray: images of less contrast resemble none
 NEAR = 0.98  # correlation above which two images count as almost the same: tests/benchmarks/README.md
@@ -93,25 +92,24 @@ def most_alike(images: np.ndarray, labels: np.ndarray,
     Returns:
         Its index, integers (M,), and the correlation, float32 (M,), -1 where there is no other label.
     """
-    own = np.concatenate([np.zeros((2, 0, 3 * GRID**2 // 2), np.float32),
-                          *(_halves(images[part]) for part in _parts(chosen))], axis=1)
+    own = np.zeros((2, len(chosen), 3 * GRID**2 // 2), np.float32)
+    for place in range(0, len(chosen), FEW):
+        own[:, place:place + FEW] = _halves(images[chosen[place:place + FEW]])
+        release(images)
     best, correlation = np.full(len(chosen), -1), np.full(len(chosen), -1, np.float32)
     for start in _bar("looking for near-duplicates", len(images) if len(chosen) else 0):
         others = _halves(images[start:start + PART])
         # Mirrored, the second half changes its sign.
         alike = np.abs(own[1] @ others[1].T)
         alike += own[0] @ others[0].T
-        alike[labels[chosen] == labels[start:start + PART, 0]] = -1
+        rows = np.flatnonzero(alike.max(axis=1) > correlation)  # few, after the first parts
+        alike = np.where(labels[chosen[rows]] == labels[start:start + PART, 0], -1, alike[rows])
         largest = alike.argmax(axis=1)
-        values = alike[np.arange(len(chosen)), largest]
-        better = values > correlation
-        best[better], correlation[better] = start + largest[better], values[better]
+        values = alike[np.arange(len(rows)), largest]
+        better = values > correlation[rows]
+        best[rows[better]], correlation[rows[better]] = start + largest[better], values[better]
         release(images)
     return best, correlation
-
-
-def _parts(indices: np.ndarray) -> Iterator[np.ndarray]:
-    return (indices[start:start + PART] for start in range(0, len(indices), PART))
 
 
 def _bar(what: str, images: int) -> Iterator[int]:

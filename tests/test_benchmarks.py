@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.analyses import analyse
-from tests.benchmarks import experiment, headline
+from tests.benchmarks import experiment, headline, million
 from tests.benchmarks.tables import (
     ALL_LAYERS,
     TIMES,
@@ -106,3 +106,11 @@ def test_features_are_linked_whole_after_an_interrupt(tmp_path):
         (run / name).unlink()
     experiment.copy_features(tmp_path, run)
     assert {path.name for path in run.iterdir()} == names
+
+
+def test_synthetic_run_of_any_size_is_analysed_in_a_process_of_its_own(tmp_path):
+    cost = million.analysis(tmp_path, 300, unknown=True)
+    assert 0 < cost.cpu < 60 and 50 < cost.memory < 1000
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert (metrics["samples"], metrics["mislabelled"], metrics["ranked_by"]) == (300, None, "consensus")
+    assert 0.5 < metrics["agreement"] < 1

@@ -1,6 +1,6 @@
 """How well a ranking finds the mislabelled samples."""
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import auc, average_precision_score, roc_curve
 
 PERCENTAGES = (10, 20, 30)
 METRICS = (*(f"recall_at_{percentage}" for percentage in PERCENTAGES), "recall_at_mislabelled", "auroc",
@@ -47,8 +47,8 @@ def detection_metrics(score: np.ndarray, mislabelled: np.ndarray) -> dict[str, f
     """
     curve = recall_curve(score, mislabelled)
     places = [*(len(score) * percentage // 100 for percentage in PERCENTAGES), mislabelled.sum()]
-    values = [*curve[places], roc_auc_score(mislabelled, score),
-              average_precision_score(mislabelled, score)]
+    false, true, _ = roc_curve(mislabelled, score)  # roc_auc_score also sorts them, to know their kind
+    values = [*curve[places], auc(false, true), average_precision_score(mislabelled, score)]
     return dict(zip(METRICS, map(float, values), strict=True))
 
 
@@ -119,7 +119,7 @@ def _recalls(drawn: np.ndarray) -> list[np.ndarray]:
     for limit in [*(np.full(len(rows), total * percentage // 100) for percentage in PERCENTAGES),
                   found[:, -1]]:
         at = rows, (checked < limit[:, None]).sum(axis=1)  # the bins where the limit is
-        with np.errstate(invalid="ignore"):  # the first may be empty, and a resample lack mislabelled ones
+        with np.errstate(invalid="ignore"):  # an empty bin, or no mislabelled sample
             share = np.nan_to_num(drawn[0][at] / drawn.sum(axis=0)[at])
             recalls.append((found[at] - (checked[at] - limit) * share) / found[:, -1])
     return recalls
@@ -134,9 +134,9 @@ def _inside(wrong: np.ndarray, tied: np.ndarray, ends: np.ndarray) -> tuple[np.n
         ends: the end of each block, each one of `tied`.
 
     Returns:
-        Three arrays (B,) of shares: of the pairs of a mislabelled and another sample that are in the right
-        order; and, in the mean over the mislabelled samples, of the mislabelled and of the other ones
-        that are checked when one is found.
+        Three arrays (B,) of shares: of the pairs of a mislabelled and another sample, those in the right
+        order; and, in the mean over the mislabelled samples, of the mislabelled and of the other ones,
+        those that are checked when one is found.
     """
     of = np.searchsorted(ends, tied)  # the block of each group
     found, new = np.cumsum(wrong)[tied - 1], _sums(wrong, tied)

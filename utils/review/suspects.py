@@ -129,7 +129,11 @@ def ranked_suspects(dataset: Dataset, score: np.ndarray, per_checkpoint: PerChec
 
 def _columns(dataset: Dataset, score: np.ndarray, per_checkpoint: PerCheckpoint, facts: Facts,
              order: np.ndarray, places: np.ndarray) -> Iterator[dict[str, list]]:
-    """The attributes of the suspects at some `places` in `order`, by name, `BLOCK` suspects at a time."""
+    """The attributes of the suspects at some `places` in `order`, by name in their order.
+
+    Yields:
+        Those of up to `BLOCK` suspects at a time.
+    """
     true, paths, known = dataset.true_labels, dataset.paths, facts.reasons or {}
     for start in range(0, len(places), BLOCK):
         ranks = places[start:start + BLOCK]
