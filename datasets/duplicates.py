@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from utils.files import release
 
+ROUNDING = 1e-4  # above the errors of a sum of products
 PART, FEW = 1000, 20  # images in memory at a time, neighbours and scattered ones, which map more each
 GRID = 8  # pixels a side that images are reduced to, to find near-duplicates
 FLAT = 4  # levels of gray: images of less contrast resemble none
@@ -76,18 +77,20 @@ def near_duplicates(images: np.ndarray, labels: np.ndarray, chosen: np.ndarray) 
     Returns:
         Integers (M,).
     """
-    found, correlation = most_alike(images, labels, chosen)
+    found, correlation = most_alike(images, labels, chosen, NEAR)
     return np.where(correlation > NEAR, found, -1)
 
 
-def most_alike(images: np.ndarray, labels: np.ndarray,
-               chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def most_alike(images: np.ndarray, labels: np.ndarray, chosen: np.ndarray,
+               least: float = -1) -> tuple[np.ndarray, np.ndarray]:
     """For each of M samples, the one of another label whose pixels, mirrored or not, correlate most.
 
     Args:
         images, labels: of N samples, uint8 (N, 3, S, S) and integers (N, 1); where memory-mapped, few
             images are in memory at a time.
         chosen: the indices of the M samples.
+        least: a correlation that is enough to be looked for; where there is none above it, what is
+            returned is any.
 
     Returns:
         Its index, integers (M,), and the correlation, float32 (M,), -1 where there is no other label.
@@ -97,13 +100,14 @@ def most_alike(images: np.ndarray, labels: np.ndarray,
         own[:, place:place + FEW] = _halves(images[chosen[place:place + FEW]])
         release(images)
     best, correlation = np.full(len(chosen), -1), np.full(len(chosen), -1, np.float32)
+    outline = _outline(own)
     for start in _bar("looking for near-duplicates", len(images) if len(chosen) else 0):
         others = _halves(images[start:start + PART])
+        most = (outline @ _outline(others).T).max(axis=1)
+        rows = np.flatnonzero(most > np.maximum(correlation, least) - ROUNDING)
         # Mirrored, the second half changes its sign.
-        alike = np.abs(own[1] @ others[1].T)
-        alike += own[0] @ others[0].T
-        rows = np.flatnonzero(alike.max(axis=1) > correlation)  # few, after the first parts
-        alike = np.where(labels[chosen[rows]] == labels[start:start + PART, 0], -1, alike[rows])
+        alike = own[0, rows] @ others[0].T + np.abs(own[1, rows] @ others[1].T)
+        alike[labels[chosen[rows]] == labels[start:start + PART, 0]] = -1
         largest = alike.argmax(axis=1)
         values = alike[np.arange(len(rows)), largest]
         better = values > correlation[rows]
@@ -138,3 +142,18 @@ def _halves(images: np.ndarray) -> np.ndarray:
     small /= np.maximum(length, FLAT * (3 * GRID**2)**0.5).astype(np.float32)[:, None, None, None]
     left, right = small[..., :GRID // 2], small[..., :GRID // 2 - 1:-1]
     return np.stack([left + right, left - right]).reshape(2, len(small), -1) * np.float32(0.5**0.5)
+
+
+def _outline(halves: np.ndarray) -> np.ndarray:
+    """A few numbers of each image, whose products bound the correlations from above, float32 (N, D).
+
+    They are the first half at half the resolution and the length of all that this lacks (by the
+    inequality of Cauchy and Schwarz).
+
+    Args:
+        halves: from `_halves`.
+    """
+    pairs = [np.kron(np.eye(side // 2), np.full((2, 1), 0.5**0.5)) for side in (GRID, GRID // 2)]
+    coarse = halves[0] @ np.kron(np.eye(3), np.kron(*pairs)).astype(np.float32)
+    rest = np.square(halves).sum(axis=(0, 2)) - np.square(coarse).sum(axis=1)
+    return np.column_stack([coarse, np.sqrt(np.maximum(rest, 0))])
