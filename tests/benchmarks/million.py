@@ -135,18 +135,21 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("script", choices=SCRIPTS)
-    parser.add_argument("--samples", type=int, nargs="+", default=SAMPLES)
+    parser.add_argument("--samples", type=int, nargs="+", default=SAMPLES, help="growing numbers")
     parser.add_argument("--unknown", action="store_true", help="without the true labels")
     args = parser.parse_args()
-    rows = []
+    rows, before = [], (0, Cost(0, 0, 0))
     for samples in args.samples:
         with tempfile.TemporaryDirectory() as name:
             cost = SCRIPTS[args.script](Path(name), samples, args.unknown)
+        more, last = samples - before[0], before[1]
         rows.append([f"{samples:,}", f"{cost.seconds:.1f}", f"{cost.cpu:.1f}", f"{cost.memory:,.0f}",
-                     f"{1e6 * cost.seconds / samples:.0f}", f"{1e3 * cost.memory / samples:.2f}"])
-        print(f"{rows[-1][0]} samples: {cost}", file=sys.stderr, flush=True)
-    print(markdown(["samples", "seconds", "CPU seconds", "peak MB", "µs per sample", "kB per sample"],
-                   rows))
+                     f"{1e6 * (cost.cpu - last.cpu) / more:.0f}",
+                     f"{1e3 * (cost.memory - last.memory) / more:.2f}"])
+        before = samples, cost
+        print(f"{samples:,} samples: {cost}", file=sys.stderr, flush=True)
+    print(markdown(["samples", "seconds", "CPU seconds", "peak MB", "CPU µs per further sample",
+                    "kB per further sample"], rows))
 
 
 if __name__ == "__main__":
