@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.analyses import analyse
-from tests.benchmarks import experiment, headline
+from tests.benchmarks import experiment, headline, million
 from tests.benchmarks.mpi import Network, project
 from tests.benchmarks.tables import (
     ALL_LAYERS,
@@ -115,3 +115,11 @@ def test_projection_adds_computing_and_all_reduces():
     assert computing == pytest.approx(0.01 * 1000 / 4)
     assert reducing == pytest.approx(2 * (2 * 3 / 4 * 8 + 2 * 3 * 1e-3))  # two updates of 500 images
     assert project(0.01, 8_000_000, 1, 1000, network) == (pytest.approx(10), 0)
+
+
+def test_synthetic_run_of_any_size_is_analysed_in_a_process_of_its_own(tmp_path):
+    cost = million.analysis(tmp_path, 300, unknown=True)
+    assert 0 < cost.cpu < 60 and 50 < cost.memory < 1000
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert (metrics["samples"], metrics["mislabelled"], metrics["ranked_by"]) == (300, None, "consensus")
+    assert 0.5 < metrics["agreement"] < 1

@@ -62,7 +62,7 @@ def longest() -> Path:
 def metrics_table(scores: dict[str, np.ndarray], mislabelled: np.ndarray) -> str:
     """Markdown: the metrics of all rankings, best AUROC first, with 95 % bootstrap intervals."""
     metrics = {name: detection_metrics(score, mislabelled) for name, score in scores.items()}
-    intervals = bootstrap_intervals(scores, mislabelled)
+    intervals = {name: bootstrap_intervals(score, mislabelled) for name, score in scores.items()}
     rows = []
     for name in sorted(scores, key=lambda name: metrics[name]["auroc"], reverse=True):
         cells = [f"{metrics[name][column]:.3f} ({low:.3f} to {high:.3f})"

@@ -13,7 +13,7 @@ NEEDS = (f"--backbone, an agreement of {100 * ENOUGH_AGREEMENT:g} % averaged ove
          f"{ENOUGH_PER_CLASS} images per class and at most {MOST_CLASSES} classes")
 PRIOR = 10.0
 # Probabilities that are enough to fit to; of larger sets, samples are drawn.
-LARGEST = 5_000_000
+LARGEST = 1_000_000
 ITERATIONS, TOLERANCE = 500, 1e-5
 SMALLEST = 1e-12  # a probability, for its logarithm
 

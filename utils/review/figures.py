@@ -151,12 +151,11 @@ def visible(last: int) -> np.ndarray:
     return np.unique(np.append(np.linspace(0, last, MOST_POINTS).round().astype(int), marked))
 
 
-def _draw_curves(axes: Axes, curves: list[np.ndarray], styles: list[dict[str, Any]]):
-    """Draw recall curves and the random order in percent."""
-    last = len(curves[0]) - 1
-    kept = visible(last)
+def _draw_curves(axes: Axes, kept: np.ndarray, curves: list[np.ndarray], styles: list[dict[str, Any]]):
+    """Draw recall curves, of which the places `kept` are `visible`, and the random order in percent."""
+    last = kept[-1]
     for curve, style in zip(curves, styles, strict=False):
-        axes.plot(kept / last, curve[kept], drawstyle="steps-post" if last < MOST_POINTS else "default",
+        axes.plot(kept / last, curve, drawstyle="steps-post" if last < MOST_POINTS else "default",
                   **style)
     axes.plot([0, 1], [0, 1], **styles[-1])
     in_percent(axes.xaxis, axes.yaxis, ticks=None)
@@ -173,8 +172,8 @@ def score_curve(path: Path, scores: dict[str, np.ndarray], mislabelled: np.ndarr
         scores: by name, float (N,); higher is more suspicious.  The first is highlighted.
         mislabelled: bool (N,), true for at least one sample.
     """
-    ideal = mislabelled.astype(float)
-    curves = [recall_curve(score, mislabelled) for score in (*scores.values(), ideal)]
+    ideal, kept = mislabelled.astype(float), visible(len(mislabelled))
+    curves = [recall_curve(score, mislabelled)[kept] for score in (*scores.values(), ideal)]
     styles = [{**line_style(number), "linewidth": 1.3, "zorder": 2.5} for number in range(len(scores))]
     styles[0] |= {"linewidth": 2.2, "zorder": 3}
     styles += [{"color": GREY, "linestyle": dashes, "linewidth": 1} for dashes in ("--", ":")]
@@ -183,8 +182,8 @@ def score_curve(path: Path, scores: dict[str, np.ndarray], mislabelled: np.ndarr
     axes.set(xlim=(0, marked[-1]), xticks=[0, *marked], ylim=(0, 1.02), yticks=np.arange(6) / 5,
              xlabel="share of the data checked", ylabel="share of the mislabelled found")
     axes.grid(alpha=0.3)
-    _draw_curves(axes, curves, styles)
-    found = np.array([curve[len(mislabelled) * np.array(PERCENTAGES) // 100] for curve in curves])
+    _draw_curves(axes, kept, curves, styles)
+    found = np.array(curves)[:, np.searchsorted(kept, len(mislabelled) * np.array(PERCENTAGES) // 100)]
     ends = np.append(found[:, -1], marked[-1])
     labels = [f"{name} {100 * end:.1f} %" for name, end in zip(scores, ends, strict=False)]
     _label_ends(figure, axes, [*labels, "ideal", "random order"], ends, styles)
@@ -199,7 +198,7 @@ def score_curve(path: Path, scores: dict[str, np.ndarray], mislabelled: np.ndarr
     whole.yaxis.tick_right()
     whole.spines[["left", "right"]].set_visible([False, True])
     whole.axvspan(0, marked[-1], color=GREY, alpha=0.15, linewidth=0)
-    _draw_curves(whole, curves, styles)
+    _draw_curves(whole, kept, curves, styles)
     save(figure, path)
 
 

@@ -65,7 +65,7 @@ def save_review(path: Path, dataset: Dataset, score: np.ndarray, rank_by: str,
     suspects = [{**_entry(suspect, dataset, facts), "copy": int(copies[suspect.index]),
                  "picture": picture, "margins": [] if margins is None else _line(margins[suspect.index])}
                 for suspect, picture in zip(ranked, pictures, strict=True)]
-    start = len(DIGEST_PREFIX)
+    digits = facts.digests.astype(">u8").tobytes().hex().encode()
     twice = len(np.unique(facts.digests[facts.other_labels >= 0]))
     data = {
         "suspects": suspects, "named": _named(ranked, dataset, facts, files, pictures),
@@ -76,9 +76,8 @@ def save_review(path: Path, dataset: Dataset, score: np.ndarray, rank_by: str,
         "nextCommand": next_command, "download": download,
         "applied": [[one.image_sha256, one.given_label, one.decision, one.new_label]
                     for one in facts.applied],
-        "checks": {"length": CHECK, "start": start, "labels": dataset.labels[:, 0].tolist(),
-                   "digits": "".join(digest_text(digest)[start:start + CHECK]
-                                     for digest in facts.digests)}}
+        "checks": {"length": CHECK, "start": len(DIGEST_PREFIX), "labels": dataset.labels[:, 0].tolist(),
+                   "digits": np.frombuffer(digits, "S16").astype(f"S{CHECK}").tobytes().decode()}}
     save_html(path, TEMPLATE, rank_by=rank_by, reason=reason, twice=twice, data=data)
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from datasets.arrays import TRAIN_IMAGES
 from datasets.images import on_all_cores, read_rgb, to_array
+from utils.files import release
 
 LONGEST_SIDE = 256  # pixels of a photo on the page
 LARGEST = 17_000  # bytes of a photo on the page: 1,000 of them, in base64, stay below 25 MB
@@ -63,7 +64,8 @@ def page_pictures(images: np.ndarray, indices: Sequence[int], files: Sequence[Pa
     pictures, lost = [""] * len(indices), []
 
     def make(place: int):
-        trained = images[indices[place]]
+        trained = np.array(images[indices[place]])
+        release(images)
         photo = Image.fromarray(np.ascontiguousarray(trained.transpose(1, 2, 0)))
         if files is not None:
             try:

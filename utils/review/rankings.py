@@ -14,6 +14,7 @@ from utils.tracin.scores import PerCheckpoint
 from utils.training.dynamics import TrainingDynamics
 
 AUTO = "auto"
+PART = 100_000  # samples that a ranking is computed of at a time, where it needs copies
 # Where --rank_by names none and the true labels are known.
 DEFAULT = "tracin"
 # error_norm, which ranks as tracin_norms where all features have one length, finds most where wrong
@@ -95,8 +96,14 @@ def _from_dynamics(score: Callable[[TrainingDynamics], np.ndarray]) \
     return lambda run: None if run.dynamics is None else score(run.dynamics)
 
 
-def _margin(dynamics: TrainingDynamics) -> np.ndarray:
-    return dynamics.margin.astype(np.float64)  # half precision is too coarse to sum
+def _area(margin: np.ndarray) -> np.ndarray:
+    """Minus the mean of margins (N, E) in half precision, which is too coarse to sum."""
+    return _by_parts(lambda part: -part.astype(np.float64).mean(axis=1), margin)
+
+
+def _by_parts(score: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> np.ndarray:
+    """The score of each row of `values`, some rows at a time, to save memory."""
+    return np.concatenate([score(values[start:start + PART]) for start in range(0, len(values), PART)])
 
 
 def _consensus(run: Evidence) -> np.ndarray | None:
@@ -115,7 +122,8 @@ RANKINGS = {
     "tracin_weighted": Ranking("sum_k eta_k ||g_k||^2: TracInCP (Pruthi et al. 2020, eq. 3)",
                                _tracin_weighted),
     "tracin_norms": Ranking("sum_k ||g_k||, where no checkpoint outweighs the others",
-                            lambda run: np.sqrt(run.per_checkpoint.influence).sum(axis=1)),
+                            lambda run: _by_parts(lambda part: np.sqrt(part).sum(axis=1),
+                                                   run.per_checkpoint.influence)),
     "tracin_late": Ranking("tracin over the second half of the checkpoints",
                            lambda run: _second_half(run.per_checkpoint.influence).sum(axis=1)),
     "loss": Ranking("cross entropy, mean over the checkpoints",
@@ -129,9 +137,9 @@ RANKINGS = {
     "self_confidence": Ranking("1 minus the given label's mean probability (Northcutt et al. 2021)",
                                _self_confidence, on_curve=True),
     "aum": Ranking("margin, mean over all epochs: area under the margin (Pleiss et al. 2020)",
-                   _from_dynamics(lambda dynamics: -_margin(dynamics).mean(axis=1)), on_curve=True),
+                   _from_dynamics(lambda dynamics: _area(dynamics.margin)), on_curve=True),
     "aum_late": Ranking("aum over the second half of the epochs",
-                        _from_dynamics(lambda dynamics: -_second_half(_margin(dynamics)).mean(axis=1))),
+                        _from_dynamics(lambda dynamics: _area(_second_half(dynamics.margin)))),
     "forgetting": Ranking("number of times training forgot the given label (Toneva et al. 2019)",
                           _from_dynamics(lambda dynamics: forgetting(dynamics.correct)),
                           on_curve=True),

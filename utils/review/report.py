@@ -1,8 +1,10 @@
 """The results of the analysis in words and in ``metrics.json``."""
 from pathlib import Path
 
+from tqdm import tqdm
+
 from utils.review import errors_page
-from utils.review.detection import PERCENTAGES, bootstrap_intervals, detection_metrics
+from utils.review.detection import PERCENTAGES, bootstrap_intervals, detection_metrics, rank
 from utils.review.estimate import NEEDS, Estimate
 from utils.review.run import Run, agreement
 
@@ -14,10 +16,12 @@ def measure(run: Run, estimated: Estimate | None) -> dict:
     """The content of ``metrics.json``: counts, and metrics of all rankings with 95 % intervals."""
     mislabelled, measured = run.mislabelled, {}
     if mislabelled is not None and mislabelled.any() and not mislabelled.all():
-        intervals = bootstrap_intervals(run.rankings, mislabelled)
-        for name, score in run.rankings.items():
-            measured[name] = {**detection_metrics(score, mislabelled),
-                              **{f"{metric}_interval": ends for metric, ends in intervals[name].items()}}
+        for name, score in tqdm(run.rankings.items(), "metrics", leave=False, disable=None):
+            order = rank(score)  # once, as what is in order is quickly put in order again
+            ranked, wrong = score[order], mislabelled[order]
+            intervals = bootstrap_intervals(ranked, wrong)
+            measured[name] = {**detection_metrics(ranked, wrong),
+                              **{f"{metric}_interval": ends for metric, ends in intervals.items()}}
     return {"samples": len(run.score),
             "ranked_by": run.rank_by,
             "reason": run.reason,

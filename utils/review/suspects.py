@@ -1,5 +1,6 @@
 """The ranked samples as a table, as corrections, as counts and as images."""
 import csv
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -20,6 +21,7 @@ from utils.tracin.explanations import Explanations
 from utils.tracin.scores import PerCheckpoint
 
 SPARED_SHOWN = 5
+BLOCK = 10_000  # suspects whose attributes are in memory at a time
 # From this probability on a suggestion is called sure: tests/benchmarks/README.md has what it is worth.
 SURE = 0.8
 NOBODY = np.empty(0, np.int64)
@@ -119,26 +121,42 @@ def ranked_suspects(dataset: Dataset, score: np.ndarray, per_checkpoint: PerChec
         limit: number of samples that were not decided earlier.  Up to `limit` of those that were are
             among them, and up to `limit` with the same image under two labels follow.  None for all.
     """
-    probability, true = per_checkpoint.probability, dataset.true_labels
-    suggested = probability.argmax(axis=1)
-    disagreement = (per_checkpoint.margin < 0).mean(axis=1)
     order = rank(score)
-    for place in _shown(order, facts, len(order) if limit is None else limit).tolist():
-        index = int(order[place])
-        given = int(dataset.labels[index, 0])
-        known = (facts.reasons or {}).get(index, UNEXPLAINED)
-        yield Suspect(
-            rank=place + 1, index=index, path=dataset.paths[index] if dataset.paths else None,
-            score=float(score[index]), given_label=given, suggested_label=int(suggested[index]),
-            true_label=None if true is None else int(true[index, 0]),
-            given_probability=float(probability[index, given]),
-            suggested_probability=float(probability[index, suggested[index]]),
-            disagreement=float(disagreement[index]),
-            duplicate_of=int(facts.other_labels[index]) if facts.other_labels[index] >= 0 else None,
-            decided=facts.decided.get(index),
-            opponent=next(iter(known.opponents), None), proponent=next(iter(known.proponents), None),
-            near_duplicate_of=facts.near_duplicates.get(index),
-            sure=bool(suggested[index] != given and probability[index, suggested[index]] >= SURE))
+    places = _shown(order, facts, len(order) if limit is None else limit)
+    for columns in _columns(dataset, score, per_checkpoint, facts, order, places):
+        yield from itertools.starmap(Suspect, zip(*columns.values(), strict=True))
+
+
+def _columns(dataset: Dataset, score: np.ndarray, per_checkpoint: PerCheckpoint, facts: Facts,
+             order: np.ndarray, places: np.ndarray) -> Iterator[dict[str, list]]:
+    """The attributes of the suspects at some `places` in `order`, by name in their order.
+
+    Yields:
+        Those of up to `BLOCK` suspects at a time.
+    """
+    true, paths, known = dataset.true_labels, dataset.paths, facts.reasons or {}
+    for start in range(0, len(places), BLOCK):
+        ranks = places[start:start + BLOCK]
+        indices = order[ranks]
+        rows, probability = np.arange(len(ranks)), per_checkpoint.probability[indices]
+        given, suggested = dataset.labels[indices, 0], probability.argmax(axis=1)
+        largest, numbers = probability[rows, suggested], indices.tolist()
+        explained = [known.get(index, UNEXPLAINED) for index in numbers]
+        yield {"rank": (ranks + 1).tolist(), "index": numbers,
+               "path": [paths and paths[index] for index in numbers],
+               "score": score[indices].tolist(), "given_label": given.tolist(),
+               "suggested_label": suggested.tolist(),
+               "true_label": [None] * len(ranks) if true is None else true[indices, 0].tolist(),
+               "given_probability": probability[rows, given].tolist(),
+               "suggested_probability": largest.tolist(),
+               "disagreement": (per_checkpoint.margin[indices] < 0).mean(axis=1).tolist(),
+               "duplicate_of": [None if other < 0 else other
+                                for other in facts.other_labels[indices].tolist()],
+               "decided": [facts.decided.get(index) for index in numbers],
+               "opponent": [next(iter(one.opponents), None) for one in explained],
+               "proponent": [next(iter(one.proponents), None) for one in explained],
+               "near_duplicate_of": [facts.near_duplicates.get(index) for index in numbers],
+               "sure": ((suggested != given) & (largest >= SURE)).tolist()}
 
 
 def _shown(order: np.ndarray, facts: Facts, limit: int) -> np.ndarray:
@@ -169,22 +187,35 @@ def save_suspects(path: Path, dataset: Dataset, scores: dict[str, np.ndarray], r
     """
     unknown = {"path": dataset.paths, "true_label": dataset.true_labels,
                **dict.fromkeys(EXPLAINED, facts.reasons)}
-    columns = [field.name for field in fields(Suspect) if unknown.get(field.name, ...) is not None]
-    names = [text_cell(name) for name in dataset.names]
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    shown = [field.name for field in fields(Suspect) if unknown.get(field.name, ...) is not None]
+    order = rank(scores[rank_by])
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file, \
+            tqdm(total=len(order), unit="sample", leave=False, disable=None) as bar:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*columns, "ranked_by", *scores])
-        for suspect in ranked_suspects(dataset, scores[rank_by], per_checkpoint, facts):
-            row = {column: getattr(suspect, column) for column in columns}
-            row |= {column: names[row[column]] for column in columns if column.endswith("_label")}
-            if suspect.path is not None:
-                row["path"] = text_cell(suspect.path)
-            row |= {column: text_cell(dataset.sample_name(row[column]))
-                    for column in (*EXPLAINED, "near_duplicate_of") if row.get(column) is not None}
-            row["decided"] = suspect.decided and suspect.decided.decision
-            row["sure"] = "sure" if suspect.sure else None
-            row["ranked_by"] = rank_by
-            writer.writerow([*row.values(), *(score[suspect.index] for score in scores.values())])
+        writer.writerow([*shown, "ranked_by", *scores])
+        for columns in _columns(dataset, scores[rank_by], per_checkpoint, facts, order,
+                                np.arange(len(order))):
+            indices, cells = columns["index"], _cells(dataset, columns)
+            by_name = {name: score[indices].tolist() for name, score in scores.items()}
+            writer.writerows(zip(*(cells[name] for name in shown), [rank_by] * len(indices),
+                                 *by_name.values(), strict=True))
+            bar.update(len(indices))
+
+
+def _cells(dataset: Dataset, columns: dict[str, list]) -> dict[str, list]:
+    """The cells of ``suspects.csv`` for the `columns` of some suspects."""
+    names = [text_cell(name) for name in dataset.names]
+    cells = dict(columns)
+    if dataset.paths:
+        cells["path"] = [text_cell(path) for path in columns["path"]]
+    for name in ("given_label", "suggested_label", "true_label"):
+        cells[name] = [None if label is None else names[label] for label in columns[name]]
+    for name in (*EXPLAINED, "near_duplicate_of"):
+        cells[name] = [None if index is None else text_cell(dataset.sample_name(index))
+                       for index in columns[name]]
+    cells["decided"] = [one and one.decision for one in columns["decided"]]
+    cells["sure"] = ["sure" if sure else None for sure in columns["sure"]]
+    return cells
 
 
 def choose_corrections(run: Run, drop: float | None, relabel: float | None) -> Corrections:
