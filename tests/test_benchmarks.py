@@ -118,7 +118,7 @@ def test_projection_adds_computing_and_all_reduces():
 
 
 def test_synthetic_run_of_any_size_is_analysed_in_a_process_of_its_own(tmp_path):
-    cost = million.analysis(tmp_path, 300, unknown=True)
+    cost = million.analysis(tmp_path, 300, unknown=True)["analysis"]
     assert 0 < cost.cpu < 60 and 50 < cost.memory < 1000
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert (metrics["samples"], metrics["mislabelled"], metrics["ranked_by"]) == (300, None, "consensus")

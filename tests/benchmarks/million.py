@@ -1,25 +1,32 @@
-"""Time and peak memory of a script by the number of samples, up to a million, of 32x32 random images.
+"""Time and peak memory of each script by the number of samples, up to a million, of 32x32 random images.
 
+    python -m tests.benchmarks.million training
+    python -m tests.benchmarks.million scoring
     python -m tests.benchmarks.million analysis
     python -m tests.benchmarks.million analysis --samples 50000 --unknown
 
-The runs are synthetic files of the shapes that train.py and calculate_score.py write, in a temporary
-folder: nine checkpoints, 20 epochs, ten classes, a tenth of the labels wrong.  A million samples need
-4 GB there.
+Training counts up to its first update: what depends on the number of images is done by then.  It starts
+twice, the second time over the files of the first, as resuming does.  Scoring is by the last layer of a
+small network at two checkpoints.  The analysis reads synthetic files: nine checkpoints, 20 epochs, ten
+classes, a tenth of the labels wrong.  A million samples need 9 GB on the disk.
 """
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import nnabla as nn
 import numpy as np
 
 from datasets import arrays
 from datasets.arrays import Dataset, Split
+from models.registry import build_network
 from tests.benchmarks.tables import markdown
 from utils.tracin.scores import CheckpointScores, save_total
 from utils.tracin.self_influence import self_influence
@@ -28,14 +35,23 @@ from utils.training.dynamics import TrainingDynamics, loss_and_margin
 SAMPLES = (50_000, 200_000, 1_000_000)
 CLASSES, CHECKPOINTS, EPOCHS, WRONG, BLOCK = 10, 9, 20, 0.1, 100_000
 KEY = "synthetic"
-# Runs a command and prints what it took.  A process of its own, because the system counts the memory of
-# the one that starts a command as the command's.
+STARTED = "epochs done"  # printed before the first update
+PIECE = 10_000  # rows that are written at a time
+# Runs a command to its end, or until it prints some words, and prints what it took.  A process of its
+# own, because the system counts the memory of the one that starts a command as the command's.
 MEASURE = """
-import json, resource, subprocess, sys, time
+import json, os, subprocess, sys, time
+until, *command = sys.argv[1:]
 start = time.perf_counter()
-subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
-used = resource.getrusage(resource.RUSAGE_CHILDREN)
-print(json.dumps([time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))
+process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+found = any(until and until in line for line in process.stdout)
+seconds = time.perf_counter() - start
+if found:
+    process.kill()
+_, status, used = os.wait4(process.pid, 0)
+if status and not found:
+    sys.exit(f"{command} failed")
+print(json.dumps([seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))
 """
 
 
@@ -48,10 +64,10 @@ class Cost:
     memory: float
 
 
-def measure(*command: object) -> Cost:
-    """Run a script of the suite in a process of its own."""
-    run = subprocess.run([sys.executable, "-c", MEASURE, sys.executable, *map(str, command)], check=True,
-                         stdout=subprocess.PIPE, text=True)
+def measure(*command: object, until: str = "") -> Cost:
+    """Run a script of the suite in a process of its own, to its end or until it prints `until`."""
+    run = subprocess.run([sys.executable, "-c", MEASURE, until, sys.executable, "-u",
+                          *map(str, command)], check=True, stdout=subprocess.PIPE, text=True)
     return Cost(*json.loads(run.stdout))
 
 
@@ -113,22 +129,65 @@ def make_scores(folder: Path, dataset: Dataset, true: np.ndarray):
     dynamics.save(folder, KEY)
 
 
-def analysis(folder: Path, samples: int, unknown: bool) -> Cost:
-    """Measure mislabel_analysis.py.
+def write_rows(file, shape: tuple[int, ...], kind: str, high: int):
+    """Write an .npy of random integers below `high`, a piece at a time."""
+    rng = np.random.default_rng(0)
+    np.lib.format.write_array_header_1_0(file, {"descr": np.dtype(kind).str, "fortran_order": False,
+                                                "shape": shape})
+    for start in range(0, shape[0], PIECE):
+        rows = min(PIECE, shape[0] - start)
+        file.write(rng.integers(0, high, (rows, *shape[1:]), kind).data)
 
-    Args:
-        folder: an empty one.
-        samples: N.
-        unknown: whether the true labels are unknown.
-    """
+
+def write_archive(path: Path, samples: int):
+    """One's own images: an .npz with x, uint8 (N, 32, 32, 3), and y, integers (N,)."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, shape, kind, high in [("x", (samples, 32, 32, 3), "u1", 256),
+                                        ("y", (samples,), "i8", CLASSES)]:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                write_rows(file, shape, kind, high)
+
+
+def training(folder: Path, samples: int, unknown: bool) -> dict[str, Cost]:
+    """The start of training on one's own images, and of training over the files that it has written."""
+    write_archive(folder / "images.npz", samples)
+    noise = ["--shuffle_label", False] if unknown else ["--shuffle_rate", WRONG]
+    costs = {}
+    for name in ("training starts", "starts again"):
+        os.sync()
+        costs[name] = measure("train.py", "--dataset", folder / "images.npz", "--run", folder / "run",
+                              "-c", "cpu", "--model", "resnet23", "--nmaps", 4, *noise, until=STARTED)
+    return costs
+
+
+def scoring(folder: Path, samples: int, unknown: bool) -> dict[str, Cost]:
+    """Scoring random images at checkpoints with fresh parameters; true labels are not read."""
+    for name, shape, kind, high in [(arrays.TRAIN_IMAGES, (samples, 3, 32, 32), "u1", 256),
+                                    (arrays.TRAIN_LABELS, (samples, 1), "i8", CLASSES)]:
+        with (folder / name).open("wb") as file:
+            write_rows(file, shape, kind, high)
+    for epoch in (1, 2):
+        nn.clear_parameters()
+        network = build_network("resnet23", CLASSES, 4, np.random.default_rng(epoch))
+        network(nn.Variable((1, 3, 32, 32)), test=True)
+        nn.get_parameters(grad_only=False)["conv1/bn/var"].d = 1e4  # the images are not scaled
+        nn.save_parameters(str(folder / f"params_{epoch}.h5"))
+    return {"scoring": measure("calculate_score.py", "--run", folder, "--model", "resnet23", "--layers",
+                               "last", "-c", "cpu")}
+
+
+def analysis(folder: Path, samples: int, unknown: bool) -> dict[str, Cost]:
+    """The analysis of synthetic scores and training statistics."""
     dataset = make_data(folder, samples)
     make_scores(folder, dataset, np.load(folder / arrays.TRUE_LABELS))
     if unknown:
         (folder / arrays.TRUE_LABELS).unlink()
-    return measure("mislabel_analysis.py", "--run", folder)
+    return {"analysis": measure("mislabel_analysis.py", "--run", folder)}
 
 
-SCRIPTS: dict[str, Callable[[Path, int, bool], Cost]] = {"analysis": analysis}
+# Each is given an empty folder, the number of samples, and whether the true labels are unknown.
+SCRIPTS: dict[str, Callable[[Path, int, bool], dict[str, Cost]]] = {
+    "training": training, "scoring": scoring, "analysis": analysis}
 
 
 def main():
@@ -137,18 +196,22 @@ def main():
     parser.add_argument("script", choices=SCRIPTS)
     parser.add_argument("--samples", type=int, nargs="+", default=SAMPLES, help="growing numbers")
     parser.add_argument("--unknown", action="store_true", help="without the true labels")
+    parser.add_argument("--folder", type=Path, help="for the files, which are removed afterwards")
     args = parser.parse_args()
-    rows, before = [], (0, Cost(0, 0, 0))
+    rows: list[list[str]] = []
+    before: dict[str, tuple[int, Cost]] = {}
     for samples in args.samples:
-        with tempfile.TemporaryDirectory() as name:
-            cost = SCRIPTS[args.script](Path(name), samples, args.unknown)
-        more, last = samples - before[0], before[1]
-        rows.append([f"{samples:,}", f"{cost.seconds:.1f}", f"{cost.cpu:.1f}", f"{cost.memory:,.0f}",
-                     f"{1e6 * (cost.cpu - last.cpu) / more:.0f}",
-                     f"{1e3 * (cost.memory - last.memory) / more:.2f}"])
-        before = samples, cost
-        print(f"{samples:,} samples: {cost}", file=sys.stderr, flush=True)
-    print(markdown(["samples", "seconds", "CPU seconds", "peak MB", "CPU µs per further sample",
+        with tempfile.TemporaryDirectory(dir=args.folder) as name:
+            costs = SCRIPTS[args.script](Path(name), samples, args.unknown)
+        for step, cost in costs.items():
+            fewer, last = before.get(step, (0, Cost(0, 0, 0)))
+            more = samples - fewer
+            rows.append([step, f"{samples:,}", f"{cost.seconds:.1f}", f"{cost.cpu:.1f}",
+                         f"{cost.memory:,.0f}", f"{1e6 * (cost.cpu - last.cpu) / more:.0f}",
+                         f"{1e3 * (cost.memory - last.memory) / more:.2f}"])
+            before[step] = samples, cost
+            print(f"{step}, {samples:,} samples: {cost}", file=sys.stderr, flush=True)
+    print(markdown(["step", "samples", "seconds", "CPU seconds", "peak MB", "CPU µs per further sample",
                     "kB per further sample"], rows))
 
 
