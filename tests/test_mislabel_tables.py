@@ -37,8 +37,10 @@ def test_suspects_are_ranked_by_any_score_and_carry_all(run, tmp_path, name):
 
 def test_ranking_that_the_run_does_not_have_is_named(run, tmp_path):
     (run / "training_dynamics.npz").unlink()
-    with pytest.raises(UserError, match=r"--rank_by .*tracin, .*random.* 'aum'$"):
+    with pytest.raises(UserError, match=r"--rank_by .*tracin, .*random.* 'aum'.* statistics"):
         analyse(run, tmp_path / "figure", "--rank_by", "aum")
+    with pytest.raises(UserError, match=r"'out_of_fold'.* --backbone"):
+        analyse(run, tmp_path / "figure", "--rank_by", "out_of_fold")
     assert not (tmp_path / "figure").exists()
     assert "aum" not in analyse(run, tmp_path / "figure")["scores"]
 

@@ -9,8 +9,6 @@ FACTOR = 1.6
 FLOOR = 0.04
 LEAST_MOST = 0.01  # share of the samples that the upper end is at least
 ENOUGH_AGREEMENT, ENOUGH_PER_CLASS, MOST_CLASSES = 0.6, 100, 20
-NEEDS = (f"--backbone, an agreement of {100 * ENOUGH_AGREEMENT:g} % averaged over the classes, "
-         f"{ENOUGH_PER_CLASS} images per class and at most {MOST_CLASSES} classes")
 PRIOR = 10.0
 # Probabilities that are enough to fit to; of larger sets, samples are drawn.
 LARGEST = 1_000_000
@@ -41,17 +39,29 @@ def estimate(probability: np.ndarray | None, labels: np.ndarray) -> Estimate | N
             if there are none.
         labels: the given ones, integers (N, 1).
     """
-    if probability is None:
+    if probability is None or lacks(probability, labels):
         return None
+    samples, wrong = len(labels), count_wrong_labels(probability, labels)
+    return Estimate(round(wrong), round(wrong / FACTOR if wrong >= FLOOR * samples else 0),
+                    min(samples, round(max(wrong * FACTOR, LEAST_MOST * samples))))
+
+
+def lacks(probability: np.ndarray | None, labels: np.ndarray) -> str:
+    """What `estimate` needs and lacks, its arguments, in words; empty if nothing."""
+    if probability is None:
+        return "--backbone"
     samples, classes = probability.shape
+    if classes > MOST_CLASSES:
+        return f"at most {MOST_CLASSES} classes, not {classes}"
+    if samples < ENOUGH_PER_CLASS * classes:
+        return f"{ENOUGH_PER_CLASS} images per class, not {samples / classes:.3g}"
     # Averaged over the classes: networks that know nothing agree with most labels of one large class.
     given, agree = labels[:, 0], probability.argmax(axis=1) == labels[:, 0]
     agreement = np.mean([agree[given == label].mean() for label in np.unique(given)])
-    if agreement < ENOUGH_AGREEMENT or samples < ENOUGH_PER_CLASS * classes or classes > MOST_CLASSES:
-        return None
-    wrong = count_wrong_labels(probability, labels)
-    return Estimate(round(wrong), round(wrong / FACTOR if wrong >= FLOOR * samples else 0),
-                    min(samples, round(max(wrong * FACTOR, LEAST_MOST * samples))))
+    if agreement < ENOUGH_AGREEMENT:
+        return (f"an agreement of {ENOUGH_AGREEMENT:.0%}, averaged over the classes, not "
+                f"{agreement:.1%}")
+    return ""
 
 
 def count_wrong_labels(probability: np.ndarray, labels: np.ndarray) -> float:

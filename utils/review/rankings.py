@@ -151,6 +151,10 @@ RANKINGS = {
 }
 
 
+# What a ranking needs beside the scores, if not training statistics of all epochs.
+NEEDS = {"out_of_fold": "train.py --backbone"}
+
+
 def describe_rankings() -> str:
     """A table of all rankings, one per line, for ``--help``."""
     return "rankings, to choose with --rank_by:\n" + "\n".join(
@@ -188,6 +192,6 @@ def choose_ranking(dynamics: bool) -> Choice:
         dynamics: whether the training statistics of all epochs are there.
     """
     if dynamics:
-        return Choice("consensus", "near the best for all kinds of wrong labels that were tried")
+        return Choice("consensus", "close to the best ranking for every kind of wrong label tried")
     return Choice("self_confidence",
                   "consensus needs training statistics of all epochs, which the run lacks")

@@ -5,7 +5,7 @@ from tqdm import tqdm
 
 from utils.review import errors_page
 from utils.review.detection import PERCENTAGES, bootstrap_intervals, detection_metrics, rank
-from utils.review.estimate import NEEDS, Estimate
+from utils.review.estimate import Estimate, lacks
 from utils.review.run import Run, agreement
 
 DISTRIBUTION, CURVE, METRICS = "score_distribution.png", "score_curve.png", "metrics.json"
@@ -49,7 +49,8 @@ def print_report(output: Path, run: Run, metrics: dict, estimated: Estimate | No
     if estimated:
         print(f"estimated number of wrong labels: {estimated} of {samples}; {agree}")
     else:
-        print(f"{agree}; an estimate of the number of wrong labels needs {NEEDS}")
+        print(f"{agree}; an estimate of the number of wrong labels needs "
+              f"{lacks(run.out_of_fold, run.dataset.labels)}")
     if (output / REVIEW).exists():
         print(f"to review them, open in a browser: {output / REVIEW}")
     if (output / errors_page.PAGE).exists():

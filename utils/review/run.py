@@ -8,7 +8,7 @@ from datasets import arrays
 from datasets.arrays import Dataset
 from utils.cli import nearest
 from utils.errors import UserError
-from utils.review.rankings import AUTO, DEFAULT, Choice, choose_ranking, rankings
+from utils.review.rankings import AUTO, DEFAULT, NEEDS, RANKINGS, Choice, choose_ranking, rankings
 from utils.tracin import explanations, scores
 from utils.tracin.explanations import Explanations
 from utils.tracin.scores import PerCheckpoint
@@ -96,6 +96,8 @@ def load_run(folder: Path, rank_by: str | None = None) -> Run:
         choice = choose_ranking(dynamics="consensus" in by_name)
     if choice.name not in by_name:
         hint = nearest(choice.name, [AUTO, *by_name])
+        if choice.name in RANKINGS:
+            hint = f"that needs {NEEDS.get(choice.name, 'training statistics of all epochs')}"
         raise UserError(f"expected --rank_by to be {AUTO} or one of the rankings of this run "
                         f"({', '.join(by_name)}), found {rank_by!a}{hint and f'; {hint}'}")
     return Run(dataset, by_name, choice.name, choice.reason, per_checkpoint, without,

@@ -3,7 +3,7 @@ import pytest
 from scipy.optimize import minimize
 
 from utils.review import estimate as module
-from utils.review.estimate import PRIOR, Estimate, count_wrong_labels, estimate
+from utils.review.estimate import PRIOR, Estimate, count_wrong_labels, estimate, lacks
 
 
 def softmax(logits):
@@ -108,14 +108,19 @@ def test_estimate_is_a_number_and_a_range(wrong, least, most):
 
 
 def test_nothing_is_estimated_by_networks_that_were_trained_on_the_samples():
-    assert estimate(None, make(90)[1]) is None
+    labels = make(90)[1]
+    assert estimate(None, labels) is None and "--backbone" in lacks(None, labels)
 
 
-@pytest.mark.parametrize(("enough", "too_little"), [
-    (make(360), make(361)), (make(90), make(90, samples=299)),
-    (make(90, 2000, 20), make(90, 2100, 21))], ids=["agreement", "images per class", "classes"])
-def test_nothing_is_estimated_from_too_little(enough, too_little):
-    assert estimate(*enough) and estimate(*too_little) is None
+@pytest.mark.parametrize(("enough", "too_little", "facts"), [
+    (make(360), make(361), ("agreement", "60%", "59.9%")),
+    (make(90), make(90, samples=299), ("100 images per class", "99.7")),
+    (make(90, 2000, 20), make(90, 2100, 21), ("20 classes", "21"))],
+    ids=["agreement", "images per class", "classes"])
+def test_nothing_is_estimated_from_too_little(enough, too_little, facts):
+    assert estimate(*enough) and lacks(*enough) == ""
+    assert estimate(*too_little) is None
+    assert all(fact in lacks(*too_little) for fact in facts)
 
 
 @pytest.mark.parametrize("classes", [2, 5])
