@@ -193,7 +193,7 @@ def start_or_resume(settings: RunSettings, trainer: Trainer, dataset: Dataset,
             print(f"{settings.output / dynamics.FILE} lacks the first {len(history)} epochs: no "
                   "ranking by training statistics will be available", flush=True)
     log = TrainingLog(settings.monitor_path, settings.train_epochs, history,
-                      "training-set" if flags.tests_on_training_images(dataset) else "test",
+                      "training-set" if dataset.tests_on_training_images else "test",
                       settings.shorter() if current_context() == "cpu" else "")
     return log, record
 
