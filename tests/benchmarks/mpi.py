@@ -100,14 +100,13 @@ def train_here(model: str, nmaps: int | None, threads: int, updates: int):
 
 def run(ranks: int, *words: object) -> str:
     """The output of Python, by so many ranks of a job or without MPI."""
-    if ranks > 1:
-        done = mpirun(ranks, *words)
-    else:
-        done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True,
-                              check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return done.stdout
+    if ranks == 1:
+        return subprocess.run([sys.executable, *map(str, words)], stdout=subprocess.PIPE, text=True,
+                              check=True).stdout
+    code, said, complaints = mpirun(ranks, *words)
+    if code:
+        sys.exit(complaints)
+    return said
 
 
 def training(updates: int) -> dict[str, dict]:
