@@ -128,7 +128,9 @@ class Trainer:
                 batch, image, label = entering
                 if len(image):
                     self.engine.image(len(image)).d = image
-                following = pool.submit(next, samples, None)  # may overwrite `image`
+                # May overwrite `image`.  Until it ends no graph may be built here: `augment` sets the
+                # context, which all threads share.
+                following = pool.submit(next, samples, None)
                 self.solver.set_learning_rate(rate(update))
                 result = self._begin(begin_update, label, labels[batch])
                 if finished:
