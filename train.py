@@ -21,7 +21,7 @@ from utils.backbone.extraction import PARTIAL
 from utils.cli import Parser
 from utils.context import current_context, memory_for, set_context
 from utils.errors import UserError
-from utils.files import check_folder
+from utils.files import Rows, check_folder
 from utils.tracin.engines import noise_logits
 from utils.training import cross_validation, dynamics, out_of_fold, parallel
 from utils.training.checkpoint import (
@@ -158,7 +158,7 @@ def predict_out_of_fold(settings: RunSettings, network: Network, dataset: Datase
         ranks=ranks)
 
 
-def make_trainer(settings: RunSettings, network: Network, inputs: np.ndarray,
+def make_trainer(settings: RunSettings, network: Network, inputs: np.ndarray | Rows,
                  ranks: parallel.Ranks | None = None) -> Trainer:
     """A trainer of a network with new parameters in the current scope, for the inputs (N, ...)."""
     engine = ENGINES[settings.engine].make(network, settings.workers, settings.type_config == "half")
@@ -193,7 +193,7 @@ def start_or_resume(settings: RunSettings, trainer: Trainer, dataset: Dataset,
             print(f"{settings.output / dynamics.FILE} lacks the first {len(history)} epochs: no "
                   "ranking by training statistics will be available", flush=True)
     log = TrainingLog(settings.monitor_path, settings.train_epochs, history,
-                      "training-set" if flags.tests_on_training_images(dataset) else "test",
+                      "training-set" if dataset.tests_on_training_images else "test",
                       settings.shorter() if current_context() == "cpu" else "")
     return log, record
 

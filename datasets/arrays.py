@@ -177,7 +177,10 @@ class Dataset(Split):
 
     @functools.cached_property
     def tests_on_training_images(self) -> bool:
-        """Whether the test set has the images of the training set; the arrays must not change."""
+        """Whether the test set has the images of the training set, because none were held out.
+
+        It is computed once: the arrays must not change afterwards.
+        """
         return self.test is not None and are_same(self.images, self.test.images)
 
     def without_noise(self) -> "Dataset":

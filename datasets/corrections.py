@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.arrays import Dataset
+from datasets.arrays import Dataset, Split
 from datasets.duplicates import image_digests
 from utils.errors import UserError
 from utils.files import cell_number, cell_text, read_table, text_cell, whole_file
@@ -79,11 +79,10 @@ class Corrections:
         """
         labels, kept = self.new_labels(dataset)
         result = replace(dataset, labels=labels).take(kept)
-        test = dataset.test
-        if test and dataset.tests_on_training_images:
-            true_labels = result.labels if result.true_labels is None else result.true_labels
-            test = replace(test.take(kept), labels=true_labels)
-        return replace(result, test=test)
+        if not dataset.tests_on_training_images:
+            return result
+        true_labels = result.labels if result.true_labels is None else result.true_labels
+        return replace(result, test=Split(result.images, true_labels, result.originals, result.features))
 
     def new_labels(self, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
         """The labels (N, 1) as corrected, and the indices of the remaining samples.

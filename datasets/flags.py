@@ -244,15 +244,9 @@ def _check_classes(settings: DataSettings, names: list[str]):
                         "out")
 
 
-def tests_on_training_images(dataset: Dataset) -> bool:
-    """Whether the test set is the training set, because no images were held out."""
-    held_out(dataset)
-    return dataset.tests_on_training_images
-
-
 def describe(dataset: Dataset) -> str:
     """The sizes of a dataset in words, and what it is tested on."""
-    if tests_on_training_images(dataset):
+    if dataset.tests_on_training_images:
         return f"{replace(dataset, test=None)}, tested on the training images"
     return str(dataset)
 

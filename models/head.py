@@ -11,6 +11,8 @@ import nnabla.parametric_functions as PF
 import numpy as np
 from nnabla.initializer import ConstantInitializer
 
+from utils.files import Rows
+
 LENGTH = 4.0
 # Added to every standardized feature: a sample that is the mean of all has a direction too.
 TINY = 1e-12
@@ -50,7 +52,7 @@ def _fixed(name: str, shape: tuple[int, ...], value: float) -> nn.Variable:
                                                   need_grad=False)
 
 
-def set_standardization(features: np.ndarray):
+def set_standardization(features: np.ndarray | Rows):
     """Set the mean and the deviation of every feature in the current scope, from float64 sums.
 
     The deviation of a feature that is constant, up to the rounding of float32, is set to 1.
@@ -68,7 +70,7 @@ def set_standardization(features: np.ndarray):
         parameter.d = value
 
 
-def _chunks(features: np.ndarray) -> Iterator[np.ndarray]:
+def _chunks(features: np.ndarray | Rows) -> Iterator[np.ndarray]:
     """The samples, float64 (up to CHUNK, D) at a time."""
     for start in range(0, len(features), CHUNK):
         yield features[start:start + CHUNK].astype(np.float64)

@@ -16,6 +16,7 @@ from datasets.arrays import IMAGE_SHAPE
 from models.head import head, set_standardization
 from models.resnet import resnet23, resnet56
 from utils.errors import UserError
+from utils.files import Rows
 
 LARGEST_NMAPS = 4096
 
@@ -59,7 +60,7 @@ class Model:
     learning_rate: float = 0.5
     weight_decay: float = 0.0
     on_features: bool = False
-    prepare: Callable[[np.ndarray], None] | None = None
+    prepare: Callable[[np.ndarray | Rows], None] | None = None
 
     def check_precision(self, type_config: str):
         """Refuse half precision where the features of a backbone may be out of its range.

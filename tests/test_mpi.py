@@ -16,36 +16,9 @@ import train
 from datasets import arrays
 from models.registry import build_network
 from tests.conftest import ROOT, children, gone, make_dataset, refused
-from tests.mpi import MPIRUN, SECONDS, needs_mpi
+from tests.mpi import SECONDS, end, mpirun, needs_mpi, start
 from utils import mpi
 from utils.tracin.scoring import ScoringPlan
-
-
-def start(*words, **options) -> subprocess.Popen:
-    """Start a job; `words` follow ``mpirun``."""
-    # Cores: tests that run side by side are bound to one each.
-    command = [MPIRUN, "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none", *map(str, words)]
-    environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-                   **options.pop("env", {})}
-    return subprocess.Popen(command, env=environment, text=True, stdin=subprocess.DEVNULL,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
-
-
-def end(job: subprocess.Popen) -> tuple[int, str, str]:
-    """The exit code and the outputs of a job, which is killed if it hangs."""
-    try:
-        said, complaints = job.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        ranks = children(job.pid)
-        job.kill()
-        for rank in ranks:
-            os.kill(rank, signal.SIGKILL)
-        raise
-    return job.returncode, said, complaints
-
-
-def two_ranks(*words, **options) -> tuple[int, str, str]:
-    return end(start("-n", 2, sys.executable, "-u", *words, **options))
 
 
 def scoring(run, output, *more) -> list:
@@ -71,7 +44,7 @@ def assert_same_files(folder, expected):
                          ids=["last", "all"])
 def test_ranks_find_the_bits_of_one_process(finished_run, tmp_path, engine, more):
     flags = ["--engine", engine, *more]
-    code, said, complaints = two_ranks(*scoring(finished_run, tmp_path / "two", *flags))
+    code, said, complaints = mpirun(2, *scoring(finished_run, tmp_path / "two", *flags))
     assert (code, complaints) == (0, "")
     assert said.count(str(tmp_path / "two" / "influence_all_epoch.npy")) == 1
     score(finished_run, tmp_path / "one", *flags)
@@ -91,7 +64,7 @@ def work(setup: str, *more: str) -> list[str]:
 
 @needs_mpi
 def test_both_ranks_work_and_each_task_is_done_once():
-    code, said, complaints = two_ranks(*work("slow"), cwd=ROOT)
+    code, said, complaints = mpirun(2, *work("slow"))
     assert (code, complaints) == (0, "")
     numbers, ranks = zip(*(map(int, line.split()) for line in said.splitlines()), strict=True)
     assert sorted(numbers) == list(range(40))
@@ -106,7 +79,7 @@ def test_both_ranks_work_and_each_task_is_done_once():
     ("leader", 1, ["ZeroDivisionError: "])])
 def test_failing_rank_ends_the_job_with_its_message(setup, expected, facts):
     began = time.monotonic()
-    code, said, complaints = two_ranks(*work(setup), cwd=ROOT)
+    code, said, complaints = mpirun(2, *work(setup))
     assert code == expected
     assert len(said.splitlines()) < 40 and time.monotonic() - began < 30
     for fact in facts:
@@ -152,7 +125,7 @@ def test_killed_rank_ends_the_job_which_can_be_resumed(larger_run, tmp_path):
     kept, = complete()
     kept = kept.with_name(kept.name.replace("influence.npy", "scores.npz"))
     before = kept.stat().st_mtime_ns
-    code, _, complaints = two_ranks(*words)
+    code, _, complaints = mpirun(2, *words)
     assert (code, complaints) == (0, "")
     assert kept.stat().st_mtime_ns == before
     assert_same_files(tmp_path / "scores", larger_run / "scores")
@@ -197,7 +170,7 @@ def test_analysis_is_done_by_one_rank(run, tmp_path):
 @needs_mpi
 @pytest.mark.parametrize(("words", "expected"), [(["--version"], 0), (["--workers", "0"], 2)])
 def test_what_needs_no_computing_is_said_once(words, expected):
-    code, said, complaints = two_ranks(ROOT / "calculate_score.py", *words)
+    code, said, complaints = mpirun(2, ROOT / "calculate_score.py", *words)
     assert code == expected
     assert len(said.splitlines()) == (expected == 0)
     assert complaints.count("error:") == (expected == 2)
@@ -213,7 +186,7 @@ def without_mpi4py(tmp_path):
 
 @needs_mpi
 def test_missing_mpi4py_is_told_once_instead_of_running_twice(without_mpi4py, run, tmp_path):
-    code, said, complaints = two_ranks(*scoring(run, tmp_path / "new"), env=without_mpi4py)
+    code, said, complaints = mpirun(2, *scoring(run, tmp_path / "new"), env=without_mpi4py)
     assert (code, said) == (2, "")
     assert sum("requirements-mpi.txt" in line for line in complaints.splitlines()) == 1
     assert not (tmp_path / "new").exists()

@@ -160,9 +160,10 @@ def compute_in_job(folder: Path):
 def found(tmp_path_factory) -> list[dict[str, np.ndarray]]:
     """What two ranks find, and what this process finds alone."""
     folder = tmp_path_factory.mktemp("job")
-    result = mpirun(2, "-c", "import sys, pathlib, tests.test_mpi_training as tests; "
-                    "tests.compute_in_job(pathlib.Path(sys.argv[1]))", folder)
-    assert result.returncode == 0, result.stderr
+    code, _, complaints = mpirun(
+        2, "-c", "import sys, pathlib, tests.test_mpi_training as tests; "
+        "tests.compute_in_job(pathlib.Path(sys.argv[1]))", folder)
+    assert code == 0, complaints
     return [dict(np.load(folder / f"{rank}.npz")) for rank in range(2)] + [everything(None)]
 
 
@@ -236,9 +237,9 @@ FLAGS = ["--workers", "1", "--augmentation", "True"]
 def through(data, tmp_path_factory) -> Path:
     """A run of two ranks from start to end."""
     run = tmp_path_factory.mktemp("through") / "run"
-    result = mpirun(2, ROOT / "train.py", *train_flags(data, run, *FLAGS))
-    assert result.returncode == 0, result.stderr
-    assert len(re.findall("epoch ./3:", result.stdout)) == 3 and result.stdout.count("trained:") == 1
+    code, said, complaints = mpirun(2, ROOT / "train.py", *train_flags(data, run, *FLAGS))
+    assert code == 0, complaints
+    assert len(re.findall("epoch ./3:", said)) == 3 and said.count("trained:") == 1
     return run
 
 
@@ -261,14 +262,16 @@ def test_run_of_two_ranks_writes_the_files_of_one(through, finished_run):
 @pytest.mark.parametrize("failure", sorted(FAILURES))
 def test_failing_rank_ends_the_job_and_resuming_ends_as_a_run_through(through, data, tmp_path, failure):
     run, begun = tmp_path / "run", time.monotonic()
-    result = mpirun(2, "-c", FAILING.format(FAILURES[failure]), *train_flags(data, run, *FLAGS))
-    assert result.returncode and time.monotonic() - begun < 60
+    code, _, complaints = mpirun(2, "-c", FAILING.format(FAILURES[failure]),
+                                 *train_flags(data, run, *FLAGS))
+    assert code and time.monotonic() - begun < 60
     assert (run / "checkpoint_000001.json").exists() and not (run / "checkpoint_000003.json").exists()
     if failure == "memory":
-        assert len([line for line in result.stderr.splitlines() if "of rank 1" in line]) == 1
+        assert len([line for line in complaints.splitlines() if "of rank 1" in line]) == 1
         return
-    again = mpirun(2, ROOT / "train.py", *train_flags(data, run, *FLAGS, "--checkpoint", str(run)))
-    assert again.returncode == 0, again.stderr
+    code, _, complaints = mpirun(2, ROOT / "train.py",
+                                 *train_flags(data, run, *FLAGS, "--checkpoint", str(run)))
+    assert code == 0, complaints
     assert_same(through, run)
     with np.load(run / "training_dynamics.npz") as file, \
             np.load(through / "training_dynamics.npz") as expected:
@@ -290,16 +293,16 @@ def test_run_of_two_ranks_is_resumed_by_one(through, data, tmp_path, capsys):
 
 def test_one_rank_is_no_mpi(finished_run, data, tmp_path):
     run = tmp_path / "run"
-    result = mpirun(1, ROOT / "train.py", *train_flags(data, run))
-    assert result.returncode == 0, result.stderr
+    code, _, complaints = mpirun(1, ROOT / "train.py", *train_flags(data, run))
+    assert code == 0, complaints
     assert_same(finished_run, run)
 
 
 def test_more_ranks_than_samples_in_a_batch_are_refused(data, tmp_path):
     flags = train_flags(data, tmp_path / "run", "--train_batch_size", "1")
-    result = mpirun(2, ROOT / "train.py", *flags)
-    lines = [line for line in result.stderr.splitlines() if "--train_batch_size" in line]
-    assert result.returncode and len(lines) == 1 and "2" in lines[0]
+    code, _, complaints = mpirun(2, ROOT / "train.py", *flags)
+    lines = [line for line in complaints.splitlines() if "--train_batch_size" in line]
+    assert code and len(lines) == 1 and "2" in lines[0]
     assert not (tmp_path / "run").exists()
 
 
@@ -314,10 +317,10 @@ def test_ranks_that_see_other_files_are_refused(data, tmp_path, seen):
         np.save(tmp_path / "1" / "data" / "x_train.npy", images)
     else:
         (tmp_path / "1" / "data" / "x_train.npy").unlink()
-    code = ("import os, sys; os.chdir(os.environ['OMPI_COMM_WORLD_RANK']); import train; "
-            "from utils import cli; cli.run(lambda: train.main(sys.argv[1:]))")
-    result = mpirun(2, "-c", code, *train_flags(Path("data"), Path("data"), "-o", "checkpoints"),
-                    folder=tmp_path)
-    lines = [line for line in result.stderr.splitlines() if "x_train.npy" in line]
-    assert result.returncode and len(lines) == 1 and "rank 1" in lines[0], result.stderr
+    program = ("import os, sys; os.chdir(os.environ['OMPI_COMM_WORLD_RANK']); import train; "
+               "from utils import cli; cli.run(lambda: train.main(sys.argv[1:]))")
+    code, _, complaints = mpirun(
+        2, "-c", program, *train_flags(Path("data"), Path("data"), "-o", "checkpoints"), cwd=tmp_path)
+    lines = [line for line in complaints.splitlines() if "x_train.npy" in line]
+    assert code and len(lines) == 1 and "rank 1" in lines[0], complaints
     assert (seen == "none") == ("none" in lines[0])

@@ -33,8 +33,9 @@ def set_context(context: str | None, device_id: int | None, type_config: str) ->
     problem = cudnn_problem(device_id) if context != "cpu" else None
     if problem and given is None and device_id and not cudnn_problem(0):  # too few GPUs, not none
         raise UserError(f"expected a GPU for each of the {job().local_size} ranks on "
-                        f"{platform.node()}: {problem}; start fewer, or give --device-id 0 where "
-                        "they shall share it or each sees its own alone")
+                        f"{platform.node()}, found none for one ({problem.partition(';')[0]}); start "
+                        "fewer, or give --device-id 0 where they should share it, or where each sees "
+                        "only its own")
     for asked, flag in [(context == "cudnn", "-c cudnn"), (type_config == "half", "--type-config half"),
                         (context is None and given, f"--device-id {given}")]:
         if asked and (problem or context == "cpu"):

@@ -334,3 +334,22 @@ def take_rows(array: np.ndarray, indices: np.ndarray) -> np.ndarray:
         result[rows] = array[indices[rows]]
         release(array)
     return result
+
+
+class Rows:
+    """Rows of a large array, (M, ...), that are copied only when they are read.
+
+    Args:
+        array: (N, ...).
+        indices: which of them, integers (M,).
+    """
+
+    def __init__(self, array: np.ndarray, indices: np.ndarray):
+        self._array, self._indices = array, indices
+        self.shape = len(indices), *array.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        return self._array[self._indices[rows]]

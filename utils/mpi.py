@@ -35,7 +35,7 @@ class Job:
         rank: its number, from 0; rank 0 writes.
         size: number R of ranks.
         local_rank, local_size: the same among the ranks on this machine.
-        cores: the cores that it should use.
+        cores: the number of cores that it should use.
         comm: mpi4py's communicator of all ranks; None if there is one rank.
     """
 

@@ -52,8 +52,8 @@ def _run_on_ranks(make: Callable[[Plan], Callable[..., Result]], plan: Plan, tas
             pool.submit(_call_named, *task).add_done_callback(lambda future: receive(task, future))
 
     def receive(task: tuple, future: Any):  # in the pool's thread: ranks do not wait for this one's task
-        submit()
         ended.put((task, future))
+        submit()
 
     for _ in range(job().size - 1):
         submit()

@@ -9,28 +9,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-import nnabla as nn
 import numpy as np
 
-from models.registry import build_network
+from tests.benchmarks.measuring import measure, save_fresh_parameters
 from utils.cli import Parser, number
 from utils.tracin import explanations
 
 CHECKPOINTS = {"resnet23": 2, "resnet56": 2, "head": 10}
 EXPLAINED, CLASSES, FEATURES = 1000, 10, 1280
-# Runs a command and prints the seconds it took and the peak memory of its processes in MB.
-MEASURE = ("import resource, subprocess, sys, time; start = time.monotonic(); "
-           "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
-           "print(time.monotonic() - start, "
-           "resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)")
-
-
-def measure(*command: object) -> tuple[float, int]:
-    """Seconds and MB of a script of the suite."""
-    seconds, memory = subprocess.run(
-        [sys.executable, "-c", MEASURE, sys.executable, *map(str, command)],
-        check=True, capture_output=True, text=True).stdout.split()
-    return float(seconds), int(memory)
 
 
 def make_run(folder: Path, model: str, samples: int):
@@ -49,10 +35,7 @@ def make_run(folder: Path, model: str, samples: int):
                         "--shuffle_label", "False"], check=True, stdout=subprocess.DEVNULL)
         return
     for epoch in range(CHECKPOINTS[model]):
-        nn.clear_parameters()
-        build_network(model, CLASSES, rng=rng)(nn.Variable((1, 3, 32, 32)), test=True)
-        nn.get_parameters(grad_only=False)["conv1/bn/var"].d = 1e4
-        nn.save_parameters(str(folder / f"params_{epoch}.h5"))
+        save_fresh_parameters(folder, epoch, model)
 
 
 def main():
@@ -71,7 +54,8 @@ def main():
                 for path in [*folder.glob("*_scores.npz"), folder / explanations.TRAIN]:
                     path.unlink(missing_ok=True)
                 scoring, explaining = measure(*command), measure(*command, "--explain", EXPLAINED)
-                times.append((*scoring, *explaining, explaining[0] / scoring[0]))
+                times.append((scoring.seconds, scoring.memory, explaining.seconds, explaining.memory,
+                              explaining.seconds / scoring.seconds))
             middle, low, high = (function(times, axis=0) for function in (np.median, np.min, np.max))
             print(f"{model}, {CHECKPOINTS[model]} checkpoints, {args.samples:,} samples: scoring "
                   f"{middle[0]:.1f} s, {middle[1]:.0f} MB; explaining {EXPLAINED:,} "

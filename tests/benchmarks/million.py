@@ -11,22 +11,18 @@ small network at two checkpoints.  The analysis reads synthetic files: nine chec
 classes, a tenth of the labels wrong.  A million samples need 9 GB on the disk.
 """
 import argparse
-import json
 import os
-import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import nnabla as nn
 import numpy as np
 
 from datasets import arrays
 from datasets.arrays import Dataset, Split
-from models.registry import build_network
+from tests.benchmarks.measuring import Cost, measure, save_fresh_parameters
 from tests.benchmarks.tables import markdown
 from utils.tracin.scores import CheckpointScores, save_total
 from utils.tracin.self_influence import self_influence
@@ -37,38 +33,6 @@ CLASSES, CHECKPOINTS, EPOCHS, WRONG, BLOCK = 10, 9, 20, 0.1, 100_000
 KEY = "synthetic"
 STARTED = "epochs done"  # printed before the first update
 PIECE = 10_000  # rows that are written at a time
-# Runs a command to its end, or until it prints some words, and prints what it took.  A process of its
-# own, because the system counts the memory of the one that starts a command as the command's.
-MEASURE = """
-import json, os, subprocess, sys, time
-until, *command = sys.argv[1:]
-start = time.perf_counter()
-process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-found = any(until and until in line for line in process.stdout)
-seconds = time.perf_counter() - start
-if found:
-    process.kill()
-_, status, used = os.wait4(process.pid, 0)
-if status and not found:
-    sys.exit(f"{command} failed")
-print(json.dumps([seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))
-"""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a script took: seconds by the clock and of the processors, and peak memory in MB."""
-
-    seconds: float
-    cpu: float
-    memory: float
-
-
-def measure(*command: object, until: str = "") -> Cost:
-    """Run a script of the suite in a process of its own, to its end or until it prints `until`."""
-    run = subprocess.run([sys.executable, "-c", MEASURE, until, sys.executable, "-u",
-                          *map(str, command)], check=True, stdout=subprocess.PIPE, text=True)
-    return Cost(*json.loads(run.stdout))
 
 
 def make_data(folder: Path, samples: int, unknown: bool = False) -> Dataset:
@@ -167,11 +131,7 @@ def scoring(folder: Path, samples: int, unknown: bool) -> dict[str, Cost]:
         with (folder / name).open("wb") as file:
             write_rows(file, shape, kind, high)
     for epoch in (1, 2):
-        nn.clear_parameters()
-        network = build_network("resnet23", CLASSES, 4, np.random.default_rng(epoch))
-        network(nn.Variable((1, 3, 32, 32)), test=True)
-        nn.get_parameters(grad_only=False)["conv1/bn/var"].d = 1e4  # the images are not scaled
-        nn.save_parameters(str(folder / f"params_{epoch}.h5"))
+        save_fresh_parameters(folder, epoch, "resnet23", 4)
     return {"scoring": measure("calculate_score.py", "--run", folder, "--model", "resnet23", "--layers",
                                "last", "-c", "cpu")}
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from models.head import set_standardization
 from models.registry import MODELS, build_network
+from tests.benchmarks.measuring import save_fresh_parameters
 from tests.mpi import mpirun
 from utils import mpi
 from utils.training.engines import ENGINES
@@ -99,14 +100,13 @@ def train_here(model: str, nmaps: int | None, threads: int, updates: int):
 
 def run(ranks: int, *words: object) -> str:
     """The output of Python, by so many ranks of a job or without MPI."""
-    if ranks > 1:
-        done = mpirun(ranks, *words)
-    else:
-        done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True,
-                              check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return done.stdout
+    if ranks == 1:
+        return subprocess.run([sys.executable, *map(str, words)], stdout=subprocess.PIPE, text=True,
+                              check=True).stdout
+    code, said, complaints = mpirun(ranks, *words)
+    if code:
+        sys.exit(complaints)
+    return said
 
 
 def training(updates: int) -> dict[str, dict]:
@@ -137,13 +137,10 @@ def scoring(images: int):
                 folder, rng = Path(name), np.random.default_rng(0)
                 np.save(folder / "x_train.npy", rng.integers(0, 256, (count, 3, 32, 32), np.uint8))
                 np.save(folder / "y_shuffle_train.npy", rng.integers(0, CLASSES, (count, 1)))
-                nn.clear_parameters()
-                build_network("resnet23", CLASSES, rng=rng)(nn.Variable((1, 3, 32, 32)), test=True)
-                nn.get_parameters(grad_only=False)["conv1/bn/var"].d = 1e4
-                nn.save_parameters(str(folder / "params_1.h5"))
+                save_fresh_parameters(folder, 1, "resnet23")
                 begun = time.perf_counter()
-                run(ranks, "calculate_score.py", "--input", folder, "--checkpoint", folder, "--output",
-                    folder, "--model", "resnet23", "-c", "cpu", "--workers", threads)
+                run(ranks, "calculate_score.py", "--run", folder, "--model", "resnet23", "-c", "cpu",
+                    "--workers", threads)
                 seconds.append(time.perf_counter() - begun)
         print(f"| {place} | {2 * images / (seconds[1] - seconds[0]):,.0f} |", flush=True)
 

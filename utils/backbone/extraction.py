@@ -11,7 +11,6 @@ extraction resumes (`records`).
 """
 import errno
 import hashlib
-import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from datasets.images import from_pixels, on_all_cores, read_image
 from utils.backbone.records import BLOCK, DIGEST, Records
 from utils.context import memory_for
 from utils.errors import RunError, UserError
-from utils.files import load_array, open_npz, save_bytes, sha256, whole_file
+from utils.files import load_array, open_npz, save_npz, sha256, whole_file
 
 TRAIN, TEST = "train", "val"
 FEATURES = {TRAIN: TRAIN_FEATURES, TEST: TEST_FEATURES}
@@ -240,9 +239,7 @@ def _save(folder: Path, key: str, digests: dict[str, np.ndarray], records: Recor
         path = folder / FEATURES[part]
         _write_rows(path, features, rows[part])
         content |= {f"{part}_originals": digests[part], f"{part}_features": np.array(sha256(path))}
-    packed = io.BytesIO()
-    np.savez(packed, **content)
-    save_bytes(folder / FEATURES_RECORD, packed.getbuffer())
+    save_npz(folder / FEATURES_RECORD, content.items())
 
 
 def _check_differ(features: np.ndarray, rows: np.ndarray):

@@ -3,7 +3,7 @@ import numpy as np
 
 from datasets import arrays
 from datasets.arrays import Dataset
-from datasets.flags import held_out, tests_on_training_images
+from datasets.flags import held_out
 from utils.errors import UserError
 from utils.files import load_array
 from utils.tracin.explaining import ExplainingPlan, probabilities
@@ -33,7 +33,7 @@ def check_chosen(settings: ScoreSettings, dataset: Dataset, classes: int):
         return
     labels = held_out(dataset).labels
     count, largest = len(labels), int(labels.max())
-    if tests_on_training_images(dataset):
+    if dataset.tests_on_training_images:
         raise UserError("expected test images for --explain_test in "
                         f"{settings.input / arrays.TEST_IMAGES}, found the training images, because "
                         "none were held out; train with --val_fraction 0.2, or give --explain")

@@ -1,6 +1,5 @@
 """The files of explanations: written by calculate_score.py, read by mislabel_analysis.py."""
 import hashlib
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 
 from datasets.arrays import Dataset
 from utils.errors import UserError
-from utils.files import open_npz, save_bytes
+from utils.files import open_npz, save_npz
 from utils.tracin.influence import Pairs
 
 TRAIN, TEST = "explanations.npz", "explanations_test.npz"
@@ -66,9 +65,7 @@ def save(path: Path, explanations: Explanations, origins: dict[str, str], key: s
     for kind in ("proponent", "opponent"):
         for name, array in vars(getattr(explanations, f"{kind}s")).items():
             arrays[f"{kind}s" if name == "indices" else f"{kind}_{name}"] = array
-    content = io.BytesIO()
-    np.savez(content, **arrays, **origins, key=key)
-    save_bytes(path, content.getbuffer())
+    save_npz(path, {**arrays, **origins, "key": key}.items())
 
 
 def are_kept(key: str, folder: Path, dataset: Dataset, total: np.ndarray, test: bool) -> bool:
@@ -234,9 +231,7 @@ class Unfinished:
         Raises:
             RunError: it cannot be written.
         """
-        content = io.BytesIO()
-        np.savez(content, **self._arrays(), key=self._key)
-        save_bytes(self._path, content.getbuffer())
+        save_npz(self._path, {**self._arrays(), "key": self._key}.items())
 
     def remove(self):
         self._path.unlink(missing_ok=True)

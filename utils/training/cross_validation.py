@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from datasets.arrays import Dataset
 from utils.errors import UserError
+from utils.files import Rows
 from utils.training.learning_rate import learning_rate
 from utils.training.parallel import Ranks
 from utils.training.trainer import Trainer, batches
@@ -42,7 +43,7 @@ def draw_folds(labels: np.ndarray, seed: int, folds: int = FOLDS) -> np.ndarray:
     return result
 
 
-def predict(make_trainer: Callable[[np.ndarray], Trainer], dataset: Dataset, *, epochs: int,
+def predict(make_trainer: Callable[[Rows], Trainer], dataset: Dataset, *, epochs: int,
             batch_size: int, base_rate: float, seed: int, ranks: Ranks | None = None) -> np.ndarray:
     """Train a network without each fold and let it predict the fold, with a progress bar.
 
@@ -70,11 +71,11 @@ def predict(make_trainer: Callable[[np.ndarray], Trainer], dataset: Dataset, *, 
         for number in own:
             left_out, kept = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
             with nn.parameter_scope(SCOPE):
-                seen = inputs[kept]
+                seen = Rows(inputs, kept)  # a copy might not fit in memory
                 trainer = make_trainer(seen)
                 _train(trainer, seen, labels[kept], epochs, min(batch_size, len(kept)),
                        base_rate, bar.update)
-                result[left_out] = _predict(trainer, inputs[left_out], labels[left_out])
+                result[left_out] = _predict(trainer, Rows(inputs, left_out), labels[left_out])
                 nn.clear_parameters()
     if ranks:
         ranks.sum_arrays(result)  # zeros where another rank predicts
@@ -84,7 +85,7 @@ def predict(make_trainer: Callable[[np.ndarray], Trainer], dataset: Dataset, *, 
     return result
 
 
-def _train(trainer: Trainer, inputs: np.ndarray, labels: np.ndarray, epochs: int, batch_size: int,
+def _train(trainer: Trainer, inputs: Rows, labels: np.ndarray, epochs: int, batch_size: int,
            base_rate: float, done: Callable[[], object]):
     updates = math.ceil(len(inputs) / batch_size)
     for epoch in range(epochs):
@@ -94,7 +95,7 @@ def _train(trainer: Trainer, inputs: np.ndarray, labels: np.ndarray, epochs: int
         done()
 
 
-def _predict(trainer: Trainer, inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _predict(trainer: Trainer, inputs: Rows, labels: np.ndarray) -> np.ndarray:
     """The probabilities, float64 (N, C)."""
     evaluate = trainer.engine.evaluator()
     logits = np.concatenate([evaluate(inputs[batch], labels[batch])[0].copy()

@@ -32,8 +32,9 @@ class Update(Protocol):
 
     Args:
         labels: of the images, integers (B, 1).
-        average: is called once the gradients are there, before any use of them; then there may be no
-            images at all, for an update by the gradients that it sets.
+        average: is called as soon as the gradients are there, before any use of them, and again where
+            half precision overflows; then there may be no images at all, for an update by the gradients
+            that it sets.
 
     Returns:
         A function that waits for the update, and returns the logits and the loss from before it: with

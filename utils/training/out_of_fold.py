@@ -1,12 +1,11 @@
 """The file of the probabilities by networks that were trained without the sample."""
-import io
 from pathlib import Path
 
 import numpy as np
 
 from datasets.arrays import OUT_OF_FOLD
 from utils.errors import UserError
-from utils.files import open_npz, save_bytes
+from utils.files import open_npz, save_npz
 
 FILE = OUT_OF_FOLD
 
@@ -17,9 +16,7 @@ def save(folder: Path, run: str, probability: np.ndarray):
     Raises:
         RunError: it cannot be written.
     """
-    content = io.BytesIO()
-    np.savez_compressed(content, probability=probability, run_sha256=run)
-    save_bytes(folder / FILE, content.getbuffer())
+    save_npz(folder / FILE, [("probability", probability), ("run_sha256", run)], compressed=True)
 
 
 def load(folder: Path, run: str, shape: tuple[int, int]) -> np.ndarray | None:

@@ -75,8 +75,8 @@ def add_training_flags(parser: Parser):
     add_engine_flags(training, ENGINES, "library that computes (default: that of the run to resume, "
                      f"else the first of {', '.join(ENGINES)} that supports --context and "
                      "--type-config)", "threads of onnxruntime; another number may round otherwise "
-                     "(default: that of the run to resume, at most one per core, else one per core, "
-                     "with MPI of the rank's share)")
+                     "(default: one per core, with MPI of the rank's share; at most those of the run to "
+                     "resume, if it had as many ranks)")
     add_context_flags(parser)
     parser.add_run_flag({"output": ".", "monitor_path": ".", "model_save_path": "."},
                         "one folder for all files of the run: --output, --monitor-path and "
@@ -254,7 +254,8 @@ class TrainSettings:
     def for_device(self, context: str) -> "TrainSettings":
         """These settings with an engine and its threads.
 
-        A resumed run keeps its own, unless a flag says otherwise or this machine has too few cores.
+        A resumed run keeps its own, unless a flag says otherwise, this machine has too few cores, or the
+        number of ranks, whose threads share the cores, is another.
 
         Args:
             context: ``cpu`` or ``cudnn``, where the training will run.
@@ -278,7 +279,9 @@ class TrainSettings:
             raise UserError(f"expected --workers 1 with --engine {name}, which has no threads"
                             f"{' and made the run to resume' if remedy else ''}, found --workers "
                             f"{self.workers}; leave the flag out{remedy}")
-        usual = min(began.workers or most, most) if began and began.engine == name else most
+        usual = most
+        if began and (began.engine, began.ranks) == (name, job().size):
+            usual = min(began.workers or most, most)
         return replace(self, engine=name, workers=self.workers or usual)
 
     def changes(self) -> str:
@@ -288,8 +291,8 @@ class TrainSettings:
             return (f"resuming with --engine {self.engine} a run of {began.engine!a}: the result will "
                     "differ in rounding from that of one engine")
         if began and began.ranks != job().size:
-            return (f"resuming with {job().size} ranks a run of {began.ranks}: the result will differ "
-                    "from that of as many ranks throughout")
+            return (f"resuming with {job().size} rank{'s' if job().size > 1 else ''} a run of "
+                    f"{began.ranks}: the result will differ from that of one number of ranks")
         if began and began.workers and began.workers != self.workers:
             return (f"resuming with --workers {self.workers} a run of --workers {began.workers}: the "
                     "result may differ in rounding")

@@ -9,6 +9,7 @@ import nnabla.solvers as S
 import numpy as np
 from nnabla.ext_utils import get_extension_context
 
+from utils.files import Rows
 from utils.training.dynamics import loss_and_margin
 from utils.training.engines import NnablaEngine, OnnxRuntimeEngine, Result, Update
 from utils.training.parallel import Ranks
@@ -60,7 +61,7 @@ class Trainer:
         if self._ranks:
             self._ranks.broadcast(list(self._variables().values()))
 
-    def train_epoch(self, epoch: int, images: np.ndarray, labels: np.ndarray, batch_size: int,
+    def train_epoch(self, epoch: int, images: np.ndarray | Rows, labels: np.ndarray, batch_size: int,
                     rate: Callable[[int], float],
                     progress: Callable[[int, float, float, float], None],
                     observe: Callable[[np.ndarray, np.ndarray], object] = lambda batch, logits: None,
@@ -108,8 +109,8 @@ class Trainer:
                        if not variable.need_grad])
         ranks.check_same(list(self._variables().values()))
 
-    def _updates(self, order: np.ndarray, images: np.ndarray, labels: np.ndarray, batch_size: int,
-                 rate: Callable[[int], float], seeds: np.ndarray,
+    def _updates(self, order: np.ndarray, images: np.ndarray | Rows, labels: np.ndarray,
+                 batch_size: int, rate: Callable[[int], float], seeds: np.ndarray,
                  ) -> Iterator[tuple[np.ndarray, np.ndarray, float, float]]:
         """Update the parameters once per batch of `order`; yield its indices, logits, loss and rate.
 
@@ -128,7 +129,9 @@ class Trainer:
                 batch, image, label = entering
                 if len(image):
                     self.engine.image(len(image)).d = image
-                following = pool.submit(next, samples, None)  # may overwrite `image`
+                # May overwrite `image`.  Until it ends no graph may be built here: `augment` sets the
+                # context, which all threads share.
+                following = pool.submit(next, samples, None)
                 self.solver.set_learning_rate(rate(update))
                 result = self._begin(begin_update, label, labels[batch])
                 if finished:
@@ -153,8 +156,9 @@ class Trainer:
                 return logits, float(loss_and_margin(logits, labels)[0].mean())
         return wait
 
-    def _samples(self, order: np.ndarray, images: np.ndarray, labels: np.ndarray, batch_size: int,
-                 seeds: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def _samples(self, order: np.ndarray, images: np.ndarray | Rows, labels: np.ndarray,
+                 batch_size: int, seeds: np.ndarray,
+                 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """For each batch of `order`, its indices, its images as they enter the network, their labels.
 
         With ranks, images and labels are those of this one's part.

@@ -59,6 +59,27 @@ def by_hand(features, labels, unseen):
     return softmax(scaled(unseen) @ weight + bias)
 
 
+class Counted(np.ndarray):
+    """An array that notes how many rows are read at once."""
+
+    most = 0
+
+    def __getitem__(self, rows):
+        result = np.asarray(self)[rows]
+        Counted.most = max(Counted.most, len(result))
+        return result
+
+
+def test_features_of_a_fold_are_not_copied():
+    """They may not fit in memory twice."""
+    dataset = make_features(3000)
+    expected = predict(make_trainer, dataset, **{**SETTINGS, "epochs": 1, "batch_size": 100})
+    found = predict(make_trainer, replace(dataset, features=dataset.features.view(Counted)),
+                    **{**SETTINGS, "epochs": 1, "batch_size": 100})
+    assert np.array_equal(found, expected)
+    assert 100 <= Counted.most <= 1024
+
+
 @pytest.mark.parametrize("counts", [[50, 50], [7, 3, 1, 1, 40], [1, 2], [23]])
 def test_folds_share_every_class_evenly(counts):
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))[:, None]
