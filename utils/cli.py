@@ -315,6 +315,7 @@ def run(main: Callable[[], object], after_interrupt: Callable[[], str] = run_aga
             lead(main)
         else:
             main()
+            mpi.wait_for_all()  # MPI's own end would keep a core busy
     except SystemExit as end:  # after --help and --version
         code = end.code
     # OSError: a full disk or a folder without permission that no other function turned into an error.

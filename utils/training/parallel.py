@@ -16,6 +16,7 @@ import numpy as np
 from datasets import arrays
 from datasets.arrays import Dataset
 from utils import mpi
+from utils.context import current_context
 from utils.errors import RunError, UserError
 from utils.files import spot_check
 from utils.training.checkpoint import Description
@@ -157,14 +158,15 @@ def hand_out(settings: RunSettings, description: Description):
     """Tell the other ranks, which are in `receive`, that the data are written.
 
     Raises:
-        UserError: another rank sees other files, or none.
+        UserError: another rank sees other files, or none, or computes elsewhere.
     """
     mpi.wait_for_all()
     if mpi.job().size > 1:
         paths = [settings.output / name for name in DATA_FILES]
         seen = {path: spot_check(path) for path in paths if path.exists()}
-        mpi.job().comm.bcast((settings, description, seen, platform.node()))
-        _check_files(seen, platform.node())
+        place = current_context(), platform.node()
+        mpi.job().comm.bcast((settings, description, seen, place))
+        _check_alike(seen, *place)
 
 
 def receive(own: TrainSettings) -> tuple[RunSettings, Dataset, Description]:
@@ -177,19 +179,26 @@ def receive(own: TrainSettings) -> tuple[RunSettings, Dataset, Description]:
         The other settings and the description of the first rank, and the data.
 
     Raises:
-        UserError: this rank or another sees other files than the first, or none.
+        UserError: this rank or another sees other files than the first, or none, or computes elsewhere.
     """
     mpi.wait_for_all()
-    settings, description, seen, host = mpi.job().comm.bcast(None)
-    _check_files(seen, host)
+    settings, description, seen, place = mpi.job().comm.bcast(None)
+    _check_alike(seen, *place)
     settings = replace(settings, context=own.context, device_id=own.device_id, engine=own.engine,
                        workers=own.workers)
     return settings, arrays.load(settings.output, test=True), description
 
 
-def _check_files(seen: dict[Path, str], host: str):
-    """Check that every rank sees what the first one, on `host`, has seen; all raise the same error."""
-    problems = mpi.job().comm.allgather(mpi.other_files(seen, host))
-    for rank, problem in enumerate(problems):
-        if problem:
-            raise UserError(f"rank {rank}: {problem}")
+def _check_alike(seen: dict[Path, str], context: str, host: str):
+    """Check that every rank sees the files and has the context that the first one, on `host`, has.
+
+    All ranks raise the same error.
+    """
+    problem = mpi.other_files(seen, host)
+    if not problem and current_context() != context:
+        problem = (f"expected to compute by {context} as on {host}, found {current_context()} on "
+                   f"{platform.node()}; give -c cpu, or a GPU to every rank")
+    problems = mpi.job().comm.allgather(problem)
+    for rank, found in enumerate(problems):
+        if found:
+            raise UserError(f"rank {rank}: {found}")
