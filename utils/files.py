@@ -243,7 +243,7 @@ def cell_text(cell: str) -> str:
 
 
 def cell_number(cell: str) -> int:
-    """The index or class number in an untrusted cell, -1 where there is none."""
+    """The number from 0 in an untrusted cell, -1 where there is none."""
     return int(cell) if cell.isascii() and cell.isdigit() and len(cell) < 18 else -1
 
 

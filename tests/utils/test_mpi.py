@@ -18,7 +18,12 @@ ENVIRONMENTS = [
     ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, 1, 0, True),  # srun -n1
     ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "OMPI_COMM_WORLD_SIZE": "4",
       "OMPI_COMM_WORLD_RANK": "3"}, 4, 3, True),  # mpirun in an interactive step
+    # mpirun in an allocation of 8 hosts, the first of which starts daemons on the others by srun.
+    ({"SLURM_STEP_NUM_TASKS": "7", "SLURM_PROCID": "6", "SLURM_LOCALID": "0", "OMPI_COMM_WORLD_SIZE": "4",
+      "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}, 4, 3, False),
+    ({"SLURM_STEP_NUM_TASKS": "7", "SLURM_PROCID": "6", "PMI_SIZE": "1", "PMI_RANK": "0"}, 1, 0, True),
     ({"PMI_SIZE": "damaged", "PMI_RANK": ""}, 1, 0, True),
+    ({"PMI_SIZE": "9" * 5000, "PMI_RANK": "\u0663"}, 1, 0, True),
 ]
 
 
