@@ -201,7 +201,7 @@ def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
 
 
 def read_member(file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
-    """An array of an untrusted .npz: memory-mapped, read-only, unless it is compressed or of a rare kind.
+    """An array of an untrusted .npz: memory-mapped, read-only, unless compressed or of a rare kind.
 
     Raises:
         Exception: as for `open_npz`.

@@ -1,7 +1,10 @@
 import os
+import subprocess
+import sys
 
 import pytest
 
+from tests.conftest import ROOT
 from utils import mpi
 
 # Environment, number of ranks, own rank, and whether it speaks where there is no mpi4py.
@@ -19,7 +22,7 @@ ENVIRONMENTS = [
     ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "OMPI_COMM_WORLD_SIZE": "4",
       "OMPI_COMM_WORLD_RANK": "3"}, 4, 3, True),  # mpirun in an interactive step
     # mpirun in an allocation of 8 hosts, the first of which starts daemons on the others by srun.
-    ({"SLURM_STEP_NUM_TASKS": "7", "SLURM_PROCID": "6", "SLURM_LOCALID": "0", "OMPI_COMM_WORLD_SIZE": "4",
+    ({"SLURM_STEP_NUM_TASKS": "7", "SLURM_PROCID": "6", "OMPI_COMM_WORLD_SIZE": "4",
       "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}, 4, 3, False),
     ({"SLURM_STEP_NUM_TASKS": "7", "SLURM_PROCID": "6", "PMI_SIZE": "1", "PMI_RANK": "0"}, 1, 0, True),
     ({"PMI_SIZE": "damaged", "PMI_RANK": ""}, 1, 0, True),
@@ -40,6 +43,13 @@ def test_launchers_are_known_by_their_environment(no_launcher, monkeypatch, envi
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert (mpi.launched(), mpi.launched_rank(), mpi.speaks()) == (size, rank, speaks)
+
+
+def test_tests_are_no_job_whatever_the_environment_says():
+    code = "import tests.conftest; from utils import mpi; print(mpi.launched())"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                           check=True, env={**os.environ, "OMPI_COMM_WORLD_SIZE": "2"})
+    assert found.stdout.split()[-1] == "1"
 
 
 @pytest.mark.parametrize(("own", "parents", "size", "told"), [
