@@ -40,15 +40,17 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
                   % len(CORES)::int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
     os.sched_setaffinity(0, SHARE)
 
-# The scripts that tests start are no ranks of the job, if any, that the tests are started in.
-for name in itertools.chain.from_iterable(LAUNCHERS):
-    os.environ.pop(name, None)
-
 # Background jobs of a shell ignore Ctrl-C, and so would the processes that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT.parent / "shared" / "data" / "cifar10-sample-python.tar.gz"
+
+
+def pytest_configure():
+    """The scripts that tests start are no ranks of the job, if any, that the tests are started in."""
+    for name in itertools.chain.from_iterable(LAUNCHERS):
+        os.environ.pop(name, None)
 
 
 def pytest_runtest_setup(item):
