@@ -1,6 +1,7 @@
 """Small data that the tests make themselves, the real sample where it is, and shared helpers."""
 import importlib.util
 import io
+import itertools
 import os
 import pickle
 import re
@@ -28,6 +29,7 @@ from datasets.arrays import save as save_dataset
 from datasets.digits import NAMES, load_digits
 from utils.cuda import cudnn_problem, driver_problem
 from utils.errors import UserError
+from utils.mpi import LAUNCHERS
 from utils.review.detection import bootstrap_intervals
 
 # Where tests run side by side, each process has its share of the cores: NNabla, ONNX Runtime and BLAS
@@ -43,6 +45,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT.parent / "shared" / "data" / "cifar10-sample-python.tar.gz"
+
+
+def pytest_configure():
+    """The scripts that tests start are no ranks of the job, if any, that the tests are started in."""
+    for name in itertools.chain.from_iterable(LAUNCHERS):
+        os.environ.pop(name, None)
 
 
 def pytest_runtest_setup(item):

@@ -15,6 +15,7 @@ from tests.benchmarks.tables import (
     collect,
     estimates_table,
 )
+from tests.conftest import refused
 from utils.review.detection import detection_metrics
 
 pytestmark = pytest.mark.usefixtures("few_resamples")
@@ -32,6 +33,17 @@ def with_all_layers(run):
 def cells(table):
     """Those of a Markdown table, by row."""
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def test_other_folders_and_files_are_refused_as_the_headline(run, tmp_path):
+    with refused(f"{run}/{ALL_LAYERS}/influence_all_epoch.npy"):
+        headline.keep(run, tmp_path)
+    (run / "y_train.npy").unlink()
+    with refused(str(run), "known"):
+        headline.keep(run, tmp_path)
+    for path in (run / "x_train.npy", run / "per_checkpoint.npz", tmp_path / "nowhere.npz"):
+        with refused(str(path)):
+            headline.draw(path, tmp_path)
 
 
 def test_kept_rankings_have_the_metrics_of_the_run(with_all_layers, tmp_path):

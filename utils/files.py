@@ -23,6 +23,7 @@ from utils.errors import RunError, UserError
 SPOTS, SPOT_BYTES = 256, 1 << 16  # of `spot_check`
 PIECE = 2**22  # bytes of a large array that are in memory at a time, about
 PATIENCE = 2  # seconds without a progress bar
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 LOCAL_HEADER = struct.Struct("<26xHH")  # of a file in a .zip
 
 
@@ -200,7 +201,7 @@ def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
 
 
 def read_member(file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
-    """An array of an untrusted .npz: memory-mapped, read-only, unless it is compressed.
+    """An array of an untrusted .npz: memory-mapped, read-only, unless compressed or of a rare kind.
 
     Raises:
         Exception: as for `open_npz`.
@@ -209,8 +210,9 @@ def read_member(file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     if info.compress_type != zipfile.ZIP_STORED:
         return file[name]
     with file.zip.open(info) as member:
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0,
-                       (2, 0): np.lib.format.read_array_header_2_0}[np.lib.format.read_magic(member)]
+        read_header = HEADERS.get(np.lib.format.read_magic(member))
+        if not read_header:
+            return file[name]
         shape, is_fortran, kind = read_header(member)
         begin = member.tell()
     if kind.hasobject or begin + kind.itemsize * math.prod(shape) != info.file_size or not shape:
@@ -243,7 +245,7 @@ def cell_text(cell: str) -> str:
 
 
 def cell_number(cell: str) -> int:
-    """The index or class number in an untrusted cell, -1 where there is none."""
+    """The number from 0 in an untrusted cell, -1 where there is none."""
     return int(cell) if cell.isascii() and cell.isdigit() and len(cell) < 18 else -1
 
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.files import spot_check
+from utils.files import cell_number, spot_check
 from utils.processes import available_cores, logical_cores
 
 # Number of ranks, own rank and own rank on the machine, as Open MPI, MPICH (and Intel MPI), MVAPICH and
-# Slurm's srun tell them.
+# Slurm's srun tell them.  The first that there is counts: an mpirun starts processes on other hosts by
+# srun, which tells them the number of hosts.
 LAUNCHERS = [("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
              ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"),
              ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
@@ -92,23 +93,23 @@ def start():
 
 def launched() -> int:
     """The number of ranks that a launcher started, by its environment; 1 if there is none."""
-    return max([1, *_told(0)])
+    return max(1, _told()[0])
 
 
 def launched_rank() -> int:
     """This process's rank by the launcher's environment, even without mpi4py."""
-    return max([0, *_told(1)])
+    return max(0, _told()[1])
 
 
 def speaks() -> bool:
     """Whether this process may print errors: without mpi4py one rank of a machine speaks for all."""
-    return job().size > 1 or not any(_told(2))
+    return job().size > 1 or _told()[2] <= 0
 
 
-def _told(column: int) -> list[int]:
-    """The numbers that launchers put in the environment, in a column of ``LAUNCHERS``."""
-    values = [os.environ.get(names[column], "") for names in LAUNCHERS]
-    return [int(value) for value in values if value.isdecimal()]
+def _told() -> list[int]:
+    """The numbers in ``LAUNCHERS`` by the environment, -1 where there is none."""
+    told = [[cell_number(os.environ.get(name, "")) for name in names] for names in LAUNCHERS]
+    return next((numbers for numbers in told if numbers[0] >= 0), [-1, -1, -1])
 
 
 def _tell_binding(bound: set[int]):

@@ -15,10 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from tests.benchmarks.tables import ALL_LAYERS, METRICS, TRACIN_ALL_LAYERS, markdown
-from utils.files import save_bytes
+from utils import cli
+from utils.errors import UserError
+from utils.files import open_npz, save_bytes
 from utils.review import figures
 from utils.review.detection import bootstrap_intervals, detection_metrics
 from utils.review.run import load_run
+from utils.tracin.scores import load_total
 
 HERE = Path(__file__).parent
 FIGURES = HERE.parent.parent / "figure"
@@ -36,10 +39,16 @@ def keep(run_folder: Path, output: Path) -> Path:
     It has ``labels`` and ``true``, uint8 (N, 1), ``test_error``, ``tracin``, float32 (N,), and by name
     every other ranking, uint16 (N,): equal where its scores are, and larger where they are, so that
     metrics stay exactly the same.
+
+    Raises:
+        UserError: the run lacks its true labels or scores by all layers, or has more than 256 classes.
     """
     run = load_run(run_folder)
-    rankings = run.rankings | {TRACIN_ALL_LAYERS: np.load(
-        run_folder / ALL_LAYERS / "influence_all_epoch.npy")}
+    if run.dataset.true_labels is None or len(run.dataset.names) > 256:
+        raise UserError(f"expected a run of a known set with at most 256 classes in {run_folder}, found "
+                        f"another of {len(run.dataset.names)} classes; give that of make headline")
+    rankings = run.rankings | {TRACIN_ALL_LAYERS: load_total(run_folder / ALL_LAYERS,
+                                                             len(run.dataset.labels))}
     content = {name: np.unique(score, return_inverse=True)[1].astype(np.min_scalar_type(len(score)))
                for name, score in rankings.items()}
     content["tracin"] = rankings["tracin"].astype(np.float32)  # its distribution is drawn
@@ -72,12 +81,19 @@ def metrics_table(scores: dict[str, np.ndarray], mislabelled: np.ndarray) -> str
 
 
 def draw(path: Path, output: Path):
-    """Print the metrics of a kept run and draw the README's figures."""
-    with np.load(path, allow_pickle=False) as kept:
-        mislabelled = (kept["labels"] != kept["true"])[:, 0]
-        scores = {name: kept[name].astype(float) for name in kept.files if name not in OTHERS}
-        if "test_error" in kept:
-            print(f"test error {kept['test_error']:.3f}\n")
+    """Print the metrics of a kept run and draw the README's figures.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with open_npz(path) as kept:
+            mislabelled = (kept["labels"] != kept["true"])[:, 0]
+            scores = {name: kept[name].astype(float) for name in kept.files if name not in OTHERS}
+            if "test_error" in kept:
+                print(f"test error {kept['test_error']:.3f}\n")
+    except Exception as error:  # another file raises almost anything
+        raise UserError(f"cannot read {path}: {error}; give what keep has written") from error
     print(metrics_table(scores, mislabelled))
     output.mkdir(parents=True, exist_ok=True)
     # Not score_curve.png: the analysis writes that by default, and would change the README's.
@@ -106,4 +122,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -202,6 +202,14 @@ def test_members_of_an_archive_are_mapped_where_they_can_be(tmp_path, save, mapp
     assert isinstance(found["c"], np.memmap) == mapped
 
 
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_members_of_all_versions_are_read(tmp_path, version):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("a.npy", "w") as file:
+        np.lib.format.write_array(file, LARGE, version)
+    with open_npz(tmp_path / "a.npz") as file:
+        assert np.array_equal(read_member(file, "a"), LARGE)
+
+
 def test_damaged_members_of_an_archive_are_refused(tmp_path):
     save_npz(tmp_path / "a.npz", [("a", LARGE)])
     content = bytearray((tmp_path / "a.npz").read_bytes())

@@ -2,6 +2,7 @@ import os
 
 import pytest
 
+from tests.conftest import pytest_configure
 from utils import mpi
 
 # Environment, number of ranks, own rank, and whether it speaks where there is no mpi4py.
@@ -18,7 +19,12 @@ ENVIRONMENTS = [
     ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, 1, 0, True),  # srun -n1
     ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "OMPI_COMM_WORLD_SIZE": "4",
       "OMPI_COMM_WORLD_RANK": "3"}, 4, 3, True),  # mpirun in an interactive step
+    # mpirun in an allocation of 8 hosts, the first of which starts daemons on the others by srun.
+    ({"SLURM_STEP_NUM_TASKS": "7", "SLURM_PROCID": "6", "OMPI_COMM_WORLD_SIZE": "4",
+      "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}, 4, 3, False),
+    ({"SLURM_STEP_NUM_TASKS": "7", "SLURM_PROCID": "6", "PMI_SIZE": "1", "PMI_RANK": "0"}, 1, 0, True),
     ({"PMI_SIZE": "damaged", "PMI_RANK": ""}, 1, 0, True),
+    ({"PMI_SIZE": "9" * 5000, "PMI_RANK": "\u0663"}, 1, 0, True),
 ]
 
 
@@ -35,6 +41,13 @@ def test_launchers_are_known_by_their_environment(no_launcher, monkeypatch, envi
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert (mpi.launched(), mpi.launched_rank(), mpi.speaks()) == (size, rank, speaks)
+
+
+def test_tests_are_no_job_whatever_the_environment_says(monkeypatch):
+    for size, *_ in mpi.LAUNCHERS:
+        monkeypatch.setenv(size, "2")
+    pytest_configure()
+    assert mpi.launched() == 1
 
 
 @pytest.mark.parametrize(("own", "parents", "size", "told"), [
