@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.headline keep RUN
     python -m tests.benchmarks.headline
-    python -m tests.benchmarks.headline draw tests/benchmarks/cifar10_57_epochs.npz --output DIR
+    python -m tests.benchmarks.headline draw tests/benchmarks/cifar10_136_epochs.npz --output DIR
 
 ``make headline`` makes the run and ends with the first two.  The second takes the longest run that was
 kept.  README.md beside this file says how each was made.
