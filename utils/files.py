@@ -186,8 +186,12 @@ def load_array(path: Path) -> np.ndarray:
 
 
 @contextmanager
-def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+def open_npz(path: Path, largest: float = math.inf) -> Iterator[np.lib.npyio.NpzFile]:
     """Open an untrusted .npz file.
+
+    Args:
+        path: the file.
+        largest: bytes that each array may have, with its header, once it is decompressed.
 
     Raises:
         Exception: almost anything, here or while an array is read, if the file is damaged.
@@ -197,6 +201,8 @@ def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
             raise ValueError("it is no .npz")
         file.seek(0)
         with np.load(file, allow_pickle=False) as arrays:
+            if any(member.file_size > largest for member in arrays.zip.infolist()):
+                raise ValueError("it holds more than these data allow")
             yield arrays
 
 

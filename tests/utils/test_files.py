@@ -225,6 +225,14 @@ def test_damaged_members_of_an_archive_are_refused(tmp_path):
         read_member(file, "a")
 
 
+def test_archives_that_would_fill_the_memory_are_refused(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", few=np.zeros(10), many=np.zeros(100_000))
+    with open_npz(tmp_path / "a.npz", largest=800_128) as file:
+        assert len(file["many"]) == 100_000
+    with pytest.raises(ValueError, match="more"), open_npz(tmp_path / "a.npz", largest=800_127):
+        pass
+
+
 def test_rows_of_a_table_have_the_lines_they_start_on(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes('\ufeff\n b ,a,c\n1,"x\r\ny",\r\n\n , ,\t\n2,3\n,,,,\n4,5,6,,\n'.encode())

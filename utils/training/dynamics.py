@@ -7,6 +7,7 @@ from utils.errors import UserError
 from utils.files import open_npz, save_npz
 
 FILE = "training_dynamics.npz"
+MOST_EPOCHS = 10_000  # of a file that is read
 LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -120,7 +121,7 @@ def load(folder: Path, run: str, samples: int) -> TrainingDynamics | None:
     if not path.exists():
         return None
     try:
-        with open_npz(path) as file:
+        with open_npz(path, largest=2 * samples * MOST_EPOCHS + 999) as file:
             loss, margin, correct = (file[name] for name in ("loss", "margin", "correct"))
             recorded = str(file["run_sha256"])
     except Exception as error:  # a damaged archive raises almost anything

@@ -35,7 +35,7 @@ def load(folder: Path, run: str, shape: tuple[int, int]) -> np.ndarray | None:
         return None
     remedy = "remove it to continue without it, or train again"
     try:
-        with open_npz(path) as file:
+        with open_npz(path, largest=4 * shape[0] * shape[1] + 999) as file:
             probability, recorded = file["probability"], str(file["run_sha256"])
     except Exception as error:  # a damaged archive raises almost anything
         raise UserError(f"cannot read {path}: {error}; {remedy}") from error

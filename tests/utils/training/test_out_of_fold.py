@@ -21,6 +21,8 @@ def test_saved_probabilities_are_read_again(tmp_path):
     (lambda path: np.savez(path, probability=np.array([None]), run_sha256="run"), []),
     (lambda path: np.savez(path, probability=PROBABILITY.astype(float), run_sha256="run"), ["float64"]),
     (lambda path: np.savez(path, probability=PROBABILITY[:2], run_sha256="run"), ["(2, 2)", "(3, 2)"]),
+    (lambda path: np.savez_compressed(path, probability=np.zeros((999, 2), np.float32),
+                                      run_sha256="run"), ["more than"]),
     (lambda path: np.savez(path, probability=PROBABILITY * 2, run_sha256="run"), []),
     (lambda path: np.savez(path, probability=PROBABILITY * np.float32(np.nan), run_sha256="run"), []),
     (lambda path: np.savez(path, probability=PROBABILITY + np.float32([1, -1]), run_sha256="run"), []),
