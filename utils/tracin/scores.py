@@ -20,6 +20,7 @@ PER_CHECKPOINT = "per_checkpoint.npz"
 COLUMNS = tuple(own.name for own in fields(Scores) if own.name != "probability")
 # Increase it when the same content gives other scores.
 VERSION = 2
+ROUNDING = 1e-5  # of a mean of probabilities
 
 
 @dataclass(frozen=True)
@@ -243,11 +244,14 @@ def load_per_checkpoint(folder: Path, total: np.ndarray, classes: int,
                         f"{result.epochs.dtype} {result.epochs.shape}; run calculate_score.py again")
     for name in COLUMNS:
         _check(path, getattr(result, name), (len(total), len(result.epochs)))
-    if (result.influence < 0).any():
-        raise UserError(f"expected self-influence of at least 0 in {path}, found "
-                        f"{result.influence.min():g}; run calculate_score.py again")
     _check(path, np.nan_to_num(result.learning_rate), result.epochs.shape)
     _check(path, result.probability, (len(total), classes))
+    for name, most in (("influence", np.inf), ("probability", 1 + ROUNDING)):
+        least, largest = getattr(result, name).min(), getattr(result, name).max()
+        if least < 0 or largest > most:
+            found = least if least < 0 else largest
+            raise UserError(f"expected {name} from 0{'' if most == np.inf else ' to 1'} in {path}, "
+                            f"found {found:g}; run calculate_score.py again")
     if not np.allclose(sum_over_checkpoints(result.influence.T), total, rtol=1e-9, atol=0):
         raise UserError(f"expected the sums over the checkpoints of {path} in {folder / TOTAL}, found "
                         "others; run calculate_score.py again")

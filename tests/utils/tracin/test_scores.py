@@ -80,13 +80,15 @@ def test_missing_details_and_other_arrays_are_refused(run):
 
 
 @pytest.mark.parametrize(("change", "facts"), [
-    (lambda name, array: array[:, :0] if name in COLUMNS else array[:0], ["(0,)"]),
-    (lambda name, array: -array if name == "influence" else array, ["at least 0", "-"])],
-    ids=["no checkpoint", "negative"])
+    (lambda name, array: array[:, :0] if name in COLUMNS else
+     array if name == "probability" else array[:0], ["(0,)"]),
+    (lambda name, array: -array if name == "influence" else array, ["influence from 0", "-"]),
+    (lambda name, array: 2 * array if name == "probability" else array, ["from 0 to 1"])],
+    ids=["no checkpoint", "negative", "above 1"])
 def test_scores_that_no_checkpoint_has_are_refused(run, change, facts):
     with np.load(run / "per_checkpoint.npz") as file:
-        content = {name: change(name, array) if name in (*COLUMNS, "epochs", "learning_rate") else array
-                   for name, array in file.items()}
+        own = (*COLUMNS, "epochs", "learning_rate", "probability")
+        content = {name: change(name, array) if name in own else array for name, array in file.items()}
     np.savez(run / "per_checkpoint.npz", **content)
     np.save(run / "influence_all_epoch.npy", content["influence"].sum(axis=1))
     with refused(str(run / "per_checkpoint.npz"), *facts):
