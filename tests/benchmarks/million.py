@@ -7,8 +7,8 @@
 
 Training counts up to its first update: what depends on the number of images is done by then.  It starts
 twice, the second time over the files of the first, as resuming does.  Scoring is by the last layer of a
-small network at two checkpoints.  The analysis reads synthetic files: nine checkpoints, 20 epochs, ten
-classes, a tenth of the labels wrong.  A million samples need 9 GB on the disk.
+small network at nine checkpoints; the analysis reads synthetic files of as many, of 20 epochs, ten
+classes and a tenth of wrong labels.  A million samples need 9 GB on the disk.
 """
 import argparse
 import os
@@ -130,7 +130,7 @@ def scoring(folder: Path, samples: int, unknown: bool) -> dict[str, Cost]:
                                     (arrays.TRAIN_LABELS, (samples, 1), "i8", CLASSES)]:
         with (folder / name).open("wb") as file:
             write_rows(file, shape, kind, high)
-    for epoch in (1, 2):
+    for epoch in range(1, CHECKPOINTS + 1):
         save_fresh_parameters(folder, epoch, "resnet23", 4)
     return {"scoring": measure("calculate_score.py", "--run", folder, "--model", "resnet23", "--layers",
                                "last", "-c", "cpu")}
