@@ -6,7 +6,6 @@
 The first of three steps; calculate_score.py continues with the files that this one writes.
 """
 import argparse
-import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,38 +13,26 @@ from pathlib import Path
 import numpy as np
 
 from datasets import flags
-from datasets.arrays import Dataset
-from models.registry import MODELS, Network, build_network
+from models.registry import MODELS, build_network
 from utils import cli, mpi
 from utils.backbone.extraction import PARTIAL
 from utils.cli import Parser
-from utils.context import current_context, memory_for, set_context
+from utils.context import current_context, set_context
 from utils.errors import UserError
-from utils.files import Rows, check_folder
+from utils.files import check_folder
 from utils.tracin.engines import noise_logits
-from utils.training import cross_validation, dynamics, out_of_fold, parallel
-from utils.training.checkpoint import (
-    check_unused,
-    load_checkpoint,
-    newest_complete,
-    run_key,
-    save_checkpoint,
-)
+from utils.training import out_of_fold, parallel
+from utils.training.checkpoint import check_unused, newest_complete, run_key, save_checkpoint
 from utils.training.data import save_data, with_features
-from utils.training.dynamics import TrainingDynamics, loss_and_margin
-from utils.training.engines import ENGINES
+from utils.training.epochs import make_trainer, predict_out_of_fold, start_or_resume, train_epoch
 from utils.training.export import save_networks
-from utils.training.learning_rate import learning_rate
-from utils.training.log import TrainingLog
 from utils.training.settings import (
-    RunSettings,
     TrainSettings,
     add_training_flags,
     fill_defaults,
     take_corrected,
     take_resumed,
 )
-from utils.training.trainer import Trainer
 
 
 def build_parser() -> Parser:
@@ -147,88 +134,12 @@ def train_and_evaluate(chosen: TrainSettings):
           f"{settings.model_save_path}\nnext: {scoring_command(settings)}", flush=True)
 
 
-def predict_out_of_fold(settings: RunSettings, network: Network, dataset: Dataset,
-                        ranks: parallel.Ranks | None) -> np.ndarray | None:
-    """The probabilities by heads trained without the sample, (N, C); None for a network on images."""
-    if not MODELS[settings.model].on_features:
-        return None
-    return cross_validation.predict(
-        partial(make_trainer, settings, network), dataset, epochs=settings.train_epochs,
-        batch_size=settings.train_batch_size, base_rate=settings.learning_rate, seed=settings.seed,
-        ranks=ranks)
-
-
-def make_trainer(settings: RunSettings, network: Network, inputs: np.ndarray | Rows,
-                 ranks: parallel.Ranks | None = None) -> Trainer:
-    """A trainer of a network with new parameters in the current scope, for the inputs (N, ...)."""
-    engine = ENGINES[settings.engine].make(network, settings.workers, settings.type_config == "half")
-    prepare = MODELS[settings.model].prepare
-    if prepare:
-        prepare(inputs)
-    return Trainer(engine, settings.data.augmentation, settings.seed, settings.weight_decay,
-                   ranks)
-
-
 def scoring_command(settings: TrainSettings) -> str:
     folders = ["--run", settings.output]
     if settings.model_save_path != settings.output:
         folders = ["--input", settings.output, "--checkpoint", settings.model_save_path,
                    "--output", settings.output]
     return cli.other_script("calculate_score.py", *folders, *cli.device_words(settings))
-
-
-def start_or_resume(settings: RunSettings, trainer: Trainer, dataset: Dataset,
-                    run: str) -> tuple[TrainingLog, TrainingDynamics | None]:
-    """The log and the statistics of the epochs so far; `trainer` continues after them.
-
-    Only the first rank restores the checkpoint and has statistics, and its log alone writes.
-    """
-    history = settings.resumed.description.history if settings.resumed else []
-    if mpi.job().rank:
-        return TrainingLog(None, settings.train_epochs, history), None
-    record = TrainingDynamics(len(dataset.images), settings.train_epochs)
-    if settings.resumed:
-        load_checkpoint(settings.resumed, trainer.solver)
-        if not record.resume(settings.output, run, len(history)):
-            print(f"{settings.output / dynamics.FILE} lacks the first {len(history)} epochs: no "
-                  "ranking by training statistics will be available", flush=True)
-    log = TrainingLog(settings.monitor_path, settings.train_epochs, history,
-                      "training-set" if dataset.tests_on_training_images else "test",
-                      settings.shorter() if current_context() == "cpu" else "")
-    return log, record
-
-
-def train_epoch(settings: RunSettings, trainer: Trainer, dataset: Dataset, log: TrainingLog,
-                record: TrainingDynamics | None, epoch: int) -> float:
-    """Train and test once, and log it; returns the learning rate of the last update."""
-    batch_size, test_batch_size = settings.train_batch_size, settings.val_batch_size
-    test = flags.held_out(dataset)
-    updates = math.ceil(len(dataset.images) / batch_size)
-
-    def rate(update: int) -> float:
-        return learning_rate(settings.learning_rate, batch_size, epoch * updates + update,
-                             settings.train_epochs * updates)
-
-    def check_finite(found: str | None):
-        if found:
-            raise UserError(f"expected finite numbers, found NaN or infinity in {found} in epoch "
-                            f"{epoch + 1}; lower --learning_rate {settings.learning_rate:g}")
-
-    def observe(batch: np.ndarray, logits: np.ndarray):
-        check_finite(None if np.isfinite(logits).all() else "the logits of training")
-        if record:
-            record.record(epoch, batch, *loss_and_margin(logits, dataset.labels[batch]))
-
-    with log.epoch(len(dataset.images), len(test.images)) as progress:
-        with memory_for("--train_batch_size", batch_size, "start over"):
-            train_loss, train_error = trainer.train_epoch(
-                epoch, dataset.inputs, dataset.labels, batch_size, rate, progress, observe)
-        check_finite(trainer.diverged())
-        with memory_for("--val_batch_size", test_batch_size, "run again"):
-            test_loss, test_error = trainer.evaluate(test.inputs, test.labels, test_batch_size)
-    check_finite(None if math.isfinite(train_loss + test_loss) else "the loss")
-    log.add(train_loss, train_error, test_loss, test_error, rate(updates - 1))
-    return rate(updates - 1)
 
 
 def how_to_resume() -> str:
