@@ -19,8 +19,8 @@ from utils.files import cell_number, spot_check
 from utils.processes import available_cores, logical_cores
 
 # Number of ranks, own rank and own rank on the machine, as Open MPI, MPICH (and Intel MPI), MVAPICH and
-# Slurm's srun tell them.  The first that is set counts: mpirun starts its daemons on other hosts by srun,
-# which tells them, and so the ranks, the number of hosts.
+# Slurm's srun tell them.  The first that is set counts: mpirun starts its daemons on other hosts by
+# srun, which tells them, and so the ranks, the number of hosts.
 LAUNCHERS = [("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
              ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"),
              ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
